@@ -1,0 +1,11 @@
+"""Knowledge distillation that attaches to the models of the OpenMMLab 2.x ecosystem."""
+
+from .compat import check_stack
+
+check_stack()
+
+from . import hooks, losses  # noqa: E402,F401  (register their components; data sets load on demand)
+from .distiller import Distiller, attach, detach  # noqa: E402
+from .version import __version__  # noqa: E402
+
+__all__ = ['Distiller', 'attach', 'detach', '__version__']

@@ -1,0 +1,202 @@
+"""Reading checkpoint files without running code from them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import pickle
+import re
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import numpy as np
+import torch
+from mmengine.dist import barrier, get_rank
+from mmengine.logging import HistoryBuffer
+from mmengine.utils import digit_version
+
+from .registry import nearest
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used; the message says what to do."""
+
+
+def fetch(checkpoint: str, key: str) -> Path:
+    """Path of a checkpoint on this machine; a URL is downloaded once into torch's cache.
+
+    Args:
+        checkpoint: path or http(s) URL.
+        key: config key, for messages.
+
+    Raises:
+        CheckpointError: if there is no such file; lists similar files of the same folder.
+    """
+    if urlparse(str(checkpoint)).scheme in ('http', 'https'):
+        return _download(str(checkpoint), key)
+    path = Path(os.path.expanduser(str(checkpoint)))
+    if not path.is_file():
+        folder = path.parent if path.parent.is_dir() else Path('.')
+        files = [str(f) for pattern in ('*.pth', '*.pt') for f in folder.glob(pattern)]
+        hint = f' {nearest(str(path), files)}.' if files else f' {folder} holds no *.pth file.'
+        raise CheckpointError(f'{key}={str(checkpoint)!r} does not exist.{hint}')
+    return path
+
+
+def _download(url: str, key: str) -> Path:
+    """Downloads into torch's cache, once per machine."""
+    name = Path(urlparse(url).path).name
+    # Published names end in a part of the file's hash: unique, and a check of the download. Any
+    # other name (epoch_12.pth) may stand for several files, so it is made unique by the URL.
+    published = re.search(r'[-_]([0-9a-f]{8,})\.\w+$', name)
+    if not published:
+        name = f'{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}'
+    path = Path(torch.hub.get_dir()) / 'checkpoints' / name
+    try:
+        if int(os.environ.get('LOCAL_RANK', get_rank())) == 0 and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(
+                url, str(path), hash_prefix=published and published.group(1)
+            )
+    except (OSError, RuntimeError) as error:  # RuntimeError: the hash is another one
+        raise CheckpointError(
+            f'{key}={url!r} could not be downloaded ({error}). '
+            'Fetch the file by hand and give its path.'
+        ) from error
+    finally:
+        barrier()  # also after an error, so that no other process waits for ever
+    return path
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _history_method(owner: Any, name: str) -> Any:
+    """Stands in for ``getattr``, by which pickles of HistoryBuffer name its own methods.
+
+    The real one would open the whole interpreter to a file: ``getattr.__self__`` is ``builtins``.
+    """
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
+        raise pickle.UnpicklingError(f'Unsupported global: getattr of {name!r}')
+    return getattr(HistoryBuffer, name)
+
+
+def _mmengine_globals() -> list:
+    """Plain data types that MMEngine's own checkpoints hold beside tensors."""
+    core = getattr(np, '_core', None) or np.core
+    dtypes = {type(np.dtype(kind)) for kind in ('f4', 'f8', 'i4', 'i8', 'u4', 'b1')}
+    return [
+        HistoryBuffer,
+        slice,
+        np.ndarray,
+        np.dtype,
+        core.multiarray._reconstruct,
+        core.multiarray.scalar,
+        *dtypes,
+        (_history_method, 'builtins.getattr'),
+    ]
+
+
+@contextlib.contextmanager
+def _allowed() -> Iterator[None]:
+    if digit_version(torch.__version__) < digit_version('2.6'):
+        yield  # knows no stand-ins: checkpoints with MMEngine's log history need trust_checkpoint
+        return
+    with torch.serialization.safe_globals(_mmengine_globals()):
+        yield
+
+
+def load_file(path: Path, key: str, trust: bool = False) -> Any:
+    """Loads a checkpoint file onto the CPU, safely.
+
+    Only tensors and plain data are unpickled. ``trust=True`` allows anything, code included.
+
+    Raises:
+        CheckpointError: if the file is truncated, no checkpoint, or holds objects that only
+            trusted files may.
+    """
+    try:
+        with _allowed():
+            return torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:
+        if not _is_torch_file(path):
+            raise _not_a_checkpoint(path, key, error) from error
+        if trust:
+            return torch.load(path, map_location='cpu', weights_only=False)
+        refused = re.search(r'(?:GLOBAL|Unsupported \w+:?|class)\s+([\w.]+)', str(error))
+        raise CheckpointError(
+            f'{key}={str(path)!r} holds {refused.group(1) if refused else "objects"} besides '
+            'tensors and plain data, so it was not loaded: unpickling it could run code. If you '
+            'trust where the file comes from, add trust_checkpoint=True beside the checkpoint.'
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise _not_a_checkpoint(path, key, error) from error
+
+
+def _is_torch_file(path: Path) -> bool:
+    """Zip archives and old-style pickles of torch start with these bytes."""
+    with open(path, 'rb') as file:
+        head = file.read(4)
+    return head[:2] == b'PK' or head[:1] == b'\x80'
+
+
+def _not_a_checkpoint(path: Path, key: str, error: Exception) -> CheckpointError:
+    reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+    return CheckpointError(
+        f'{key}={str(path)!r} ({path.stat().st_size} bytes) is truncated or not '
+        f'a PyTorch checkpoint ({reason}). Copy or download the file again.'
+    )
+
+
+def state_dict_of(checkpoint: Any, key: str) -> dict:
+    """The weights in a loaded checkpoint, without the ``module.`` prefix of DDP.
+
+    Raises:
+        CheckpointError: if there are no weights in it.
+    """
+    state = checkpoint
+    if isinstance(checkpoint, dict):
+        for name in ('state_dict', 'model'):
+            if isinstance(checkpoint.get(name), dict):
+                state = checkpoint[name]
+                break
+    if not isinstance(state, dict) or not any(torch.is_tensor(v) for v in state.values()):
+        found = (
+            [str(name) for name in checkpoint][:10]
+            if isinstance(checkpoint, dict)
+            else type(checkpoint).__name__
+        )
+        raise CheckpointError(
+            f"{key} holds no weights: expected a 'state_dict' of tensors, found {found}."
+        )
+    plain = OrderedDict((_without_prefix(name), value) for name, value in state.items())
+    # Versions of the modules that saved it; by them modules convert names of older versions.
+    plain._metadata = {
+        _without_prefix(name): value
+        for name, value in (getattr(state, '_metadata', None) or {}).items()
+    }
+    return plain
+
+
+def _without_prefix(name: str) -> str:
+    return re.sub(r'^module(\.|$)', '', name)
+
+
+def classes_of(checkpoint: Any) -> Any:
+    """Class names stored in a checkpoint's meta by MMEngine (or MMDetection 2.x), or ``None``."""
+    meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
+    meta = meta if isinstance(meta, dict) else {}
+    dataset_meta = meta.get('dataset_meta') or {}
+    for source, name in ((dataset_meta, 'classes'), (dataset_meta, 'CLASSES'), (meta, 'CLASSES')):
+        if source.get(name):
+            return tuple(source[name])
+    return None

@@ -1,0 +1,422 @@
+"""Distillation attached to a live model: one step, and how it is put on and taken off.
+
+``attach`` gives the student one submodule, ``student.distiller``, and three kinds of hooks:
+
+* a forward pre-hook arms the taps when a training step (``mode='loss'``) begins,
+* a forward hook runs the teacher on the same batch and adds the terms to the student's losses,
+* state-dict hooks keep the distiller out of what the student saves and expects.
+
+The student keeps its class, its parameter names and its forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmengine.dist import get_rank, get_world_size
+from torch import Tensor, nn
+
+from .compat import is_compiling
+from .execution import PartialForward, probe, rng_kept
+from .rng import RandomSource
+from .taps import Capture, Recorder, TapError, refuse_checkpointed
+from .teacher import Teacher, make_teacher
+from .terms import Term
+
+ATTRIBUTE = 'distiller'
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One level of one term, as measured by the probe."""
+
+    term: str
+    student: str
+    teacher: str
+    student_shape: tuple
+    teacher_shape: tuple
+    connector_parameters: int
+
+
+class Distiller(nn.Module):
+    """Everything a distilled step needs beside the student itself. Build it with :func:`attach`.
+
+    Connectors are registered modules (optimized, moved and wrapped by DDP with the student). The
+    teacher is a plain attribute, so it is in none of that; it follows ``.to()`` and the like.
+
+    Args:
+        student: the live model.
+        teacher: handle of the frozen teacher.
+        terms: the terms as config dicts.
+        task_weight: factor on the student's own losses.
+        seed: seeds connectors and noise.
+        probe_size: height and width of the image by which shapes are measured.
+        checkpointed: modules that will be wrapped by activation checkpointing.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: Teacher,
+        terms: Sequence[dict],
+        task_weight: float = 1.0,
+        seed: int = 0,
+        probe_size: Sequence[int] = (256, 256),
+        checkpointed: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        if not isinstance(task_weight, (int, float)) or task_weight < 0:
+            raise ValueError(f'task_weight={task_weight!r} must be a number, 0 or more.')
+        self.task_weight = float(task_weight)
+        self.teacher = teacher
+        self.rng = RandomSource(seed, get_rank())
+        self.terms = nn.ModuleList(
+            Term(config, student, teacher.model, i) for i, config in enumerate(terms)
+        )
+        names = [term.name for term in self.terms]
+        if not names:
+            raise ValueError('terms is empty: there is nothing to distil.')
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(
+                    f'Two terms are called {name!r}; give each a name of its own '
+                    "(name='...'), because losses are logged as loss_<name>."
+                )
+        self.recorder = Recorder(student, 'student')
+        self.handles: list = []
+        self._rows: list[PlanRow] = []
+        self._progress: tuple[int, int] | None = None
+        self._finite: tuple[list[str], Tensor] | None = None
+        try:
+            for term in self.terms:
+                for point in term.student_points:
+                    refuse_checkpointed(student, point.path, checkpointed, term.where)
+                self.recorder.listen(term.student_points)
+            teacher.connect(student, [p for term in self.terms for p in term.teacher_points])
+            self._measure(student, probe_size, seed)
+        except BaseException:
+            self.close()
+            raise
+
+    def _measure(self, student: nn.Module, size: Sequence[int], seed: int) -> None:
+        """Runs both models on one probe image and builds the connectors for what the taps saw."""
+        self.recorder.arm()
+        image, samples = probe(
+            student, PartialForward(student, self.recorder.paths, 'student tap'), size
+        )
+        self.recorder.disarm()
+        with rng_kept():
+            self.teacher.run(image, samples)
+            for recorder in (self.recorder, self.teacher.recorder):
+                # References everywhere; a copy only where the model overwrites its output.
+                recorder.protect(recorder.overwritten())
+            torch.manual_seed(seed)
+            for term in self.terms:
+                s = self.recorder.read(term.student_points)
+                t = self.teacher.recorder.read(term.teacher_points)
+                term.connect(s, t, self.rng)
+                self._rows += [
+                    PlanRow(
+                        term.name,
+                        a.label,
+                        b.label,
+                        tuple(a.tensor.shape),
+                        tuple(b.tensor.shape),
+                        sum(p.numel() for p in loss.parameters()),
+                    )
+                    for a, b, loss in zip(s, t, term.losses)
+                ]
+        self._clear()
+
+    def plan(self) -> list[PlanRow]:
+        """What is distilled: one row per level, with the shapes of the probe."""
+        return list(self._rows)
+
+    def set_progress(self, iteration: int, epoch: int = 0) -> None:
+        """Tells where training is (both from 0); ``DistillHook`` calls it before each iteration.
+
+        Weights follow the schedules, and the noise of a step depends on seed, rank and iteration
+        only, which makes a resumed run continue exactly.
+        """
+        self._progress = (iteration, epoch)
+        self.rng.reseed(iteration)
+        for term in self.terms:
+            term.update(iteration, epoch)
+
+    # -- one training step -------------------------------------------------------------------
+
+    def begin_step(self) -> None:
+        """Arms the student's taps if a term acts at this step."""
+        if self._progress is None:
+            waiting = [term.name for term in self.terms if not term.schedule.is_constant]
+            if waiting:
+                raise RuntimeError(
+                    f'The terms {waiting} have a schedule, but nobody said how far '
+                    'training is. Call distiller.set_progress(iteration, epoch) '
+                    'before each step (DistillHook does).'
+                )
+        if any(term.active for term in self.terms):
+            self.recorder.arm()
+
+    def forward(self, losses: dict, inputs: Tensor, data_samples: list | None) -> dict:
+        """Adds the terms to the student's losses.
+
+        Args:
+            losses: what the student returned in ``mode='loss'``; it is not changed.
+            inputs: the student's preprocessed batch, (N, C, H, W).
+            data_samples: the batch's samples, or ``None``.
+
+        Returns:
+            A new dict: the student's losses times ``task_weight``, and ``loss_<name>`` per term.
+        """
+        self.recorder.disarm()
+        losses = self._weighted(losses)
+        active = [term for term in self.terms if term.active]
+        try:
+            if active:
+                self.teacher.run(inputs, data_samples)
+                self._add(losses, active)
+            if get_world_size() > 1:
+                for term in self.terms:
+                    if not term.active:
+                        losses[f'loss_{term.name}'] = term.idle()
+        finally:
+            self._clear()
+        return losses
+
+    def _add(self, losses: dict, active: Sequence[Term]) -> None:
+        if not is_compiling():
+            self._refuse_overwritten()
+        names, finite = [], []
+        for term in active:
+            s = self.recorder.read(term.student_points)
+            t = self.teacher.recorder.read(term.teacher_points)
+            for role, captures in (('student', s), ('teacher', t)):
+                names += [f'{role} tap {c.label!r} of term {term.name!r}' for c in captures]
+                finite += [
+                    torch.isfinite(c.tensor.detach().sum(dtype=torch.float32)) for c in captures
+                ]
+            _refuse_gradient_free(s, term)
+            key = f'loss_{term.name}'
+            if key in losses:
+                raise ValueError(
+                    f'The student already has a loss called {key!r}; give the term '
+                    f"{term.name!r} another name (name='...')."
+                )
+            losses[key] = term(s, t)
+        self._finite = (names, torch.stack(finite))
+
+    def _weighted(self, losses: dict) -> dict:
+        if not isinstance(losses, dict):
+            raise TypeError(
+                "The student's mode='loss' must return a dict of losses, got "
+                f'{type(losses).__name__}.'
+            )
+        if self.task_weight == 1.0:
+            return dict(losses)
+        return {
+            key: _scaled(value, self.task_weight) if 'loss' in key else value
+            for key, value in losses.items()
+        }
+
+    def _refuse_overwritten(self) -> None:
+        for recorder in (self.recorder, self.teacher.recorder):
+            for path in recorder.overwritten():
+                raise TapError(
+                    f'The {recorder.role} tap {path!r} was changed in place after it '
+                    'was captured (by an in-place activation, say). Tap the module '
+                    'that changes it, or set its inplace=False.'
+                )
+
+    def _clear(self) -> None:
+        self.recorder.clear()
+        self.teacher.recorder.clear()
+
+    def close(self) -> None:
+        """Removes every hook from student and teacher."""
+        for handle in self.handles:
+            handle.remove()
+        self.recorder.close()
+        self.teacher.close()
+
+    # -- checks after a step -----------------------------------------------------------------
+
+    def raise_if_not_finite(self) -> None:
+        """Names the taps of the last step that held NaN or Inf. Reads one tensor from the device.
+
+        Raises:
+            FloatingPointError: naming tap and iteration.
+        """
+        if self._finite is None:
+            return
+        names, finite = self._finite
+        bad = [name for name, ok in zip(names, finite.tolist()) if not ok]
+        if bad:
+            at = f' at iteration {self._progress[0]}' if self._progress else ''
+            raise FloatingPointError(
+                f'NaN or Inf{at} in the {", ".join(bad)}. The last saved checkpoint is intact. '
+                'Lower the learning rate or the weight of the term, clip gradients, or train with '
+                'bfloat16 instead of float16.'
+            )
+
+    # -- state -------------------------------------------------------------------------------
+
+    def resume_state(self) -> dict:
+        """What a resumed run needs beside the student's own state."""
+        connectors = {k: v.detach().cpu() for k, v in self.terms.state_dict().items()}
+        return dict(
+            version=1,
+            connectors=connectors,
+            teacher=dict(self.teacher.identity),
+            seed=self.rng.seed,
+        )
+
+    def load_resume_state(self, state: dict) -> None:
+        """Restores :meth:`resume_state`.
+
+        Raises:
+            ValueError: if the connectors of the checkpoint do not fit the terms of this run.
+        """
+        own = self.terms.state_dict()
+        saved = state['connectors']
+        wrong = sorted(set(own) ^ set(saved)) or [k for k in own if own[k].shape != saved[k].shape]
+        if wrong:
+            raise ValueError(
+                "The checkpoint's distillation terms are not those of this run "
+                f'(differing connectors: {wrong[:6]}). Resume with the same terms, or '
+                'start a new run with load_from.'
+            )
+        self.terms.load_state_dict(saved)
+        self.rng.seed = state['seed']
+
+    def extra_repr(self) -> str:
+        return f'terms={[term.name for term in self.terms]}, teacher={type(self.teacher.model).__name__}'
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Distiller:
+        self.teacher.move(fn)
+        return super()._apply(fn, *args, **kwargs)
+
+    def apply(self, fn: Any) -> Distiller:
+        """Does nothing: a detector-wide ``init_cfg`` reaches its modules by ``apply`` and must not
+        initialise connectors (nor draw random numbers for them)."""
+        return self
+
+
+def attach(
+    student: nn.Module,
+    teacher: Any,
+    terms: Sequence[dict],
+    task_weight: float = 1.0,
+    seed: int = 0,
+    probe_size: Sequence[int] = (256, 256),
+    checkpointed: Sequence[str] = (),
+) -> Distiller:
+    """Attaches distillation to a live model; :func:`detach` gives it back.
+
+    From then on ``student(inputs, data_samples, mode='loss')`` in training mode returns the
+    student's losses and one ``loss_<name>`` per active term. Build the optimizer afterwards:
+    ``student.parameters()`` now holds the connectors too.
+
+    Args:
+        student: a detector, segmenter or classifier built on MMEngine's ``BaseModel``.
+        teacher: a module, ``dict(config=..., checkpoint=...)`` or a :class:`Teacher`.
+        terms: list of terms, each ``dict(loss=dict(type=...), student=TAP, ...)``.
+        task_weight: factor on the student's own losses (0.1 in classic distillation).
+        seed: seeds connectors and noise; global random states are left alone.
+        probe_size: height and width of the image by which shapes are measured.
+        checkpointed: modules that activation checkpointing will wrap later.
+
+    Returns:
+        The distiller, which is also ``student.distiller``.
+
+    Raises:
+        ValueError: if something is attached already, or a term is wrong.
+        TapError: if a tap does not fit one of the models.
+    """
+    if hasattr(student, ATTRIBUTE):
+        raise ValueError(
+            f'{type(student).__name__} already has {ATTRIBUTE!r}: distillation is '
+            'attached twice. Keep one DistillHook (with several terms), or call '
+            'mmkd_plugin.detach first.'
+        )
+    handle = make_teacher(teacher)
+    like = next(student.parameters())
+    handle.model.to(device=like.device, dtype=like.dtype)
+    distiller = Distiller(student, handle, terms, task_weight, seed, probe_size, checkpointed)
+    distiller.handles = [
+        student.register_forward_pre_hook(_before_forward, with_kwargs=True),
+        student.register_forward_hook(_after_forward, with_kwargs=True),
+        student._register_state_dict_hook(_drop_from_state_dict),
+        student.register_load_state_dict_post_hook(_drop_from_missing),
+    ]
+    student.add_module(ATTRIBUTE, distiller)
+    return distiller
+
+
+def detach(student: nn.Module) -> None:
+    """Takes distillation off again; the student is then as it was before :func:`attach`.
+
+    Raises:
+        ValueError: if nothing is attached.
+    """
+    distiller = getattr(student, ATTRIBUTE, None)
+    if not isinstance(distiller, Distiller):
+        raise ValueError(f'Nothing is attached to this {type(student).__name__}.')
+    distiller.close()
+    delattr(student, ATTRIBUTE)
+
+
+# Plain functions that find the distiller through the module they are called with: a deep copy of
+# the student (EMA) gets a working distiller of its own.
+
+
+def _is_training_step(student: nn.Module, args: tuple, kwargs: dict) -> bool:
+    mode = kwargs.get('mode', args[2] if len(args) > 2 else None)
+    return student.training and mode == 'loss'
+
+
+def _before_forward(student: nn.Module, args: tuple, kwargs: dict) -> None:
+    if _is_training_step(student, args, kwargs):
+        student.distiller.begin_step()
+
+
+def _after_forward(student: nn.Module, args: tuple, kwargs: dict, output: Any) -> dict | None:
+    if not _is_training_step(student, args, kwargs):
+        return None
+    inputs = kwargs['inputs'] if 'inputs' in kwargs else args[0]
+    samples = kwargs.get('data_samples', args[1] if len(args) > 1 else None)
+    return student.distiller(output, inputs, samples)
+
+
+def _drop_from_state_dict(student: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
+    own = f'{prefix}{ATTRIBUTE}'
+    for entries in (state, getattr(state, '_metadata', {})):
+        for key in [k for k in entries if k == own or k.startswith(own + '.')]:
+            del entries[key]
+
+
+def _drop_from_missing(student: nn.Module, incompatible: Any) -> None:
+    own = {f'{ATTRIBUTE}.{name}' for name, _ in student.distiller.named_parameters()}
+    own |= {f'{ATTRIBUTE}.{name}' for name, _ in student.distiller.named_buffers()}
+    incompatible.missing_keys[:] = [
+        key
+        for key in incompatible.missing_keys
+        if not any(key == name or key.endswith('.' + name) for name in own)
+    ]
+
+
+def _scaled(value: Any, factor: float) -> Any:
+    return [item * factor for item in value] if isinstance(value, (list, tuple)) else value * factor
+
+
+def _refuse_gradient_free(captures: Sequence[Capture], term: Term) -> None:
+    for capture in captures:
+        if torch.is_grad_enabled() and not capture.tensor.requires_grad:
+            raise TapError(
+                f'{term.where}: the student tensor at {capture.label!r} carries no '
+                'gradient, so the term could not train the student: the tap lies in a '
+                'frozen or activation-checkpointed part. Tap a later module.'
+            )

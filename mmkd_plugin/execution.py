@@ -1,0 +1,170 @@
+"""Run no more of a model than its taps need: backbone, neck, single heads, or all of it.
+
+Used for the teacher's forward and for the probe that measures shapes. Nothing here knows a model
+family by import; parts are found by the names every OpenMMLab model uses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.model import BaseModel
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+
+from .taps import TapError
+
+# Heads whose forward returns something else in eval mode (other scale, other number of tensors).
+# For a teacher or a probe only the head's own ``training`` flag is set, never its children's, so
+# norm, dropout and drop-path layers stay in eval. Subclasses are covered by their base class.
+TRAIN_FORM_HEADS = (
+    'RepPointsHead',
+    'VFNetHead',
+    'FCOSHead',
+    'CondInstBboxHead',
+    'CenterNetUpdateHead',
+    'GuidedAnchorHead',
+    'GARetinaHead',
+    'SOLOHead',
+    'DecoupledSOLOHead',
+    'DecoupledSOLOLightHead',
+    'YOLACTHead',
+)
+
+
+def set_inference(model: nn.Module) -> None:
+    """Puts ``model`` into eval mode, its heads into the form of output that training sees."""
+    model.eval()
+    for module in model.modules():
+        if any(cls.__name__ in TRAIN_FORM_HEADS for cls in type(module).__mro__):
+            module.training = True
+
+
+class PartialForward:
+    """Runs a model as deep as the given taps need.
+
+    Args:
+        model: a detector, segmenter, classifier or plain module.
+        paths: module paths that must be called.
+        where: names the taps in error messages.
+
+    Raises:
+        TapError: for a tap inside ``roi_head``, where teacher and student see other regions.
+    """
+
+    def __init__(self, model: nn.Module, paths: Sequence[str], where: str = 'tap') -> None:
+        self.model = model
+        roots = list(dict.fromkeys(path.split('.')[0] for path in paths))
+        if 'roi_head' in roots:
+            inside = next(p for p in paths if p.startswith('roi_head'))
+            raise TapError(
+                f'{where} {inside!r} lies in the RoI head, where each model classifies regions of '
+                'its own: rows of teacher and student would not belong together. Tap the backbone, '
+                "the neck or 'rpn_head' instead."
+            )
+        parts = {'backbone', 'neck'}
+        self.heads = [root for root in roots if root not in parts and _takes_features(model, root)]
+        known = parts | set(self.heads)
+        has_parts = hasattr(model, 'backbone') and hasattr(model, 'extract_feat')
+        self.full = not has_parts or any(root not in known for root in roots)
+        self.backbone_only = not self.full and roots == ['backbone']
+
+    @property
+    def depth(self) -> str:
+        """``'backbone'``, ``'neck'``, ``'head'`` or ``'full'``."""
+        if self.full:
+            return 'full'
+        return 'backbone' if self.backbone_only else ('head' if self.heads else 'neck')
+
+    def __call__(self, inputs: Tensor, data_samples: list | None = None) -> None:
+        if self.full:
+            if isinstance(self.model, BaseModel):
+                self.model(inputs, data_samples, mode='tensor')
+            else:
+                self.model(inputs)
+        elif self.backbone_only:
+            self.model.backbone(inputs)
+        else:
+            features = self.model.extract_feat(inputs)
+            for head in self.heads:
+                getattr(self.model, head)(features)
+
+
+def _takes_features(model: nn.Module, root: str) -> bool:
+    """Whether ``model.<root>(features)`` is a complete call of a head on image features."""
+    head = getattr(model, root, None)
+    if not isinstance(head, nn.Module) or hasattr(model, 'forward_transformer'):
+        return False
+    if not (root == 'head' or root.endswith('_head')):
+        return False
+    required = [
+        p
+        for p in inspect.signature(head.forward).parameters.values()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    return len(required) == 1
+
+
+@contextlib.contextmanager
+def rng_kept() -> Iterator[None]:
+    """Leaves every random state (Python, NumPy, torch on all devices) as it was."""
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+@contextlib.contextmanager
+def inference_mode_kept(model: nn.Module) -> Iterator[None]:
+    """Runs in the teacher's way (eval, training form of heads), then restores every flag."""
+    flags = {module: module.training for module in model.modules()}
+    set_inference(model)
+    try:
+        yield
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
+
+
+def probe_inputs(model: nn.Module, size: Sequence[int]) -> tuple[Tensor, list]:
+    """One small random image of ``size`` (height, width) and a sample that describes it.
+
+    Returns:
+        The image, (1, 3, H, W), on the model's device and in its dtype, and its data samples.
+    """
+    parameter = next(model.parameters())
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, 3, *size, generator=generator)
+    shape = tuple(int(s) for s in size)
+    sample = BaseDataElement(
+        metainfo=dict(
+            img_shape=shape,
+            ori_shape=shape,
+            pad_shape=shape,
+            batch_input_shape=shape,
+            scale_factor=(1.0, 1.0),
+        )
+    )
+    return image.to(parameter.device, parameter.dtype), [sample]
+
+
+def probe(model: nn.Module, forward: Any, size: Sequence[int]) -> tuple[Tensor, list]:
+    """Calls ``forward`` once on a probe image without leaving a trace in model or random states.
+
+    Returns:
+        The probe image and its data samples.
+    """
+    with rng_kept(), inference_mode_kept(model), torch.no_grad():
+        image, samples = probe_inputs(model, size)
+        forward(image, samples)
+    return image, samples

@@ -1,0 +1,69 @@
+"""Argument checks and the two conventions shared by all functions: precision and reduction."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Raises ValueError unless ``value`` is one of ``choices``."""
+    choices = tuple(choices)
+    if value in choices:
+        return
+    near = difflib.get_close_matches(str(value), choices, n=1)
+    hint = f'; did you mean {near[0]!r}?' if near else '.'
+    raise ValueError(f'{name} must be one of {", ".join(map(repr, choices))}, got {value!r}{hint}')
+
+
+def check_number(name: str, value: object, low: float, high: float = math.inf) -> None:
+    """Raises ValueError unless ``value`` is a finite number with ``low <= value < high``."""
+    good = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not (good and low <= value < high):
+        limit = f'at least {low}' if math.isinf(high) else f'at least {low} and below {high}'
+        raise ValueError(f'{name} must be a number of {limit}, got {value!r}.')
+
+
+def check_temperature(value: object) -> None:
+    """Raises ValueError unless ``value`` is a finite number above 0."""
+    good = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not (good and value > 0):
+        raise ValueError(f'temperature must be a finite number above 0, got {value!r}.')
+
+
+def check_tensor(name: str, x: object, ndim: int, layout: str) -> None:
+    """Raises ValueError unless ``x`` is a float tensor with ``ndim`` dimensions."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f'{name} must be a tensor of shape {layout}, got a {type(x).__name__}.')
+    if x.ndim != ndim:
+        raise ValueError(f'{name} must have shape {layout}, got {tuple(x.shape)}.')
+    if not x.is_floating_point():
+        raise ValueError(f'{name} must be a float tensor, got dtype {x.dtype}.')
+
+
+def check_pair(student: object, teacher: object, ndim: int, layout: str) -> None:
+    """Raises ValueError unless both are float tensors of the same shape."""
+    check_tensor('student', student, ndim, layout)
+    check_tensor('teacher', teacher, ndim, layout)
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f'student and teacher must have the same shape {layout}, '
+            f'got student {tuple(student.shape)} and teacher {tuple(teacher.shape)}.'
+        )
+
+
+def widen(x: Tensor) -> Tensor:
+    """Casts to float32 unless ``x`` is wider already; a no-op for float32 and float64."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def reduce(values: Tensor, reduction: str) -> Tensor:
+    """Applies ``reduction``; the mean over nothing (no sample selected) is 0, not NaN."""
+    if reduction == 'none':
+        return values
+    return values.sum() / max(values.numel(), 1)

@@ -1,0 +1,95 @@
+"""Losses between class logits."""
+
+from __future__ import annotations
+
+import torch.nn.functional as nnf
+from torch import Tensor
+
+from .checks import check_choice, check_pair, check_temperature, reduce, widen
+
+REDUCTIONS = ('mean', 'none')
+
+
+def kl_divergence(
+    student: Tensor, teacher: Tensor, temperature: float = 1.0, reduction: str = 'mean'
+) -> Tensor:
+    r"""KL divergence between the softened class distributions (Hinton et al. 2015).
+
+    .. math:: T^2 \sum_c p^T_c (\log p^T_c - \log p^S_c), \qquad p = \mathrm{softmax}(z / T)
+
+    Args:
+        student: Logits of the student.
+        teacher: Logits of the teacher; gets no gradient.
+        temperature: :math:`T`, above 0.
+        reduction: ``'mean'`` over the samples or ``'none'``.
+
+    Returns:
+        A scalar for ``'mean'``, one value per sample for ``'none'``.
+
+    Shape:
+        - student, teacher: (N, C)
+        - output: () or (N,)
+
+    Raises:
+        ValueError: for unequal shapes, or an invalid temperature or reduction.
+
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.zeros(1, 2), torch.tensor([[0.0, 3.0]]).log1p()
+        >>> print(f'{kl_divergence(student, teacher).item():.6f}')  # p = (1/2, 1/2), (1/5, 4/5)
+        0.192745
+    """
+    check_pair(student, teacher, 2, '(N, C)')
+    check_temperature(temperature)
+    check_choice('reduction', reduction, REDUCTIONS)
+    return reduce(softened_kl(student, teacher, temperature), reduction)
+
+
+def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """:math:`T^2` KL(teacher || student) of softmaxes over the last dimension, which it removes."""
+    log_s = nnf.log_softmax(widen(student) / temperature, dim=-1)
+    log_t = nnf.log_softmax(widen(teacher.detach()) / temperature, dim=-1)
+    return (log_t.exp() * (log_t - log_s)).sum(-1) * temperature**2
+
+
+def binary_kl(
+    student: Tensor, teacher: Tensor, temperature: float = 1.0, reduction: str = 'mean'
+) -> Tensor:
+    r"""KL divergence between the softened Bernoulli distributions of sigmoid logits.
+
+    .. math::
+        T^2 \sum_c \Big[ p^T_c (\log p^T_c - \log p^S_c)
+        + (1 - p^T_c) \big(\log (1 - p^T_c) - \log (1 - p^S_c)\big) \Big],
+        \qquad p = \mathrm{sigmoid}(z / T)
+
+    Args:
+        student: Sigmoid logits of the student.
+        teacher: Sigmoid logits of the teacher; gets no gradient.
+        temperature: :math:`T`, above 0.
+        reduction: ``'mean'`` over the samples or ``'none'``. Classes are summed either way.
+
+    Returns:
+        A scalar for ``'mean'``, one value per sample for ``'none'``.
+
+    Shape:
+        - student, teacher: (N, C)
+        - output: () or (N,)
+
+    Raises:
+        ValueError: for unequal shapes, or an invalid temperature or reduction.
+
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.zeros(1, 2), torch.tensor([[3.0, 3.0]]).log()
+        >>> print(f'{binary_kl(student, teacher).item():.6f}')  # two classes, 1/2 and 3/4 each
+        0.261624
+    """
+    check_pair(student, teacher, 2, '(N, C)')
+    check_temperature(temperature)
+    check_choice('reduction', reduction, REDUCTIONS)
+    s = widen(student) / temperature
+    t = widen(teacher.detach()) / temperature
+    # logsigmoid(-z) is log(1 - sigmoid(z)) without the subtraction, which would round to log(0).
+    on = t.sigmoid() * (nnf.logsigmoid(t) - nnf.logsigmoid(s))
+    off = (-t).sigmoid() * (nnf.logsigmoid(-t) - nnf.logsigmoid(-s))
+    return reduce((on + off).sum(-1) * temperature**2, reduction)

@@ -1,0 +1,253 @@
+"""Attaches distillation to the model of a Runner, and keeps it through save and resume."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
+from mmengine.runner import BaseLoop, Runner
+from torch import nn
+
+from .. import recipes
+from ..distiller import Distiller, attach, detach
+from ..init_student import copy_teacher_weights, parse_parts
+from ..registry import HOOKS
+from ..teacher import make_teacher
+
+
+@HOOKS.register_module()
+class DistillHook(Hook):
+    """Distils the model that a Runner trains.
+
+    Before training it attaches a :class:`Distiller` to the live model; where that adds connectors,
+    the model is wrapped again and optimizer and schedulers are built again from the config, before
+    weights are initialised or loaded. Validation and test never touch the teacher. After the run
+    the model is given back as it was.
+
+    Args:
+        teacher: ``dict(config=..., checkpoint=...)``; config as path, ``'pkg::path'``, dict or
+            Config, checkpoint as path or URL. See :meth:`mmkd_plugin.teacher.Teacher.build`.
+        terms: list of terms; or
+        recipe: the name of a recipe that chooses terms for this pair.
+        task_weight: factor on the student's own losses.
+        init_student: parts to start from the teacher's weights, such as ``'neck+head'``.
+        seed: seeds connectors and noise.
+        probe_size: height and width of the image by which shapes are measured.
+
+    Raises:
+        ValueError: neither or both of ``terms`` and ``recipe``, and whatever ``attach`` refuses.
+
+    Example:
+        >>> custom_hooks = [dict(
+        ...     type='mmkd_plugin.DistillHook',
+        ...     teacher=dict(config='teacher.py', checkpoint='teacher.pth'),
+        ...     terms=[dict(loss=dict(type='GDDLoss'), student='neck.fpn_convs.*.conv',
+        ...                 weight=65.0)])]
+    """
+
+    # Before EMAHook (NORMAL), which copies the model; after RuntimeInfoHook, which logs losses.
+    priority = 'ABOVE_NORMAL'
+
+    def __init__(
+        self,
+        teacher: Any,
+        terms: Sequence[dict] | None = None,
+        recipe: str | None = None,
+        task_weight: float = 1.0,
+        init_student: str | None = None,
+        seed: int = 0,
+        probe_size: Sequence[int] = (256, 256),
+    ) -> None:
+        if (terms is None) == (recipe is None):
+            raise ValueError(
+                "DistillHook needs either terms=[...] or recipe='...', and not both "
+                f'(recipes: {", ".join(recipes.names())}).'
+            )
+        if init_student is not None:
+            parse_parts(init_student)
+        self.teacher = teacher
+        self.terms = terms
+        self.recipe = recipe
+        self.task_weight = task_weight
+        self.init_student = init_student
+        self.seed = seed
+        self.probe_size = tuple(probe_size)
+        self.distiller: Distiller | None = None
+        self._resumed = False
+
+    # -- before training ---------------------------------------------------------------------
+
+    def before_run(self, runner: Runner) -> None:
+        if self.distiller is not None or not _is_going_to_train(runner):
+            return
+        student = _unwrapped(runner)
+        teacher = make_teacher(self.teacher, _classes(runner))
+        terms = self.terms
+        if terms is None:
+            terms = recipes.resolve(self.recipe, student, teacher.model)
+        self.distiller = attach(
+            student,
+            teacher,
+            _plain(terms),
+            self.task_weight,
+            self.seed,
+            self.probe_size,
+            _as_list(runner.cfg.get('activation_checkpointing')),
+        )
+        if any(p.requires_grad for p in self.distiller.parameters()):
+            _rebuild_around(runner, student)
+        runner.logger.info(_describe(self.distiller))
+
+    def before_train(self, runner: Runner) -> None:
+        # With load_from this has happened before loading, so that the loaded weights win.
+        if self.distiller is not None and self.init_student and not runner._has_loaded:
+            self._inherit(runner)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        self.distiller.set_progress(runner.iter, runner.epoch)
+
+    # -- after a step ------------------------------------------------------------------------
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
+        # RuntimeInfoHook has just fetched the losses; reading its numbers costs no further sync.
+        logged = runner.message_hub.log_scalars
+        for term in self.distiller.terms:
+            history = logged.get(f'train/loss_{term.name}')
+            if history is not None and not math.isfinite(history.current()):
+                self.distiller.raise_if_not_finite()
+                raise FloatingPointError(
+                    f'loss_{term.name} is {history.current()} at iteration {runner.iter}, though '
+                    'its taps are finite: its connectors have diverged. Lower the learning rate '
+                    'or the weight of the term. The last saved checkpoint is intact.'
+                )
+
+    # -- checkpoints -------------------------------------------------------------------------
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if self.distiller is not None:
+            checkpoint['distiller'] = self.distiller.resume_state()
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if self.distiller is None:
+            return
+        _refuse_foreign(checkpoint, _unwrapped(runner))
+        if runner._resume:
+            self._restore(checkpoint)
+        elif self.init_student:
+            self._inherit(runner)
+
+    def after_run(self, runner: Runner) -> None:
+        if self.distiller is not None:
+            detach(_unwrapped(runner))
+            self.distiller = None
+
+    def _inherit(self, runner: Runner) -> None:
+        copy_teacher_weights(_unwrapped(runner), self.distiller.teacher.model, self.init_student)
+
+    def _restore(self, checkpoint: dict) -> None:
+        state = checkpoint.get('distiller')
+        if state is None:
+            print_log(
+                'The checkpoint to resume from was saved without distillation; connectors '
+                'start anew and the optimizer state may not fit. To start distilling a '
+                'trained student, use load_from instead of resume.',
+                'current',
+                logging.WARNING,
+            )
+            return
+        now, then = self.distiller.teacher.identity, state['teacher']
+        for key in ('checkpoint', 'config'):
+            if now.get(key) != then.get(key):
+                print_log(
+                    f"The teacher's {key} is not the one this run was started with "
+                    f'({str(then.get(key))[:12]} then, {str(now.get(key))[:12]} now): the '
+                    'run will not continue as it would have.',
+                    'current',
+                    logging.WARNING,
+                )
+                break
+        self.distiller.load_resume_state(state)
+
+
+def _is_going_to_train(runner: Runner) -> bool:
+    """``before_run`` is called for training, validation and test alike."""
+    loop = runner._train_loop
+    return (
+        isinstance(loop, BaseLoop)
+        and isinstance(runner.optim_wrapper, OptimWrapper)
+        and loop.iter < loop.max_iters
+    )
+
+
+def _unwrapped(runner: Runner) -> nn.Module:
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def _classes(runner: Runner) -> Sequence[str] | None:
+    meta = getattr(runner.train_dataloader.dataset, 'metainfo', None) or {}
+    return meta.get('classes') or meta.get('CLASSES')
+
+
+def _plain(terms: Any) -> list:
+    """Plain dicts and lists of a config's own types, so that later edits do not reach the config."""
+    return [term.to_dict() if hasattr(term, 'to_dict') else copy.deepcopy(term) for term in terms]
+
+
+def _as_list(value: Any) -> list:
+    return [] if value is None else [value] if isinstance(value, str) else list(value)
+
+
+def _rebuild_around(runner: Runner, student: nn.Module) -> None:
+    """Lets DDP, optimizer and schedulers see the connectors."""
+    config = runner.cfg.get('optim_wrapper')
+    if not isinstance(config, dict):
+        raise ValueError(
+            'The terms add trainable connectors, so the optimizer must be built '
+            'again, but the Runner was given a finished one. Give optim_wrapper as a '
+            'config dict through Runner.from_cfg.'
+        )
+    if is_model_wrapper(runner.model):
+        runner.model = student
+        gc.collect()  # the old wrapper's gradient hooks go with it
+        runner.model = runner.wrap_model(
+            copy.deepcopy(runner.cfg.get('model_wrapper_cfg')), student
+        )
+    runner.optim_wrapper = runner.build_optim_wrapper(copy.deepcopy(config))
+    runner.param_schedulers = copy.deepcopy(runner.cfg.get('param_scheduler'))
+    runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
+    if runner.param_schedulers is not None:
+        runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
+
+
+def _refuse_foreign(checkpoint: dict, student: nn.Module) -> None:
+    """A checkpoint without a single fitting key would be ignored key by key, in silence."""
+    state = checkpoint.get('state_dict', checkpoint)
+    own = student.state_dict()
+    if not any(key.removeprefix('module.') in own for key in state):
+        raise ValueError(
+            f'No entry of the loaded checkpoint belongs to the student: its names '
+            f"begin like {next(iter(state), None)!r}, the student's like "
+            f'{next(iter(own))!r}. Give the checkpoint of a plain student model.'
+        )
+
+
+def _describe(distiller: Distiller) -> str:
+    rows = [
+        f'  loss_{r.term}: {r.student} {r.student_shape} <- {r.teacher} {r.teacher_shape}'
+        f' ({r.connector_parameters:,} connector parameters)'
+        for r in distiller.plan()
+    ]
+    return (
+        'Distillation attached (shapes of a probe image; the teacher runs to its '
+        f'{distiller.teacher.depth}):\n' + '\n'.join(rows)
+    )

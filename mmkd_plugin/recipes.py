@@ -1,0 +1,276 @@
+"""Recipes: a method's name becomes the terms that fit a pair of models.
+
+A recipe speaks in roles ("the neck's levels", "the last backbone stage"), not in module paths. The
+roles are resolved by what a model has (``roi_head``, ``bbox_head``, ``mask_head``,
+``decode_head``), never by its class name, so a detector of your own is served like a stock one.
+
+Evidence for every number below: *official code* = the method's own repository, *mmrazor* = the
+configs of mmrazor 1.0 for mmdet 3.x, *recommended* = a choice of this project with no published
+value behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from .registry import nearest
+
+FAMILIES = {
+    'two-stage': 'two-stage detector (has roi_head)',
+    'one-stage': 'one-stage or query detector (has bbox_head)',
+    'mask': 'instance segmentation without boxes (has mask_head)',
+    'query-mask': 'mask classification with queries (has panoptic_head)',
+    'semantic': 'semantic segmentation (has decode_head)',
+    'classification': 'classifier (has a head only)',
+}
+# Families whose knowledge sits in the last backbone stage; all others are tapped at the neck.
+_BACKBONE_FAMILIES = ('semantic', 'classification')
+# Necks whose `fpn_convs` are not, or not once per step, the maps the head sees.
+_NOT_PLAIN_FPN = ('pafpn_convs', 'downsample_convs', 'rfp_steps')
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method with the hyper-parameters of each family.
+
+    Attributes:
+        summary: one line for the tools' listings.
+        settings: maps a family to ``(weight, arguments of the loss, source of the numbers)``.
+        loss: registered name of the loss.
+    """
+
+    summary: str
+    loss: str
+    settings: Callable[[str], tuple[float, dict, str]]
+
+
+def _gdd(noise: str) -> Callable[[str], tuple[float, dict, str]]:
+    weights = {
+        'two-stage': (4.0, 'official code, Faster R-CNN'),
+        'one-stage': (65.0, 'official code, RepPoints'),
+        'mask': (200.0, 'official code, SOLO'),
+        'query-mask': (200.0, 'recommended: as for SOLO'),
+        'semantic': (145.0, 'official code, PSPNet'),
+        'classification': (145.0, "recommended: the official class's own default"),
+    }
+
+    def settings(family: str) -> tuple[float, dict, str]:
+        weight, source = weights[family]
+        return weight, dict(temperature=4.0, noise=noise), source
+
+    return settings
+
+
+def _cwd(family: str) -> tuple[float, dict, str]:
+    if family in _BACKBONE_FAMILIES:
+        return 50.0, dict(temperature=4.0), 'recommended'
+    return (
+        10.0,
+        dict(temperature=1.0),
+        'recommended; mmrazor uses it on the FPN of Faster R-CNN and RetinaNet',
+    )
+
+
+def _mgd(family: str) -> tuple[float, dict, str]:
+    weight, mask_ratio, source = {
+        'two-stage': (5e-7, 0.45, 'official code, Mask R-CNN'),
+        'one-stage': (2e-5, 0.65, 'official code, RetinaNet'),
+        'mask': (2e-5, 0.65, 'official code, SOLO'),
+        'query-mask': (2e-5, 0.65, 'recommended: as for SOLO'),
+        'semantic': (2e-5, 0.75, 'official code, PSPNet (without its extra logit term)'),
+        'classification': (7e-5, 0.15, 'recommended'),
+    }[family]
+    # The published weights belong to a sum over channels and positions, divided by the batch.
+    return weight, dict(mask_ratio=mask_ratio, normalize='batch'), source
+
+
+def _pkd(family: str) -> tuple[float, dict, str]:
+    if family == 'two-stage':
+        return 6.0, {}, 'mmrazor, Faster R-CNN'
+    if family == 'one-stage':
+        return 10.0, {}, 'mmrazor, RetinaNet and RepPoints (there on the first four levels)'
+    return 6.0, {}, 'recommended'
+
+
+_RECIPES = {
+    'gdd': Recipe(
+        'noise + generator + channel-wise KL; a new noise map for each channel',
+        'GDDLoss',
+        _gdd('channel'),
+    ),
+    'gdd-shared': Recipe(
+        'GDD as its official code: one noise map for all channels', 'GDDLoss', _gdd('shared')
+    ),
+    'cwd': Recipe('KL between spatial softmaxes, channel by channel', 'CWDLoss', _cwd),
+    'mgd': Recipe('masked generation, squared error', 'MGDLoss', _mgd),
+    'pkd': Recipe('squared error of normalised features (Pearson correlation)', 'PKDLoss', _pkd),
+}
+
+
+def names() -> list[str]:
+    """Names that ``resolve`` and ``recipe=...`` of the hook accept."""
+    return list(_RECIPES)
+
+
+def describe(name: str) -> str:
+    """One line about a recipe.
+
+    Raises:
+        ValueError: if there is no such recipe.
+    """
+    return _get(name).summary
+
+
+def source(name: str, model: nn.Module) -> str:
+    """Where the hyper-parameters of a recipe come from for this kind of model."""
+    return _get(name).settings(family(model))[2]
+
+
+def family(model: nn.Module) -> str:
+    """The family of a model: a key of ``FAMILIES``.
+
+    Raises:
+        ValueError: if the model has none of the heads the recipes know.
+    """
+
+    def has(*attributes: str) -> bool:
+        return any(isinstance(getattr(model, a, None), nn.Module) for a in attributes)
+
+    if has('roi_head'):
+        return 'two-stage'
+    if has('bbox_head'):
+        return 'one-stage'
+    if has('mask_head'):
+        return 'mask'
+    if has('panoptic_head'):
+        return 'query-mask'
+    if has('decode_head'):
+        return 'semantic'
+    if has('head') and has('backbone'):
+        return 'classification'
+    children = ', '.join(name for name, _ in model.named_children()) or 'none'
+    raise ValueError(
+        f'No recipe fits {type(model).__name__}: it has no roi_head, bbox_head, mask_head, '
+        f'panoptic_head, decode_head or head (its sub-modules: {children}). '
+        "Write the terms yourself: terms=[dict(loss=dict(type='GDDLoss'), "
+        "student='<module path>', weight=...)]; "
+        'tools/inspect_model.py lists the paths.'
+    )
+
+
+def resolve(name: str, student: nn.Module, teacher: nn.Module) -> list[dict]:
+    """Turns a recipe into terms for this pair of models.
+
+    The student's family decides on weight and hyper-parameters, both models on the tap.
+
+    Args:
+        name: one of :func:`names`.
+        student: the model to train.
+        teacher: the model to learn from.
+
+    Returns:
+        Terms as written in a config: ``dict(loss=..., student=..., teacher=..., weight=...)``.
+
+    Raises:
+        ValueError: unknown recipe, a model no recipe fits, or different numbers of levels.
+
+    Example:
+        >>> resolve('gdd', student, teacher)  # doctest: +SKIP
+        [{'loss': {'type': 'GDDLoss', 'temperature': 4.0, 'noise': 'channel'},
+          'student': 'neck.fpn_convs.*.conv', 'teacher': 'neck.fpn_convs.*.conv', 'weight': 65.0}]
+    """
+    recipe = _get(name)
+    weight, arguments, _ = recipe.settings(family(student))
+    student_tap, teacher_tap = _taps(name, student, teacher)
+    return [
+        dict(
+            loss=dict(type=recipe.loss, **arguments),
+            student=student_tap,
+            teacher=teacher_tap,
+            weight=weight,
+        )
+    ]
+
+
+def _get(name: str) -> Recipe:
+    if name not in _RECIPES:
+        raise ValueError(
+            f'There is no recipe {name!r}; {nearest(str(name), _RECIPES)}. '
+            f'All recipes: {", ".join(_RECIPES)}.'
+        )
+    return _RECIPES[name]
+
+
+Tap = str | dict
+
+
+def _taps(name: str, student: nn.Module, teacher: nn.Module) -> tuple[Tap, Tap]:
+    """Chooses the place: FPN output convolutions, neck outputs, or the last backbone stage."""
+    neckless = [m for m in (student, teacher) if _neck(m) is None]
+    if neckless:
+        # One side without a neck: the last backbone stage is the only role both play.
+        return _last_stage(name, student, 'student'), _last_stage(name, teacher, 'teacher')
+
+    convs = _fpn_convs(student), _fpn_convs(teacher)
+    if None not in convs and convs[0] == convs[1]:
+        return 'neck.fpn_convs.*.conv', 'neck.fpn_convs.*.conv'
+    levels = _neck_levels(student), _neck_levels(teacher)
+    both_fpn = None not in convs
+    if None not in levels and levels[0] != levels[1] or both_fpn:
+        # Two FPNs with equal outputs but other convolutions start at different strides.
+        counts, what = (convs, 'FPN levels') if both_fpn else (levels, 'neck levels')
+        raise ValueError(
+            f'The recipe {name!r} cannot pair {counts[0]} {what} of the student '
+            f'({type(student).__name__}) with {counts[1]} of the teacher '
+            f'({type(teacher).__name__}): which of them share a stride is not known here. '
+            'Run tools/inspect_model.py CONFIG --teacher CONFIG, and name the pairs in terms, '
+            "for example student=dict(path='neck', levels=[0, 1, 2]), "
+            "teacher=dict(path='neck', levels=[1, 2, 3])."
+        )
+    return 'neck', 'neck'
+
+
+def _neck(model: nn.Module) -> nn.Module | None:
+    if family(model) in _BACKBONE_FAMILIES:
+        return None
+    neck = getattr(model, 'neck', None)
+    return neck if isinstance(neck, nn.Module) else None
+
+
+def _fpn_convs(model: nn.Module) -> int | None:
+    """Number of ``neck.fpn_convs.*.conv`` if these are the maps the head gets, else None."""
+    neck = _neck(model)
+    convs = getattr(neck, 'fpn_convs', None)
+    if not isinstance(convs, nn.ModuleList) or any(hasattr(neck, a) for a in _NOT_PLAIN_FPN):
+        return None
+    if len(convs) == 0 or not all(isinstance(getattr(c, 'conv', None), nn.Module) for c in convs):
+        return None
+    return len(convs)
+
+
+def _neck_levels(model: nn.Module) -> int | None:
+    """How many maps the neck returns, as far as it says so; None leaves it to the probe."""
+    neck = _neck(model)
+    if isinstance(neck, (nn.Sequential, nn.ModuleList)) and len(neck):
+        neck = neck[-1]
+    for attribute in ('num_outs', 'num_levels'):
+        if isinstance(getattr(neck, attribute, None), int):
+            return getattr(neck, attribute)
+    for attribute in ('out_convs',):
+        if isinstance(getattr(neck, attribute, None), nn.ModuleList):
+            return len(getattr(neck, attribute))
+    return None
+
+
+def _last_stage(name: str, model: nn.Module, role: str) -> Tap:
+    if not isinstance(getattr(model, 'backbone', None), nn.Module):
+        children = ', '.join(child for child, _ in model.named_children()) or 'none'
+        raise ValueError(
+            f'The recipe {name!r} looks for the last stage of `backbone`, which the {role} '
+            f'({type(model).__name__}) does not have (its sub-modules: {children}). '
+            'Write the terms yourself; tools/inspect_model.py lists the paths.'
+        )
+    return dict(path='backbone', levels=[-1])

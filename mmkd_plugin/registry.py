@@ -1,0 +1,73 @@
+"""Child registries of MMEngine's, scope ``mmkd_plugin``.
+
+In a config of any other scope a component is named ``mmkd_plugin.<Name>``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+from mmengine.registry import DATASETS as _DATASETS
+from mmengine.registry import HOOKS as _HOOKS
+from mmengine.registry import MODELS as _MODELS
+from mmengine.registry import Registry
+
+SCOPE = 'mmkd_plugin'
+
+MODELS = Registry('model', parent=_MODELS, scope=SCOPE, locations=['mmkd_plugin.losses'])
+HOOKS = Registry('hook', parent=_HOOKS, scope=SCOPE, locations=['mmkd_plugin.hooks'])
+DATASETS = Registry('dataset', parent=_DATASETS, scope=SCOPE, locations=['mmkd_plugin.datasets'])
+
+
+def nearest(name: str, names: Iterable[str], count: int = 4) -> str:
+    """Formats the valid names most like ``name``, for an error message."""
+    names = list(names)
+    close = difflib.get_close_matches(name, names, n=count, cutoff=0.4)
+    if close:
+        return 'nearest: ' + ', '.join(repr(n) for n in close)
+    return 'valid: ' + ', '.join(repr(n) for n in sorted(names)[:20])
+
+
+def check_keys(cfg: dict, valid: Iterable[str], where: str) -> None:
+    """Refuses keys that nothing would read.
+
+    Raises:
+        ValueError: naming the unknown key and the nearest valid ones.
+    """
+    valid = list(valid)
+    for key in cfg:
+        if key not in valid:
+            raise ValueError(f'{where} has an unknown key {key!r}; {nearest(key, valid)}.')
+
+
+def build_loss(cfg: dict, where: str) -> Any:
+    """Builds a loss of this package's ``MODELS`` whatever the default scope is.
+
+    Args:
+        cfg: ``dict(type='GDDLoss', ...)``; ``type`` may carry the scope or be the class itself.
+        where: names the config entry in error messages.
+
+    Raises:
+        ValueError: if the type is missing or unknown, or an argument is not the loss's.
+    """
+    if not isinstance(cfg, dict) or 'type' not in cfg:
+        raise ValueError(
+            f"{where} must be a dict with a 'type', for example "
+            f"dict(type='GDDLoss'), but it is {cfg!r}."
+        )
+    kwargs = dict(cfg)
+    kind = kwargs.pop('type')
+    kwargs.pop('_scope_', None)
+    cls = kind
+    if isinstance(kind, str):
+        cls = MODELS.get(kind)
+        if cls is None:
+            own = [n for n in MODELS.module_dict if n.endswith('Loss')]
+            raise ValueError(
+                f'{where} names the loss {kind!r}, which is not registered; {nearest(kind, own)}.'
+            )
+    check_keys(kwargs, inspect.signature(cls).parameters, where)
+    return cls(**kwargs)

@@ -1,0 +1,55 @@
+"""When a term acts, and with what share of its weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Window and linear ramp of a term's weight.
+
+    With t the iteration (or epoch, ``by_epoch``) counted from 0, the factor is 0 outside
+    ``begin <= t < end``, 0 when ``(t - begin)`` is no multiple of ``interval``, and otherwise
+    ``min(1, (t - begin + 1) / warmup)`` (1 without warm-up).
+
+    Args:
+        begin: first iteration or epoch.
+        end: first one no longer in the window; ``None`` means never.
+        warmup: length of the linear ramp.
+        by_epoch: whether begin, end and warmup count epochs.
+        interval: act at each ``interval``-th iteration only (always iterations).
+
+    Raises:
+        ValueError: negative or contradictory values.
+    """
+
+    begin: int = 0
+    end: int | None = None
+    warmup: int = 0
+    by_epoch: bool = False
+    interval: int = 1
+
+    def __post_init__(self) -> None:
+        for key in ('begin', 'warmup'):
+            value = getattr(self, key)
+            if not isinstance(value, int) or value < 0:
+                raise ValueError(f'{key}={value!r} must be a whole number, 0 or more.')
+        if self.end is not None and (not isinstance(self.end, int) or self.end <= self.begin):
+            raise ValueError(f'end={self.end!r} must come after begin={self.begin} (or be None).')
+        if not isinstance(self.interval, int) or self.interval < 1:
+            raise ValueError(f'interval={self.interval!r} must be 1 or more iterations.')
+
+    @property
+    def is_constant(self) -> bool:
+        return self == Schedule(by_epoch=self.by_epoch)
+
+    def factor(self, iteration: int, epoch: int) -> float:
+        """Share of the weight at ``iteration`` of ``epoch`` (both from 0), in [0, 1]."""
+        now = epoch if self.by_epoch else iteration
+        if now < self.begin or (self.end is not None and now >= self.end):
+            return 0.0
+        since = iteration if self.by_epoch else iteration - self.begin
+        if since % self.interval:
+            return 0.0
+        return min(1.0, (now - self.begin + 1) / self.warmup) if self.warmup else 1.0

@@ -1,0 +1,353 @@
+"""Where to listen in a model.
+
+A *tap* names module outputs (or inputs) by path; it never changes the model. Paths are those of
+``model.named_modules()``; ``*`` stands for one path segment and ``**`` for any number of them::
+
+    'neck.fpn_convs.*.conv'                         four modules, four levels
+    'neck'                                          one module, one level per map of its tuple output
+    'bbox_head.gfl_cls'                             one module called once per level
+    dict(path='backbone', levels=[-1])              only the last map of the tuple
+    dict(path='bbox_head.gfl_cls', source='input')  what the module was given
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Union
+
+from torch import Tensor, nn
+
+from .compat import is_compiling
+from .registry import check_keys, nearest
+
+TapConfig = Union[str, dict, Sequence[str | dict]]
+_TAP_KEYS = ('path', 'source', 'levels', 'calls')
+
+
+class TapError(ValueError):
+    """A tap that does not fit the model."""
+
+
+@dataclass(frozen=True)
+class TapPoint:
+    """One module to listen to, and what to keep of each of its calls.
+
+    Attributes:
+        path: module path in the model, without wildcards.
+        source: ``'output'`` or ``'input'``.
+        levels: indices into the tensors of one call; ``None`` keeps all.
+        calls: indices of the calls of one step; ``None`` keeps all.
+    """
+
+    path: str
+    source: str = 'output'
+    levels: tuple[int, ...] | None = None
+    calls: tuple[int, ...] | None = None
+
+
+@dataclass
+class Capture:
+    """A tensor seen at a tap, with a label for messages such as ``neck.fpn_convs.0.conv``."""
+
+    label: str
+    tensor: Tensor
+
+
+@dataclass
+class _Listener:
+    """Forward (pre-)hook of one module. An object, not a closure, so that a deep copy of the model
+    gets listeners (and a recorder) of its own.
+
+    Outputs are seen by a forward hook, inputs by a forward pre-hook: afterwards the module itself
+    may have changed them in place.
+    """
+
+    path: str
+    armed: bool = False
+    clone: bool = False
+    calls: list = field(default_factory=list)
+    versions: list = field(default_factory=list)
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict, *output: Any) -> None:
+        if not self.armed:
+            return
+        tensors = list(_tensors(output or (args, kwargs)))
+        if self.clone:
+            tensors = [t.clone() for t in tensors]
+        self.calls.append(tensors)
+        if not is_compiling():
+            self.versions.append([t._version for t in tensors])
+
+    def overwritten(self) -> bool:
+        """Whether a later operation changed a captured tensor in place."""
+        return any(
+            t._version != version
+            for call, versions in zip(self.calls, self.versions)
+            for t, version in zip(call, versions)
+        )
+
+    def clear(self) -> None:
+        self.calls.clear()
+        self.versions.clear()
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors of nested tuples, lists and dicts, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+
+
+def _segments_match(pattern: Sequence[str], path: Sequence[str]) -> bool:
+    if not pattern:
+        return not path
+    if pattern[0] == '**':
+        return any(_segments_match(pattern[1:], path[i:]) for i in range(len(path) + 1))
+    return (
+        bool(path)
+        and fnmatch.fnmatchcase(path[0], pattern[0])
+        and _segments_match(pattern[1:], path[1:])
+    )
+
+
+def match_paths(model: nn.Module, pattern: str, where: str) -> list[str]:
+    """Module paths that match ``pattern``, in the model's own order.
+
+    Raises:
+        TapError: if nothing matches; lists the nearest valid paths.
+    """
+    modules = dict(model.named_modules())
+    names = [name for name in modules if name]
+    if not any(c in pattern for c in '*?['):
+        found = [pattern] if pattern in names else []
+    else:
+        found = [n for n in names if _segments_match(pattern.split('.'), n.split('.'))]
+        if pattern.endswith('**'):  # '**' alone must not tap a module and all of its insides
+            found = [n for n in found if next(modules[n].children(), None) is None]
+    if not found:
+        raise TapError(
+            f'{where}: no module of {type(model).__name__} matches {pattern!r}; '
+            f'{_nearest_path(pattern, names)} tools/inspect_model.py lists all places.'
+        )
+    return found
+
+
+def _nearest_path(pattern: str, names: list[str]) -> str:
+    """Compares within the same parent first, so that a slip in the last part finds its siblings."""
+    parts = pattern.split('.')
+    for depth in range(len(parts) - 1, -1, -1):
+        parent = '.'.join(parts[:depth])
+        if parent and parent not in names:
+            continue
+        inside = [n for n in names if not parent or n.startswith(parent + '.')]
+        siblings = [n for n in inside if n.count('.') == depth]
+        hint = nearest('.'.join(parts[: depth + 1]), siblings) if siblings else ''
+        close = nearest(pattern, inside) if inside else ''
+        best = close if close.startswith('nearest') else hint
+        if best:
+            return best + '.'
+    return nearest(pattern, names) + '.'
+
+
+def parse_tap(config: TapConfig, model: nn.Module, where: str) -> list[TapPoint]:
+    """Resolves a tap of a config on a model.
+
+    Args:
+        config: a path, a dict with ``path``, ``source``, ``levels``, ``calls``, or a list of these.
+        model: the model whose modules are meant.
+        where: names the config entry in error messages.
+
+    Returns:
+        The points in the order in which their tensors become levels.
+
+    Raises:
+        TapError: wrong type or key, unknown path (nearest names are listed).
+    """
+    if isinstance(config, str):
+        config = dict(path=config)
+    if isinstance(config, dict):
+        check_keys(config, _TAP_KEYS, where)
+        if not isinstance(config.get('path'), str):
+            raise TapError(f"{where} needs a 'path' (module path as a string), got {config!r}.")
+        source = config.get('source', 'output')
+        if source not in ('output', 'input'):
+            raise TapError(f"{where}: source is 'output' or 'input', not {source!r}.")
+        pick = {k: _indices(config.get(k), k, where) for k in ('levels', 'calls')}
+        return [
+            TapPoint(path, source, **pick) for path in match_paths(model, config['path'], where)
+        ]
+    if isinstance(config, (list, tuple)) and config:
+        return [point for item in config for point in parse_tap(item, model, where)]
+    raise TapError(
+        f'{where} is a module path, a dict with a path, or a list of these, not {config!r}.'
+    )
+
+
+def _indices(value: Any, key: str, where: str) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    if (
+        not isinstance(value, (list, tuple))
+        or not value
+        or not all(isinstance(i, int) for i in value)
+    ):
+        raise TapError(
+            f'{where}: {key}={value!r} must be a list of whole numbers, such as '
+            f'{key}=[0, -1] for the first and the last, or None for all.'
+        )
+    return tuple(value)
+
+
+class Recorder:
+    """Listens at the taps of one model while it is armed.
+
+    Args:
+        model: the model to listen to; only forward hooks are added to it.
+        role: ``'student'`` or ``'teacher'``, for messages.
+    """
+
+    def __init__(self, model: nn.Module, role: str) -> None:
+        self.role = role
+        self._modules = dict(model.named_modules())
+        self._listeners: dict[tuple[str, str], _Listener] = {}  # by path and source
+        self._handles: list = []
+
+    def listen(self, points: Sequence[TapPoint]) -> None:
+        """Adds the modules of ``points``; a module already listened to is shared."""
+        for point in points:
+            key = point.path, point.source
+            if key not in self._listeners:
+                self._listeners[key] = _Listener(point.path)
+                module = self._modules[point.path]
+                register = (
+                    module.register_forward_pre_hook
+                    if point.source == 'input'
+                    else module.register_forward_hook
+                )
+                self._handles.append(register(self._listeners[key], with_kwargs=True))
+
+    @property
+    def paths(self) -> list[str]:
+        return list(dict.fromkeys(path for path, _ in self._listeners))
+
+    def arm(self) -> None:
+        for listener in self._listeners.values():
+            listener.clear()
+            listener.armed = True
+
+    def disarm(self) -> None:
+        for listener in self._listeners.values():
+            listener.armed = False
+
+    def clear(self) -> None:
+        for listener in self._listeners.values():
+            listener.clear()
+
+    def close(self) -> None:
+        """Removes every hook from the model."""
+        self.disarm()
+        self.clear()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def read(self, points: Sequence[TapPoint]) -> list[Capture]:
+        """The levels of a tap, in order: by module, then call, then tensor of the call.
+
+        Raises:
+            TapError: if a module was not called, or has no such call or level.
+        """
+        captures = []
+        for point in points:
+            calls = self._listeners[point.path, point.source].calls
+            if not calls:
+                raise TapError(
+                    f'The {self.role} tap {point.path!r} captured nothing: the module '
+                    'was never called in this step. Tap a module that runs in training '
+                    '(tools/inspect_model.py shows the calls per step).'
+                )
+            if not any(calls):
+                raise TapError(
+                    f'The {self.role} tap {point.path!r} saw no tensor '
+                    f'in the {point.source} of the module.'
+                )
+            call_ids = _pick(point.calls, len(calls), point, 'calls')
+            for call in call_ids:
+                level_ids = _pick(point.levels, len(calls[call]), point, 'levels')
+                for level in level_ids:
+                    label = (
+                        point.path
+                        + (f' call {call}' if len(calls) > 1 else '')
+                        + (f' level {level}' if len(calls[call]) > 1 else '')
+                    )
+                    captures.append(Capture(label, calls[call][level]))
+        return captures
+
+    def calls(self, path: str) -> int:
+        """How often the module was called since :meth:`arm`."""
+        return max(
+            len(listener.calls) for (own, _), listener in self._listeners.items() if own == path
+        )
+
+    def overwritten(self) -> list[str]:
+        """Paths whose captured tensor a later operation (such as an in-place ReLU) changed."""
+        return list(
+            dict.fromkeys(
+                listener.path for listener in self._listeners.values() if listener.overwritten()
+            )
+        )
+
+    def protect(self, paths: Sequence[str]) -> None:
+        """Clones what is captured at ``paths`` from now on; all others stay references."""
+        for listener in self._listeners.values():
+            listener.clone = listener.clone or listener.path in paths
+
+
+def _pick(wanted: tuple[int, ...] | None, count: int, point: TapPoint, key: str) -> Sequence[int]:
+    if wanted is None:
+        return range(count)
+    for index in wanted:
+        if not -count <= index < count:
+            raise TapError(
+                f'The tap {point.path!r} has {key}={list(wanted)}, but this step gave '
+                f'{count} of them (0 to {count - 1}).'
+            )
+    return [index % count for index in wanted]
+
+
+def refuse_checkpointed(model: nn.Module, path: str, wrapped: Sequence[str], where: str) -> None:
+    """Refuses a tap strictly inside an activation-checkpointed module.
+
+    There the first forward records no gradient, so the term would silently train nothing; at the
+    boundary (the output of the module itself) everything is as usual.
+
+    Args:
+        model: the student.
+        path: module path of the tap.
+        wrapped: modules of the config's ``activation_checkpointing``.
+        where: names the term in the message.
+
+    Raises:
+        TapError: naming the checkpointed module, whose own output can be tapped instead.
+    """
+    parts = path.split('.')
+    for length in range(1, len(parts)):
+        parent = '.'.join(parts[:length])
+        module = model.get_submodule(parent)
+        # Backbones hold ``with_cp`` too, but it is their innermost owners that act on it.
+        acts = getattr(module, 'with_cp', False) and not any(
+            hasattr(m, 'with_cp') for m in module.modules() if m is not module
+        )
+        if acts or parent in wrapped:
+            raise TapError(
+                f'{where}: the student tap {path!r} lies inside {parent!r}, which uses '
+                'activation checkpointing: no gradient would reach the student from '
+                f'there. Tap {parent!r} itself, or switch checkpointing off for it.'
+            )

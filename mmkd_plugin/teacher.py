@@ -1,0 +1,330 @@
+"""The teacher: built, loaded, checked, frozen, shared, and run no deeper than its taps."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.hub import get_config
+from mmengine.logging import print_log
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import DefaultScope
+from torch import Tensor, nn
+
+from . import checkpoint as ckpt
+from .execution import PartialForward, rng_kept, set_inference
+from .preprocess import InputConverter
+from .registry import check_keys, nearest
+from .taps import Recorder, TapPoint
+
+TEACHER_KEYS = (
+    'config',
+    'checkpoint',
+    'allow_random',
+    'allow_partial',
+    'allow_class_mismatch',
+    'trust_checkpoint',
+)
+
+
+def load_model_config(config: str | Path | dict | Config) -> Config:
+    """Reads a config given as path, ``'pkg::path'``, dict or Config.
+
+    Returns:
+        A Config of its own with a ``model`` entry (and ``default_scope`` where one is known).
+
+    Raises:
+        FileNotFoundError: no such file; lists the configs of the folder that are most alike.
+        ValueError: no model in it.
+    """
+    if isinstance(config, (str, Path)):
+        text = str(config)
+        if '::' in text:
+            config = get_config(text)
+        else:
+            path = Path(text)
+            if not path.is_file():
+                files = [str(f) for f in path.parent.glob('*.py')] if path.parent.is_dir() else []
+                hint = f' {nearest(text, files)}.' if files else ''
+                raise FileNotFoundError(
+                    f'The config {text!r} does not exist.{hint} Configs of an '
+                    "installed package are written 'mmdet::folder/name.py'."
+                )
+            config = Config.fromfile(path)
+    else:
+        config = (
+            Config(copy.deepcopy(dict(config)))
+            if not isinstance(config, Config)
+            else (copy.deepcopy(config))
+        )
+    if 'model' not in config and 'type' in config:
+        config = Config(dict(model=config.to_dict()))
+    if 'model' not in config:
+        raise ValueError("The config has no 'model'; give a full config or the model's dict.")
+    return config
+
+
+def build_model(config: Config) -> nn.Module:
+    """Builds ``config.model`` as a Runner would, with random weights, drawing no random number
+    of the caller's and leaving the default scope as it was."""
+    model = copy.deepcopy(config.model)
+    if isinstance(model, nn.Module):
+        return model
+    if config.get('data_preprocessor') is not None:
+        model.setdefault('data_preprocessor', config.data_preprocessor)
+    scope = config.get('default_scope') or _current_scope() or 'mmengine'
+    with rng_kept(), DefaultScope.overwrite_default_scope(scope):
+        _import_scope(scope)
+        return ROOT_MODELS.build(ConfigDict(model))
+
+
+def _current_scope() -> str | None:
+    current = DefaultScope.get_current_instance()
+    return current.scope_name if current else None
+
+
+def _import_scope(scope: str) -> None:
+    """Lets a package register its modules, without becoming the default scope for good."""
+    if scope in ('mmdet', 'mmseg', 'mmpretrain'):
+        import importlib
+
+        importlib.import_module(f'{scope}.utils').register_all_modules(init_default_scope=False)
+
+
+class Teacher:
+    """A frozen model outside the student: not in its parameters, state dict, EMA copy or DDP.
+
+    Copies of the student share it (a deep copy of the handle is the handle itself); device and
+    dtype moves of the student are forwarded by the distiller.
+
+    Args:
+        model: the network; it is frozen and put into eval mode in place.
+        identity: what a resumed run checks: ``config`` and ``checkpoint`` hashes.
+        classes: class names it was trained on, if known.
+    """
+
+    def __init__(
+        self, model: nn.Module, identity: dict | None = None, classes: Sequence[str] | None = None
+    ) -> None:
+        self.model = revert_sync_batchnorm(model)
+        self.model.requires_grad_(False)
+        self.identity = identity or dict(config=None, checkpoint=None)
+        self.classes = tuple(classes) if classes else None
+        self.recorder: Recorder | None = None
+        self._forward: PartialForward | None = None
+        self._convert: InputConverter | None = None
+        set_inference(self.model)
+
+    def __deepcopy__(self, memo: dict) -> Teacher:
+        return self
+
+    @classmethod
+    def build(
+        cls,
+        config: Any,
+        checkpoint: str | None = None,
+        allow_random: bool = False,
+        allow_partial: bool = False,
+        allow_class_mismatch: bool = False,
+        trust_checkpoint: bool = False,
+        student_classes: Sequence[str] | None = None,
+    ) -> Teacher:
+        """Builds and loads a teacher.
+
+        Args:
+            config: path, ``'pkg::path'``, dict or Config.
+            checkpoint: path or URL of its weights; ``None`` only with ``allow_random``.
+            allow_random: go on with random weights (for tests of the plumbing).
+            allow_partial: go on when some parameters are not in the checkpoint.
+            allow_class_mismatch: go on when teacher and student know different classes (sensible
+                for feature terms only).
+            trust_checkpoint: allow a checkpoint to hold pickled objects (they can run code).
+            student_classes: class names of the student's data set, if known.
+
+        Raises:
+            CheckpointError: missing, truncated, foreign or incomplete checkpoint.
+            ValueError: class names differ, or no checkpoint and no ``allow_random``.
+        """
+        cfg = load_model_config(config)
+        if checkpoint is None and not allow_random:
+            raise ValueError(
+                'teacher.checkpoint is None: a teacher with random weights teaches '
+                'noise. Give a path or URL, or allow_random=True for a dry run.'
+            )
+        model = build_model(cfg)
+        digest = hashlib.sha256(repr(cfg.model).encode()).hexdigest()
+        identity, classes = dict(config=digest, checkpoint=None), None
+        if checkpoint is None:
+            print_log(
+                'The teacher has RANDOM weights (allow_random=True): this run tests the '
+                'plumbing, its result means nothing.',
+                'current',
+                logging.WARNING,
+            )
+        else:
+            path = ckpt.fetch(checkpoint, 'teacher.checkpoint')
+            loaded = ckpt.load_file(path, 'teacher.checkpoint', trust_checkpoint)
+            _load_all(
+                model,
+                ckpt.state_dict_of(loaded, f'teacher.checkpoint={str(path)!r}'),
+                str(path),
+                allow_partial,
+            )
+            identity['checkpoint'] = ckpt.file_sha256(path)
+            classes = ckpt.classes_of(loaded)
+        _compare_classes(classes, student_classes, allow_class_mismatch)
+        return cls(model, identity, classes)
+
+    def connect(self, student: nn.Module, points: Sequence[TapPoint]) -> None:
+        """Listens at ``points`` and prepares the conversion from the student's inputs."""
+        self.close()
+        self.recorder = Recorder(self.model, 'teacher')
+        self.recorder.listen(points)
+        self._forward = PartialForward(self.model, self.recorder.paths, 'teacher tap')
+        self._convert = InputConverter(
+            getattr(student, 'data_preprocessor', None),
+            getattr(self.model, 'data_preprocessor', None),
+        )
+
+    @property
+    def depth(self) -> str:
+        """How deep it runs: ``'backbone'``, ``'neck'``, ``'head'`` or ``'full'``."""
+        return self._forward.depth
+
+    def run(self, inputs: Tensor, data_samples: list | None = None) -> None:
+        """Fills the recorder with what the taps see on the student's own (augmented) batch.
+
+        Runs without gradient (``no_grad``, not ``inference_mode``, whose tensors a loss could not
+        save for its backward) and under whatever autocast the student runs.
+        """
+        with torch.no_grad():
+            self.recorder.arm()
+            try:
+                self._forward(self._convert(inputs, data_samples), data_samples)
+            finally:
+                self.recorder.disarm()
+
+    def move(self, fn: Any) -> None:
+        """Applies a device or dtype change of the student to the teacher."""
+        self.model._apply(fn)
+
+    def close(self) -> None:
+        if self.recorder is not None:
+            self.recorder.close()
+            self.recorder = None
+
+
+def make_teacher(teacher: Any, student_classes: Sequence[str] | None = None) -> Teacher:
+    """A :class:`Teacher` from a handle, a module, or the ``teacher`` entry of a config."""
+    if isinstance(teacher, Teacher):
+        return teacher
+    if isinstance(teacher, nn.Module):
+        return Teacher(teacher)
+    if isinstance(teacher, dict):
+        check_keys(teacher, TEACHER_KEYS, 'teacher')
+        if 'config' not in teacher:
+            raise ValueError("teacher needs a 'config' (path, 'pkg::path', dict or Config).")
+        return Teacher.build(**teacher, student_classes=student_classes)
+    raise TypeError(
+        'teacher is dict(config=..., checkpoint=...), an nn.Module or a Teacher, '
+        f'not {type(teacher).__name__}.'
+    )
+
+
+def _load_all(model: nn.Module, state: dict, path: str, allow_partial: bool) -> None:
+    """Loads ``state``; every parameter and buffer of ``model`` must be in it, and nothing else."""
+    _copy_fitting(model, state)
+    wanted = {k: v for k, v in model.state_dict().items() if not k.endswith('num_batches_tracked')}
+    missing = [k for k in wanted if k not in state]
+    shapes = [
+        f'{k} is {tuple(state[k].shape)} in the file, {tuple(v.shape)} in the model'
+        for k, v in wanted.items()
+        if k in state and state[k].shape != v.shape
+    ]
+    if len(missing) == len(wanted):
+        example, own = next(iter(state)), next(iter(wanted))
+        raise ckpt.CheckpointError(
+            f'teacher.checkpoint={path!r} is of another model: none of its keys (first: '
+            f'{example!r}) belongs to the teacher (first: {own!r}). Check the pair of config and '
+            'checkpoint; a prefix in front of the names means that a wrapper saved the file.'
+        )
+    if shapes and not allow_partial:
+        raise ckpt.CheckpointError(
+            f'teacher.checkpoint={path!r} does not fit teacher.config: {_few(shapes)}. Number of '
+            'classes, depth or width differ; use the config that this checkpoint was trained with.'
+        )
+    if missing and not allow_partial:
+        raise ckpt.CheckpointError(
+            f'teacher.checkpoint={path!r} lacks {len(missing)} of {len(wanted)} entries of the '
+            f'teacher: {_few(missing)}. Use the matching config, or allow_partial=True to go on '
+            'with random values there.'
+        )
+    # A deeper network's file fills a shallower one completely; other parts (ema_...) do no harm.
+    parts = {k.split('.')[0] for k in wanted}
+    extra = [
+        k
+        for k in state
+        if k not in wanted and k.split('.')[0] in parts and not k.endswith('num_batches_tracked')
+    ]
+    if extra and not allow_partial:
+        raise ckpt.CheckpointError(
+            f'teacher.checkpoint={path!r} has {len(extra)} entries that the teacher lacks: '
+            f'{_few(extra)}. It was trained with another config, a deeper one perhaps; use that '
+            'one, or allow_partial=True to leave these entries out.'
+        )
+    if missing or shapes or extra:
+        print_log(
+            f'allow_partial=True: the teacher keeps random values in {len(missing)} missing '
+            f'and {len(shapes)} misshapen entries: {_few(missing + shapes)}; {len(extra)} '
+            f'entries of the file are left out: {_few(extra)}',
+            'current',
+            logging.WARNING,
+        )
+
+
+def _copy_fitting(module: nn.Module, state: dict, prefix: str = '') -> None:
+    """Copies the entries of right name and shape into ``module``.
+
+    Unlike ``load_state_dict`` it shows every module the whole ``state``, in which modules rename
+    what their older versions called otherwise (deformable convolutions, anchor-free heads).
+    """
+    version = state._metadata.get(prefix[:-1], {})
+    module._load_from_state_dict(state, prefix, version, True, [], [], [])
+    for name, child in module.named_children():
+        _copy_fitting(child, state, f'{prefix}{name}.')
+
+
+def _few(items: Sequence[str], count: int = 8) -> str:
+    more = f' and {len(items) - count} more' if len(items) > count else ''
+    return ', '.join(items[:count]) + more
+
+
+def _compare_classes(
+    teacher: Sequence[str] | None, student: Sequence[str] | None, allowed: bool
+) -> None:
+    if not teacher or not student or tuple(teacher) == tuple(student):
+        return
+    first = next(
+        (i for i, (t, s) in enumerate(zip(teacher, student)) if t != s),
+        min(len(teacher), len(student)),
+    )
+    names = [repr(c[first]) if first < len(c) else 'nothing' for c in (teacher, student)]
+    same = sorted(teacher) == sorted(student)
+    message = (
+        f'The teacher was trained on {len(teacher)} classes and the student has '
+        f'{len(student)}{", the same ones in another order" if same else ""}; they differ '
+        f'first at index {first} (teacher {names[0]}, student {names[1]}).'
+    )
+    if not allowed:
+        raise ValueError(
+            message + ' Logits of such a pair do not correspond. If only features '
+            'are distilled, add allow_class_mismatch=True to teacher.'
+        )
+    print_log(message, 'current', logging.WARNING)

@@ -1,0 +1,147 @@
+"""One line of a distillation plan: a loss between a student tap and a teacher tap."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as nnf
+
+from .registry import build_loss, check_keys
+from .schedule import Schedule
+from .taps import Capture, TapError, TapPoint, parse_tap
+
+TERM_KEYS = (
+    'loss',
+    'student',
+    'teacher',
+    'weight',
+    'name',
+    'begin',
+    'end',
+    'warmup',
+    'by_epoch',
+    'interval',
+    'resize',
+)
+_SCHEDULE_KEYS = ('begin', 'end', 'warmup', 'by_epoch', 'interval')
+
+
+class Term(nn.Module):
+    """Distils every level of one tap with a loss module (and connectors) of its own per level.
+
+    Args:
+        config: a term as written in a config (see ``docs/usage.md``).
+        student: resolves the student tap.
+        teacher: resolves the teacher tap.
+        index: position in the list of terms, for messages.
+
+    Raises:
+        ValueError: unknown key, bad weight or schedule, unknown loss.
+        TapError: a tap that does not resolve.
+    """
+
+    def __init__(self, config: dict, student: nn.Module, teacher: nn.Module, index: int) -> None:
+        super().__init__()
+        where = f'terms[{index}]'
+        if not isinstance(config, dict):
+            raise ValueError(f"{where} must be a dict with 'loss' and 'student', got {config!r}.")
+        check_keys(config, TERM_KEYS, where)
+        for key in ('loss', 'student'):
+            if key not in config:
+                raise ValueError(f'{where} lacks {key!r}.')
+        first_loss = build_loss(config['loss'], f'{where}.loss')
+        default_name = type(first_loss).__name__.removesuffix('Loss').lower()
+        self.name = config.get('name') or default_name
+        self.where = f'{where} ({self.name!r})'
+        weight = config.get('weight', 1.0)
+        if not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight < 0:
+            raise ValueError(f'{self.where}: weight={weight!r} must be a number, 0 or more.')
+        self.weight = float(weight)
+        try:
+            self.schedule = Schedule(**{k: config[k] for k in _SCHEDULE_KEYS if k in config})
+        except ValueError as error:
+            raise ValueError(f'{self.where}: {error}') from None
+        self.resize = config.get('resize')
+        if self.resize not in (None, 'bilinear'):
+            raise ValueError(f"{self.where}: resize is None or 'bilinear', not {self.resize!r}.")
+        self.loss_config = dict(config['loss'])
+        student_tap = config['student']
+        teacher_tap = config.get('teacher') or student_tap
+        self.student_points: list[TapPoint] = parse_tap(
+            student_tap, student, f'{self.where}.student'
+        )
+        self.teacher_points: list[TapPoint] = parse_tap(
+            teacher_tap, teacher, f'{self.where}.teacher'
+        )
+        self.losses = nn.ModuleList()
+        self.active = self.weight > 0
+        # A tensor, so that a ramp does not recompile a compiled step; never saved.
+        self.register_buffer('factor', torch.tensor(self.weight), persistent=False)
+
+    def connect(self, student: Sequence[Capture], teacher: Sequence[Capture], rng: Any) -> None:
+        """Builds one loss per level, with connectors sized by the probe's captures.
+
+        Raises:
+            TapError: different numbers of levels, or shapes that cannot be compared.
+        """
+        if len(student) != len(teacher):
+            raise TapError(
+                f'{self.where}: the student tap gives {len(student)} levels '
+                f'({_shapes(student)}) and the teacher tap {len(teacher)} ({_shapes(teacher)}). '
+                'Choose the same ones on both sides, for example with dict(path=..., levels=[...]).'
+            )
+        for s, t in zip(student, teacher):
+            self._check_size(s, t)
+            loss = build_loss(self.loss_config, f'{self.where}.loss')
+            loss.rng = rng
+            loss.connect(s.tensor.shape, t.tensor.shape)
+            wide = torch.promote_types(s.tensor.dtype, torch.float32)
+            loss.to(device=s.tensor.device, dtype=wide)
+            self.losses.append(loss)
+
+    def update(self, iteration: int, epoch: int) -> None:
+        """Sets activity and weight for a step."""
+        factor = self.weight * self.schedule.factor(iteration, epoch)
+        self.active = factor > 0
+        self.factor.fill_(factor)
+
+    def forward(self, student: Sequence[Capture], teacher: Sequence[Capture]) -> Tensor:
+        """Sum over the levels, times the current weight: a scalar."""
+        if not len(student) == len(teacher) == len(self.losses):
+            raise TapError(
+                f'{self.where}: {len(self.losses)} levels were connected, but this step '
+                f'gave {len(student)} (student) and {len(teacher)} (teacher).'
+            )
+        total = 0.0
+        for loss, s, t in zip(self.losses, student, teacher):
+            self._check_size(s, t)
+            total = total + loss(s.tensor, self._resized(t.tensor, s.tensor))
+        return total * self.factor
+
+    def idle(self) -> Tensor:
+        """Zero that touches every connector, so that DDP finds no unused parameter."""
+        return sum((p.sum() for p in self.parameters()), self.factor.new_zeros(())) * 0.0
+
+    def _check_size(self, s: Capture, t: Capture) -> None:
+        s_size, t_size = s.tensor.shape[2:], t.tensor.shape[2:]
+        if s.tensor.dim() != t.tensor.dim() or (s_size != t_size and self.resize is None):
+            raise TapError(
+                f'{self.where}: sizes differ: student {s.label!r} is {tuple(s.tensor.shape)}, '
+                f'teacher {t.label!r} is {tuple(t.tensor.shape)}. Tap levels of the same stride '
+                "(tools/inspect_model.py shows them), or add resize='bilinear' to the term."
+            )
+
+    def _resized(self, teacher: Tensor, student: Tensor) -> Tensor:
+        if teacher.shape[2:] == student.shape[2:]:
+            return teacher
+        return nnf.interpolate(
+            teacher.float(), size=student.shape[2:], mode='bilinear', align_corners=False
+        )
+
+
+def _shapes(captures: Sequence[Capture]) -> str:
+    return ', '.join(f'{c.label} {tuple(c.tensor.shape)}' for c in captures)

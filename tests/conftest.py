@@ -1,0 +1,20 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+DIGITS = dict(image_size=128, train=24, val=12, seed=0)
+
+
+@pytest.fixture(scope='session')
+def digits_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small digits set: 24 train and 12 val images of 128x128, made once a session.
+
+    A ``DigitsCocoDataset`` over it needs ``data_root=str(digits_root)`` and ``digits=DIGITS``.
+    """
+    from mmkd_plugin.datasets import ensure_digits
+
+    return ensure_digits(tmp_path_factory.mktemp('data') / 'digits', DIGITS, progress=False)

@@ -1,0 +1,364 @@
+"""DistillHook in real Runner trainings of the toy detector."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.runner import Runner
+from toys import TEACHER, TERM, hook_config, runner_config, toy_model, train
+
+TESTS = Path(__file__).parents[1]
+
+
+def weights(path) -> dict:
+    return torch.load(path, map_location='cpu', weights_only=False)
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def logged(work_dir, key) -> list:
+    lines = next(Path(work_dir).glob('*/vis_data/scalars.json')).read_text().splitlines()
+    return [row[key] for row in map(json.loads, lines) if key in row]
+
+
+@pytest.fixture
+def teacher_file(tmp_path):
+    path = tmp_path / 'teacher.pth'
+    state = toy_model(1, **{k: v for k, v in TEACHER.items() if k != 'type'}).state_dict()
+    torch.save(
+        dict(state_dict=state, meta=dict(dataset_meta=dict(classes=('dark', 'grey', 'bright')))),
+        path,
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize('term', [dict(TERM, weight=0.0), dict(TERM, begin=100)])
+@pytest.mark.parametrize('clip', [None, dict(max_norm=0.5)])
+def test_without_active_term_training_is_bit_identical(tmp_path, term, clip):
+    overrides = dict(
+        optim_wrapper=dict(
+            clip_grad=clip, optimizer=dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=1e-3)
+        ),
+        model=dict(type='ToyDetector', dropout=0.3),
+    )
+    train(runner_config(tmp_path / 'plain', **overrides))
+    train(runner_config(tmp_path / 'distilled', hook_config(term), **overrides))
+    plain, distilled = (
+        weights(tmp_path / d / 'iter_4.pth')['state_dict'] for d in ('plain', 'distilled')
+    )
+    assert same(plain, distilled)
+
+
+def test_an_active_term_does_change_training(tmp_path):
+    train(runner_config(tmp_path / 'plain'))
+    train(runner_config(tmp_path / 'distilled', hook_config()))
+    plain, distilled = (
+        weights(tmp_path / d / 'iter_4.pth')['state_dict'] for d in ('plain', 'distilled')
+    )
+    assert plain.keys() == distilled.keys() and not same(plain, distilled)
+
+
+def test_connectors_are_in_exactly_one_group_and_train(tmp_path):
+    checked = []
+
+    from mmengine.hooks import Hook
+
+    class Check(Hook):
+        priority = 'LOWEST'
+
+        def before_train(self, runner):
+            groups = runner.optim_wrapper.optimizer.param_groups
+            ids = [id(p) for g in groups for p in g['params']]
+            connectors = list(runner.model.distiller.parameters())
+            assert connectors and all(ids.count(id(p)) == 1 for p in connectors)
+            teacher = runner.model.distiller.teacher.model
+            assert not {id(p) for p in teacher.parameters()} & set(ids)
+            self.start = [p.detach().clone() for p in connectors]
+            self.teacher = copy.deepcopy(teacher.state_dict())
+
+        def after_train(self, runner):
+            connectors = list(runner.model.distiller.parameters())
+            assert not any(torch.equal(a, b) for a, b in zip(self.start, connectors))
+            assert same(self.teacher, runner.model.distiller.teacher.model.state_dict())
+            checked.append(True)
+
+    runner = Runner.from_cfg(runner_config(tmp_path, hook_config()))
+    runner.register_hook(Check())
+    runner.train()
+    assert checked
+
+
+def test_auto_scale_lr_paramwise_and_schedulers_survive_the_rebuild(tmp_path):
+    config = runner_config(
+        tmp_path,
+        hook_config(),
+        max_iters=2,
+        auto_scale_lr=dict(enable=True, base_batch_size=4),
+        optim_wrapper=dict(
+            optimizer=dict(type='SGD', lr=0.05),
+            paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.1))),
+        ),
+    )
+    plain = train(
+        runner_config(
+            tmp_path / 'plain',
+            max_iters=2,
+            **{k: config[k] for k in ('auto_scale_lr', 'optim_wrapper')},
+        )
+    )
+    distilled = train(config)
+    rates = [[g['lr'] for g in r.optim_wrapper.optimizer.param_groups] for r in (plain, distilled)]
+    assert rates[1][: len(rates[0])] == pytest.approx(rates[0]) and len(rates[1]) > len(rates[0])
+    assert max(rates[0]) < 0.025 + 1e-9  # scaled by 2/4, still warming up
+
+
+def test_checkpoint_holds_a_plain_student_and_the_rest_apart(tmp_path, teacher_file):
+    hook = hook_config(teacher=dict(config=TEACHER, checkpoint=teacher_file))
+    runner = train(runner_config(tmp_path, hook))
+    saved = weights(tmp_path / 'iter_4.pth')
+    assert list(saved['state_dict']) == list(toy_model().state_dict())
+    assert set(saved['distiller']) == {'version', 'connectors', 'teacher', 'seed'}
+    assert len(saved['distiller']['teacher']['checkpoint']) == 64
+    assert not hasattr(runner.model, 'distiller')  # given back after the run
+    width = weights(teacher_file)['state_dict']['backbone.stem.0.weight'].shape
+    tensors = [t for t in saved['optimizer']['state'].values()]
+    assert not any(s['momentum_buffer'].shape == width for s in tensors if 'momentum_buffer' in s)
+
+
+def test_checkpoint_loads_strictly_where_the_plugin_cannot_be_imported(tmp_path):
+    train(runner_config(tmp_path, hook_config()))
+    code = (
+        "import sys; sys.modules['mmkd_plugin'] = None\n"
+        f'sys.path.insert(0, {str(TESTS)!r})\n'
+        'import torch, toys\n'
+        'from mmengine.runner import load_checkpoint\n'
+        'model = toys.ToyDetector()\n'
+        f'load_checkpoint(model, {str(tmp_path / "iter_4.pth")!r}, strict=True)\n'
+        "print('LOADED')"
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert 'LOADED' in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize('extra', [[], [dict(type='EMAHook', update_buffers=True)]])
+def test_resume_continues_exactly(tmp_path, extra):
+    terms = [dict(TERM, warmup=3), dict(TERM, name='late', loss=dict(type='MGDLoss'), begin=1)]
+    hooks = [hook_config(*terms), *extra]
+    train(runner_config(tmp_path / 'through', *hooks, max_iters=6))
+    train(runner_config(tmp_path / 'killed', *hooks, max_iters=4))
+    (tmp_path / 'killed' / 'iter_4.pth').unlink()
+    (tmp_path / 'killed' / 'last_checkpoint').write_text(str(tmp_path / 'killed' / 'iter_2.pth'))
+    train(runner_config(tmp_path / 'killed', *hooks, max_iters=6, resume=True))
+    a, b = (weights(tmp_path / d / 'iter_6.pth') for d in ('through', 'killed'))
+    assert same(a['state_dict'], b['state_dict'])
+    assert same(a['distiller']['connectors'], b['distiller']['connectors'])
+    for key in a['optimizer']['state']:
+        assert same(a['optimizer']['state'][key], b['optimizer']['state'][key])
+    if extra:
+        assert same(a['ema_state_dict'], b['ema_state_dict'])
+
+
+def test_another_teacher_on_resume_warns(tmp_path, teacher_file, capsys):
+    def hook(path):
+        return hook_config(teacher=dict(config=TEACHER, checkpoint=path))
+
+    train(runner_config(tmp_path / 'run', hook(teacher_file), max_iters=2))
+    other = weights(teacher_file)
+    other['state_dict']['neck.convs.0.bias'] += 1
+    torch.save(other, tmp_path / 'other.pth')
+    train(
+        runner_config(tmp_path / 'run', hook(str(tmp_path / 'other.pth')), max_iters=4, resume=True)
+    )
+    assert "teacher's checkpoint is not the one" in capsys.readouterr().out
+
+
+def test_resume_with_other_terms_is_refused(tmp_path):
+    train(runner_config(tmp_path, hook_config(), max_iters=2))
+    other = hook_config(dict(TERM, student='neck.convs.0'))
+    with pytest.raises(ValueError, match='terms are not those'):
+        train(runner_config(tmp_path, other, max_iters=4, resume=True))
+
+
+def test_foreign_load_from_is_refused(tmp_path):
+    torch.save(dict(state_dict={'architecture.x': torch.zeros(1)}), tmp_path / 'foreign.pth')
+    with pytest.raises(ValueError, match='architecture.x'):
+        train(runner_config(tmp_path, hook_config(), load_from=str(tmp_path / 'foreign.pth')))
+
+
+def test_ema_of_a_distilled_student_is_plain_and_validation_keeps_weights(tmp_path):
+    hooks = [hook_config(), dict(type='EMAHook', update_buffers=True)]
+    train(runner_config(tmp_path, *hooks))
+    saved = weights(tmp_path / 'iter_4.pth')
+    assert not any('distiller' in key for key in saved['ema_state_dict'])
+    toy_model().load_state_dict(saved['state_dict'], strict=True)
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
+def test_amp(tmp_path, dtype):
+    optim = dict(type='AmpOptimWrapper', dtype=dtype, optimizer=dict(type='SGD', lr=0.01))
+    try:
+        from mmengine.optim import AmpOptimWrapper  # noqa: F401
+
+        train(runner_config(tmp_path, hook_config(), max_iters=3, optim_wrapper=optim))
+    except AssertionError as error:  # mmengine: "only available on GPU"
+        pytest.skip(str(error))
+    assert all(torch.isfinite(torch.tensor(logged(tmp_path, 'loss_gdd'))))
+
+
+def test_gradient_accumulation_equals_a_larger_batch(tmp_path):
+    """For a loss that is a mean over samples; the toy's norm is frozen out of the comparison."""
+    from toys import toy_batch
+
+    import mmkd_plugin
+
+    grads = []
+    for sizes in ([4], [2, 2]):
+        student = toy_model().train()
+        mmkd_plugin.attach(
+            student,
+            teacher=toy_model(1),
+            probe_size=(16, 16),
+            terms=[dict(TERM, loss=dict(type='CWDLoss'))],
+        )
+        for module in student.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.eval()
+        start = 0
+        for n in sizes:
+            losses = student(*toy_batch(n, start=start), mode='loss')
+            (losses['loss_gdd'] * n / 4).backward()
+            start += n
+        grads.append(student.neck.convs[0].weight.grad)
+    assert torch.allclose(*grads, atol=1e-7)
+
+
+def test_nan_teacher_stops_the_run_and_names_the_tap(tmp_path, teacher_file):
+    broken = weights(teacher_file)
+    broken['state_dict']['neck.convs.1.bias'][:] = float('nan')
+    torch.save(broken, tmp_path / 'nan.pth')
+    hook = hook_config(
+        dict(TERM, begin=3), teacher=dict(config=TEACHER, checkpoint=str(tmp_path / 'nan.pth'))
+    )
+    with pytest.raises(FloatingPointError, match="iteration 3 in the teacher tap 'neck.convs.1'"):
+        train(runner_config(tmp_path / 'run', hook))
+    assert (tmp_path / 'run' / 'iter_2.pth').is_file()
+    assert not (tmp_path / 'run' / 'iter_4.pth').exists()
+
+
+@pytest.mark.parametrize('with_load_from', [False, True])
+def test_init_student_copies_neck_and_head_but_load_from_wins(
+    tmp_path, teacher_file, with_load_from
+):
+    start = {}
+    from mmengine.hooks import Hook
+
+    class Spy(Hook):
+        priority = 'LOWEST'
+
+        def before_train(self, runner):
+            start.update(copy.deepcopy(runner.model.state_dict()))
+
+    hook = hook_config(
+        teacher=dict(config=TEACHER, checkpoint=teacher_file), init_student='neck+head'
+    )
+    loaded = toy_model(9).state_dict()
+    torch.save(
+        dict(state_dict={k: v for k, v in loaded.items() if 'cls' in k}), tmp_path / 'head.pth'
+    )
+    extra = dict(load_from=str(tmp_path / 'head.pth')) if with_load_from else {}
+    runner = Runner.from_cfg(runner_config(tmp_path / 'run', hook, max_iters=1, **extra))
+    runner.register_hook(Spy())
+    runner.train()
+    teacher = weights(teacher_file)['state_dict']
+    assert torch.equal(start['neck.convs.0.bias'], teacher['neck.convs.0.bias'])
+    expected = loaded if with_load_from else teacher
+    assert torch.equal(start['bbox_head.cls.weight'], expected['bbox_head.cls.weight'])
+
+
+def test_two_hooks_are_refused(tmp_path):
+    with pytest.raises(ValueError, match='attached twice'):
+        train(runner_config(tmp_path, hook_config(), hook_config(dict(TERM, name='b'))))
+
+
+def test_val_and_test_runs_need_no_teacher(tmp_path):
+    from mmengine.evaluator import BaseMetric
+    from mmengine.registry import METRICS
+
+    @METRICS.register_module(force=True)
+    class ToyCount(BaseMetric):
+        def process(self, data_batch, data_samples):
+            self.results += [1] * len(data_samples)
+
+        def compute_metrics(self, results):
+            return dict(count=len(results))
+
+    loader = dict(
+        dataset=dict(type='ToyImages'),
+        batch_size=2,
+        num_workers=0,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        collate_fn=dict(type='pseudo_collate'),
+    )
+    hook = hook_config(teacher=dict(config='gone.py', checkpoint='gone.pth'))
+    config = runner_config(
+        tmp_path,
+        hook,
+        test_dataloader=loader,
+        test_cfg=dict(),
+        test_evaluator=dict(type='ToyCount'),
+        val_dataloader=loader,
+        val_cfg=dict(),
+        val_evaluator=dict(type='ToyCount'),
+    )
+    runner = Runner.from_cfg(config)
+    assert runner.test()['count'] == runner.val()['count'] == 8
+
+
+def test_train_then_test_on_one_runner(tmp_path):
+    runner = train(runner_config(tmp_path, hook_config()))
+    runner.call_hook('before_run')  # what runner.test() does first
+    assert not hasattr(runner.model, 'distiller')
+
+
+def test_finished_optimizer_is_refused_with_a_sentence(tmp_path):
+    from mmengine.optim import OptimWrapper
+
+    config = runner_config(tmp_path, hook_config())
+    model = toy_model()
+    config.pop('model'), config.pop('optim_wrapper'), config.pop('param_scheduler')
+    optim = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
+    runner = Runner(
+        model=model,
+        optim_wrapper=optim,
+        work_dir=str(tmp_path),
+        train_dataloader=config.train_dataloader.to_dict(),
+        train_cfg=config.train_cfg.to_dict(),
+        experiment_name='finished',
+        custom_hooks=[hook_config()],
+        log_level='WARNING',
+    )
+    with pytest.raises(ValueError, match='Runner.from_cfg'):
+        runner.train()
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (dict(), 'terms'),
+        (dict(terms=[dict(TERM)], recipe='gdd'), 'not both'),
+        (dict(recipe='gdd', init_student='nek'), "nearest: 'neck'"),
+    ],
+)
+def test_wrong_hook_arguments(arguments, message):
+    from mmkd_plugin.hooks import DistillHook
+
+    with pytest.raises(ValueError, match=message):
+        DistillHook(teacher={}, **arguments)

@@ -1,0 +1,76 @@
+"""A full disk while saving: the previous checkpoint stays."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+SCRIPT = """
+import resource, signal, sys
+sys.path[:0] = [{root!r}, {tests!r}]
+import toys
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+class FillDisk(Hook):
+    priority = 'VERY_HIGH'
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter == 3:  # the second save meets the limit: files may no longer grow
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+
+config = toys.runner_config({work!r}, toys.hook_config(), max_iters=6, default_hooks=dict(
+    logger=dict(type='LoggerHook', interval=100),
+    checkpoint=dict(type={hook!r}, by_epoch=False, interval=2, max_keep_ckpts=1)))
+runner = Runner.from_cfg(config)
+runner.register_hook(FillDisk())
+runner.train()
+"""
+
+
+def run(work: Path, hook: str) -> subprocess.CompletedProcess:
+    code = SCRIPT.format(root=str(TESTS.parent), tests=str(TESTS), work=str(work), hook=hook)
+    return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+
+
+def test_the_old_checkpoint_survives_a_full_disk(tmp_path):
+    done = run(tmp_path, 'mmkd_plugin.SafeCheckpointHook')
+    assert done.returncode != 0
+    assert 'The previous one is intact' in done.stderr
+    assert [p.name for p in tmp_path.glob('*.pth')] == ['iter_2.pth']
+    assert (tmp_path / 'last_checkpoint').read_text().endswith('iter_2.pth')
+    import torch
+
+    assert torch.load(tmp_path / 'iter_2.pth', weights_only=False)['state_dict']
+
+
+def test_the_original_hook_would_have_lost_it(tmp_path):
+    """Shows that the test above can fail: MMEngine removes the old file first."""
+    run(tmp_path, 'CheckpointHook')
+    assert not (tmp_path / 'iter_2.pth').exists()
+
+
+@pytest.mark.parametrize('keep', [1, 2])
+def test_old_checkpoints_are_removed_after_success(tmp_path, keep):
+    from toys import hook_config, runner_config, train
+
+    train(
+        runner_config(
+            tmp_path,
+            hook_config(),
+            max_iters=6,
+            default_hooks=dict(
+                checkpoint=dict(
+                    type='mmkd_plugin.SafeCheckpointHook',
+                    by_epoch=False,
+                    interval=2,
+                    max_keep_ckpts=keep,
+                )
+            ),
+        )
+    )
+    assert len(list(tmp_path.glob('*.pth'))) == keep

@@ -1,0 +1,65 @@
+"""torch.compile: attaching adds no graph break, and the numbers stay."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from toys import TERM, toy_batch, toy_model
+
+import mmkd_plugin
+
+pytest.importorskip('torch._dynamo')
+
+
+def attached(loss: dict, **kwargs):
+    student = toy_model()
+    mmkd_plugin.attach(
+        student,
+        teacher=toy_model(1, width=8),
+        probe_size=(16, 16),
+        terms=[dict(TERM, loss=loss, **kwargs)],
+    )
+    return student.train()
+
+
+def graph_breaks(student) -> int:
+    torch._dynamo.reset()
+    inputs, samples = toy_batch()
+    return torch._dynamo.explain(lambda x: student(x, samples, mode='loss'))(
+        inputs
+    ).graph_break_count
+
+
+def test_attaching_adds_no_graph_break():
+    plain = graph_breaks(toy_model().train())
+    assert graph_breaks(attached(dict(type='CWDLoss'))) == plain
+
+
+@pytest.mark.parametrize('loss', [dict(type='CWDLoss'), dict(type='GDDLoss', noise='channel')])
+def test_compiled_step_gives_the_eager_numbers(loss):
+    torch._dynamo.reset()
+    inputs, samples = toy_batch()
+    values = []
+    for compiled in (False, True):
+        student = attached(loss, warmup=4)
+        run = torch.compile(student, backend='aot_eager') if compiled else student
+        for iteration in range(3):
+            student.distiller.set_progress(iteration)
+            losses = run(inputs, samples, mode='loss')
+            values.append(losses['loss_gdd'].item())
+            losses['loss_gdd'].backward()
+    assert values[:3] == pytest.approx(values[3:], rel=1e-4)
+
+
+def test_a_ramp_does_not_recompile():
+    torch._dynamo.reset()
+    inputs, samples = toy_batch()
+    student = attached(dict(type='CWDLoss'), warmup=50)
+    counter = torch._dynamo.testing.CompileCounter()
+    run = torch.compile(student, backend=counter)
+    for iteration in range(6):
+        student.distiller.set_progress(iteration)
+        run(inputs, samples, mode='loss')
+        if iteration == 1:
+            settled = counter.frame_count
+    assert counter.frame_count == settled
