@@ -1,14 +1,15 @@
-"""Reading checkpoint files without running code from them."""
+"""Reading checkpoint files without running code from them, and loading all of a model."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -16,8 +17,9 @@ from urllib.parse import urlparse
 import numpy as np
 import torch
 from mmengine.dist import barrier, get_rank
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, print_log
 from mmengine.utils import digit_version
+from torch import nn
 
 from .registry import nearest
 
@@ -200,3 +202,82 @@ def classes_of(checkpoint: Any) -> Any:
         if source.get(name):
             return tuple(source[name])
     return None
+
+
+def load_all(model: nn.Module, state: dict, path: str, allow_partial: bool) -> None:
+    """Loads ``state``; every parameter and buffer of ``model`` must be in it, and nothing else.
+
+    Args:
+        model: the teacher's network.
+        state: result of :func:`state_dict_of`.
+        path: of the file, for messages.
+        allow_partial: go on, with a warning, where the file lacks entries or has more.
+
+    Raises:
+        CheckpointError: listing what is missing, misshapen or too much.
+    """
+    _copy_fitting(model, state)
+    wanted = {k: v for k, v in model.state_dict().items() if not k.endswith('num_batches_tracked')}
+    missing = [k for k in wanted if k not in state]
+    shapes = [
+        f'{k} is {tuple(state[k].shape)} in the file, {tuple(v.shape)} in the model'
+        for k, v in wanted.items()
+        if k in state and state[k].shape != v.shape
+    ]
+    if len(missing) == len(wanted):
+        example, own = next(iter(state)), next(iter(wanted))
+        raise CheckpointError(
+            f'teacher.checkpoint={path!r} is of another model: none of its keys (first: '
+            f'{example!r}) belongs to the teacher (first: {own!r}). Check the pair of config and '
+            'checkpoint; a prefix in front of the names means that a wrapper saved the file.'
+        )
+    if shapes and not allow_partial:
+        raise CheckpointError(
+            f'teacher.checkpoint={path!r} does not fit teacher.config: {_few(shapes)}. Number of '
+            'classes, depth or width differ; use the config that this checkpoint was trained with.'
+        )
+    if missing and not allow_partial:
+        raise CheckpointError(
+            f'teacher.checkpoint={path!r} lacks {len(missing)} of {len(wanted)} entries of the '
+            f'teacher: {_few(missing)}. Use the matching config, or allow_partial=True to go on '
+            'with random values there.'
+        )
+    # A deeper network's file fills a shallower one completely; other parts (ema_...) do no harm.
+    parts = {k.split('.')[0] for k in wanted}
+    extra = [
+        k
+        for k in state
+        if k not in wanted and k.split('.')[0] in parts and not k.endswith('num_batches_tracked')
+    ]
+    if extra and not allow_partial:
+        raise CheckpointError(
+            f'teacher.checkpoint={path!r} has {len(extra)} entries that the teacher lacks: '
+            f'{_few(extra)}. It was trained with another config, a deeper one perhaps; use that '
+            'one, or allow_partial=True to leave these entries out.'
+        )
+    if missing or shapes or extra:
+        print_log(
+            f'allow_partial=True: the teacher keeps random values in {len(missing)} missing '
+            f'and {len(shapes)} misshapen entries: {_few(missing + shapes)}; {len(extra)} '
+            f'entries of the file are left out: {_few(extra)}',
+            'current',
+            logging.WARNING,
+        )
+
+
+def _copy_fitting(module: nn.Module, state: dict, prefix: str = '') -> None:
+    """Copies the entries of right name and shape into ``module``.
+
+    Unlike ``load_state_dict`` it shows every module the whole ``state``, in which modules rename
+    what their older versions called otherwise (deformable convolutions, anchor-free heads).
+    """
+    version = state._metadata.get(prefix[:-1], {})
+    module._load_from_state_dict(state, prefix, version, False, [], [], [])
+    for name, child in module._modules.items():
+        if child is not None:
+            _copy_fitting(child, state, f'{prefix}{name}.')
+
+
+def _few(items: Sequence[str], count: int = 8) -> str:
+    more = f' and {len(items) - count} more' if len(items) > count else ''
+    return ', '.join(items[:count]) + more

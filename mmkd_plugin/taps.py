@@ -4,7 +4,7 @@ A *tap* names module outputs (or inputs) by path; it never changes the model. Pa
 ``model.named_modules()``; ``*`` stands for one path segment and ``**`` for any number of them::
 
     'neck.fpn_convs.*.conv'                         four modules, four levels
-    'neck'                                          one module, one level per map of its tuple output
+    'neck'                                          one level per map of its tuple output
     'bbox_head.gfl_cls'                             one module called once per level
     dict(path='backbone', levels=[-1])              only the last map of the tuple
     dict(path='bbox_head.gfl_cls', source='input')  what the module was given
@@ -15,14 +15,14 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Union
+from typing import Any
 
 from torch import Tensor, nn
 
 from .compat import is_compiling
 from .registry import check_keys, nearest
 
-TapConfig = Union[str, dict, Sequence[str | dict]]
+TapConfig = str | dict | Sequence[str | dict]
 _TAP_KEYS = ('path', 'source', 'levels', 'calls')
 
 

@@ -171,12 +171,8 @@ class Teacher:
         else:
             path = ckpt.fetch(checkpoint, 'teacher.checkpoint')
             loaded = ckpt.load_file(path, 'teacher.checkpoint', trust_checkpoint)
-            _load_all(
-                model,
-                ckpt.state_dict_of(loaded, f'teacher.checkpoint={str(path)!r}'),
-                str(path),
-                allow_partial,
-            )
+            state = ckpt.state_dict_of(loaded, f'teacher.checkpoint={str(path)!r}')
+            ckpt.load_all(model, state, str(path), allow_partial)
             identity['checkpoint'] = ckpt.file_sha256(path)
             classes = ckpt.classes_of(loaded)
         _compare_classes(classes, student_classes, allow_class_mismatch)
@@ -236,74 +232,6 @@ def make_teacher(teacher: Any, student_classes: Sequence[str] | None = None) -> 
         'teacher is dict(config=..., checkpoint=...), an nn.Module or a Teacher, '
         f'not {type(teacher).__name__}.'
     )
-
-
-def _load_all(model: nn.Module, state: dict, path: str, allow_partial: bool) -> None:
-    """Loads ``state``; every parameter and buffer of ``model`` must be in it, and nothing else."""
-    _copy_fitting(model, state)
-    wanted = {k: v for k, v in model.state_dict().items() if not k.endswith('num_batches_tracked')}
-    missing = [k for k in wanted if k not in state]
-    shapes = [
-        f'{k} is {tuple(state[k].shape)} in the file, {tuple(v.shape)} in the model'
-        for k, v in wanted.items()
-        if k in state and state[k].shape != v.shape
-    ]
-    if len(missing) == len(wanted):
-        example, own = next(iter(state)), next(iter(wanted))
-        raise ckpt.CheckpointError(
-            f'teacher.checkpoint={path!r} is of another model: none of its keys (first: '
-            f'{example!r}) belongs to the teacher (first: {own!r}). Check the pair of config and '
-            'checkpoint; a prefix in front of the names means that a wrapper saved the file.'
-        )
-    if shapes and not allow_partial:
-        raise ckpt.CheckpointError(
-            f'teacher.checkpoint={path!r} does not fit teacher.config: {_few(shapes)}. Number of '
-            'classes, depth or width differ; use the config that this checkpoint was trained with.'
-        )
-    if missing and not allow_partial:
-        raise ckpt.CheckpointError(
-            f'teacher.checkpoint={path!r} lacks {len(missing)} of {len(wanted)} entries of the '
-            f'teacher: {_few(missing)}. Use the matching config, or allow_partial=True to go on '
-            'with random values there.'
-        )
-    # A deeper network's file fills a shallower one completely; other parts (ema_...) do no harm.
-    parts = {k.split('.')[0] for k in wanted}
-    extra = [
-        k
-        for k in state
-        if k not in wanted and k.split('.')[0] in parts and not k.endswith('num_batches_tracked')
-    ]
-    if extra and not allow_partial:
-        raise ckpt.CheckpointError(
-            f'teacher.checkpoint={path!r} has {len(extra)} entries that the teacher lacks: '
-            f'{_few(extra)}. It was trained with another config, a deeper one perhaps; use that '
-            'one, or allow_partial=True to leave these entries out.'
-        )
-    if missing or shapes or extra:
-        print_log(
-            f'allow_partial=True: the teacher keeps random values in {len(missing)} missing '
-            f'and {len(shapes)} misshapen entries: {_few(missing + shapes)}; {len(extra)} '
-            f'entries of the file are left out: {_few(extra)}',
-            'current',
-            logging.WARNING,
-        )
-
-
-def _copy_fitting(module: nn.Module, state: dict, prefix: str = '') -> None:
-    """Copies the entries of right name and shape into ``module``.
-
-    Unlike ``load_state_dict`` it shows every module the whole ``state``, in which modules rename
-    what their older versions called otherwise (deformable convolutions, anchor-free heads).
-    """
-    version = state._metadata.get(prefix[:-1], {})
-    module._load_from_state_dict(state, prefix, version, True, [], [], [])
-    for name, child in module.named_children():
-        _copy_fitting(child, state, f'{prefix}{name}.')
-
-
-def _few(items: Sequence[str], count: int = 8) -> str:
-    more = f' and {len(items) - count} more' if len(items) > count else ''
-    return ', '.join(items[:count]) + more
 
 
 def _compare_classes(

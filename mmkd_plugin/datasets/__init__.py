@@ -2,7 +2,8 @@
 
 from importlib.util import find_spec
 
-from .digits import CLASSES, DigitsSpec, ensure_digits
+from .digits import CLASSES, ensure_digits
+from .digits_scene import DigitsSpec
 
 __all__ = ['CLASSES', 'DigitsSpec', 'ensure_digits']
 

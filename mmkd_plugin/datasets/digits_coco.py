@@ -6,7 +6,8 @@ from mmdet.datasets import CocoDataset
 
 from mmkd_plugin.registry import DATASETS
 
-from .digits import CLASSES, PALETTE, SPLITS, ensure_digits
+from .digits import CLASSES, PALETTE, ensure_digits
+from .digits_scene import SPLITS
 
 
 @DATASETS.register_module()

@@ -34,7 +34,8 @@ img { width: 100%; height: auto; display: block; }
 figure { margin: 0; }
 svg { width: 100%; height: auto; display: block; border-radius: 8px; }
 svg rect { fill: none; stroke-width: 1.1; }
-svg text { font: 700 7px system-ui, sans-serif; paint-order: stroke; stroke: #000; stroke-width: 1.4px; }
+svg text { font: 700 7px system-ui, sans-serif; paint-order: stroke; stroke: #000;
+           stroke-width: 1.4px; }
 rect.truth { stroke: #fff; } text.truth { fill: #fff; }
 rect.right { stroke: #4ade80; } text.right { fill: #4ade80; }
 rect.wrong { stroke: #f87171; } text.wrong { fill: #fda4a4; }
@@ -54,12 +55,14 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 <p class="note">GFL detectors trained from scratch on handwritten digits, a synthetic scene around
 real scans. The numbers are of this run on this machine.</p>
 <section class="verdict"><!--VERDICT--></section>
-<section><h2>Results</h2><div class="wide"><!--TABLE--></div><p class="note"><!--NOTE--></p></section>
+<section><h2>Results</h2><div class="wide"><!--TABLE--></div>
+<p class="note"><!--NOTE--></p></section>
 <section><h2>Training curves</h2><!--AP--><!--LOSSES--></section>
 <section><h2>Classes</h2><!--CLASSES--></section>
 <section><h2>Detections</h2>
-<p class="note">The first images of the validation set, in their order; seed 0; detections with a score above 0.3.
-Green: right class and an IoU of at least 0.5. Red: wrong. Dashed yellow: a digit that was missed.</p>
+<p class="note">The first images of the validation set, in their order; seed 0; detections with a
+score above 0.3. Green: right class and an IoU of at least 0.5. Red: wrong. Dashed yellow: a digit
+that was missed.</p>
 <!--GALLERY--></section>
 <section><h2>How it was made</h2><!--FACTS--></section>
 <section><h2>Runs</h2><div class="wide runs"><!--RUNS--></div></section>

@@ -1,0 +1,111 @@
+"""tools/inspect_model.py on small variants of mmdet's GFL."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'inspect_model.py'
+
+CONFIG = """
+_base_ = 'mmdet::gfl/gfl_r50_fpn_1x_coco.py'
+model = dict(
+    backbone=dict(depth=18, base_channels=8, frozen_stages=-1, init_cfg=None),
+    neck=dict(in_channels=[8, 16, 32, 64], out_channels={width}, start_level={start},
+              num_outs={levels}),
+    bbox_head=dict(in_channels={width}, feat_channels=32, stacked_convs=1,
+                   anchor_generator=dict(strides=[8, 16, 32, 64, 128][:{levels}])))
+"""
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(TOOL.parent))
+    spec = importlib.util.spec_from_file_location('tool_inspect_model', TOOL)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # for its dataclass
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope='module')
+def configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp('inspect')
+    for name, width, start, levels in (
+        ('student', 32, 1, 5),
+        ('wide', 64, 1, 5),
+        ('fewer', 32, 1, 3),
+        ('finer', 32, 0, 5),
+    ):
+        text = CONFIG.format(width=width, start=start, levels=levels)
+        (folder / f'{name}.py').write_text(text)
+    return folder
+
+
+def as_json(tool, capsys, *arguments) -> dict:
+    tool.main([*map(str, arguments), '--size', '128', '192', '--json'])
+    return json.loads(capsys.readouterr().out)
+
+
+def test_shapes_strides_and_calls(tool, configs, capsys):
+    found = as_json(tool, capsys, configs / 'student.py')
+    places = {p['path']: p['student'] for p in found['places']}
+    assert places['neck.fpn_convs.1.conv']['shape'] == [1, 32, 8, 12]
+    assert places['neck.fpn_convs.1.conv']['stride'] == 16
+    assert places['neck.fpn_convs.1.conv']['kind'] == 'Conv2d'
+    assert places['bbox_head.gfl_cls']['calls'] == 5, 'one head, called for each level'
+    assert [s[1:] for s in places['neck']['shapes']][:2] == [[32, 16, 24], [32, 8, 12]]
+    assert all(p['teacher'] is None for p in found['places'])
+
+
+@pytest.mark.parametrize('teacher, mark', [('student', '='), ('wide', '~'), ('finer', '!')])
+def test_pairs_are_marked(tool, configs, capsys, teacher, mark):
+    found = as_json(
+        tool, capsys, configs / 'student.py', '--teacher', configs / f'{teacher}.py',
+        '--filter', 'neck.fpn_convs.*.conv',
+    )  # fmt: skip
+    places = [p for p in found['places'] if p['student'] and p['teacher']]
+    assert places and {p['mark'] for p in places} == {mark}
+
+
+def test_other_calls_of_a_shared_head_are_no_match(tool, configs, capsys):
+    found = as_json(tool, capsys, configs / 'student.py', '--teacher', configs / 'fewer.py')
+    marks = {p['path']: p['mark'] for p in found['places']}
+    assert marks['bbox_head.gfl_cls'] == '!'
+    assert marks['neck.fpn_convs.4.conv'] == '', 'the teacher has no such place'
+    assert 'cannot pair 5 FPN levels' in found['recipes'][0]['error']
+
+
+def test_recipes_say_where_they_tap(tool, configs, capsys):
+    found = as_json(tool, capsys, configs / 'student.py', '--teacher', configs / 'wide.py')
+    recipes = {r['recipe']: r for r in found['recipes']}
+    assert set(recipes) >= {'gdd', 'gdd-shared', 'cwd', 'mgd', 'pkd'}
+    assert recipes['gdd']['student'] == 'neck.fpn_convs.*.conv' and recipes['gdd']['weight'] == 65
+
+
+def test_filter_and_depth(tool, configs, capsys):
+    student = configs / 'student.py'
+    paths = [p['path'] for p in as_json(tool, capsys, student, '--depth', '1')['places']]
+    assert paths == ['backbone', 'neck', 'bbox_head']
+    found = as_json(tool, capsys, student, '--filter', 'backbone.layer4.**')['places']
+    assert len(found) > 5 and all(p['path'].startswith('backbone.layer4.') for p in found)
+    with pytest.raises(SystemExit, match="'nck.*' .*begin with backbone, bbox_head, neck"):
+        tool.main([str(student), '--filter', 'nck.*'])
+    with pytest.raises(SystemExit, match='--depth is at least 1, not 0'):
+        tool.main([str(student), '--depth', '0'])
+
+
+@pytest.mark.parametrize('columns', [60, 80, 160])
+def test_the_table_fits_the_terminal(tool, configs, capsys, monkeypatch, columns):
+    monkeypatch.setenv('COLUMNS', str(columns))
+    tool.main([str(configs / 'student.py'), '--teacher', str(configs / 'wide.py')])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(len(line) for line in lines) <= columns
+    text = ''.join(line.split(' ')[0] for line in lines)
+    assert 'neck.fpn_convs.0.conv' in text, 'a path may be folded but never cut'
+    assert any('~' in line for line in lines)

@@ -1,0 +1,248 @@
+"""The training runs of tools/demo.py: start, resume, watch and recognise them, read their logs."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTE = 'run.json'  # what a run was started with, and whether it is finished
+LOG = 'train.log'
+
+
+class DemoError(RuntimeError):
+    """A run failed; the message is for the user."""
+
+
+@dataclass
+class DemoRun:
+    """One training run of the demo, in a folder of its own.
+
+    Args:
+        role: 'teacher', 'student' or 'distilled'.
+        seed: Seed of the run.
+        config: Path of its config, relative to the repository.
+        folder: Its work dir.
+        epochs: Number of epochs.
+        options: ``--cfg-options`` in the form key=value.
+        teacher: The run whose checkpoint is the teacher.
+    """
+
+    role: str
+    seed: int
+    config: str
+    folder: Path
+    epochs: int
+    options: list[str]
+    teacher: DemoRun | None = None
+    reused: bool = field(default=False, init=False)
+
+    @property
+    def name(self) -> str:
+        return self.role if self.role == 'teacher' else f'{self.role}, seed {self.seed}'
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / f'epoch_{self.epochs}.pth'
+
+    def all_options(self) -> list[str]:
+        if self.teacher is None:
+            return self.options
+        return [*self.options, f'custom_hooks.0.teacher.checkpoint={self.teacher.checkpoint}']
+
+    def command(self) -> list[str]:
+        """The command that trains it, or goes on from its last checkpoint."""
+        command = ['tools/train.py', self.config, '--work-dir', str(self.folder), '--resume']
+        options = self.all_options()
+        return command + (['--cfg-options', *options] if options else [])
+
+    def shown_command(self) -> str:
+        return shlex.join(['python', *self.command()])
+
+    def resolved(self):
+        """Its config with all options applied."""
+        from mmengine.config import Config, DictAction
+
+        config = Config.fromfile(str(ROOT / self.config))
+        if self.all_options():
+            parser = argparse.ArgumentParser()
+            parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+            config.merge_from_dict(
+                parser.parse_args(['--cfg-options', *self.all_options()]).cfg_options
+            )
+        return config
+
+    def iterations(self) -> int:
+        config = self.resolved()
+        loader = config.train_dataloader
+        images = (loader.dataset.get('digits') or {}).get('train', 800)
+        return self.epochs * math.ceil(images / loader.batch_size)
+
+    # ------------------------------------------------------------------------ finished or not
+
+    def fingerprint(self) -> str:
+        """Changes with everything that would change the result: settings, and for a distilled run
+        also the teacher's file and the plugin's code."""
+        digest = hashlib.sha256()
+        settings = self.resolved().to_dict()
+        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+        if self.teacher is not None:
+            digest.update(self.teacher.checkpoint.read_bytes())
+            for source in sorted((ROOT / 'mmkd_plugin').rglob('*.py')):
+                if source.parent.name not in ('datasets', 'visualization'):
+                    digest.update(source.read_bytes())
+        return digest.hexdigest()
+
+    def note(self) -> dict:
+        try:
+            return json.loads((self.folder / NOTE).read_text(encoding='utf-8'))
+        except (OSError, ValueError):
+            return {}
+
+    def write_note(self, **content) -> None:
+        part = self.folder / (NOTE + '.part')
+        part.write_text(json.dumps(content, indent=2), encoding='utf-8')
+        part.replace(self.folder / NOTE)
+
+    def is_finished(self, fingerprint: str) -> bool:
+        note = self.note()
+        same = note.get('fingerprint') == fingerprint and note.get('finished', False)
+        return same and self.checkpoint.is_file()
+
+    def set_aside(self) -> Path:
+        """Keeps what lies in the folder as ``<folder>.previous``, in place of an older one."""
+        previous = self.folder.with_name(self.folder.name + '.previous')
+        shutil.rmtree(previous, ignore_errors=True)
+        self.folder.rename(previous)
+        return previous
+
+    # ------------------------------------------------------------------------------- training
+
+    def train(self, tell: Callable[[str], None], watch: Callable[[dict], None],
+              fresh: bool = False, keep_open: tuple[int, ...] = ()) -> None:  # fmt: skip
+        """Trains to the end unless that is done, and notes that it is finished.
+
+        Args:
+            tell: Called with a sentence about reuse or resumption.
+            watch: Called about once a second with the newest line of the training log.
+            fresh: Whether a finished run is trained anew, too; an interrupted one goes on.
+            keep_open: File descriptors that the training process inherits.
+
+        Raises:
+            DemoError: if training fails.
+        """
+        fingerprint = self.fingerprint()
+        if not fresh and self.is_finished(fingerprint):
+            self.reused = True
+            tell(f'{self.name}: trained already, reusing {self.checkpoint}')
+            return
+        if self.folder.exists() and any(self.folder.iterdir()):
+            finished = self.is_finished(fingerprint)
+            if finished or self.note().get('fingerprint') != fingerprint:
+                why = 'as asked' if finished else 'its settings, code or teacher have changed'
+                tell(
+                    f'{self.name}: training anew, {why}; the old run is kept in {self.set_aside()}'
+                )
+            else:
+                last = sorted(self.folder.glob('epoch_*.pth'), key=lambda p: p.stat().st_mtime)
+                after = f'after {last[-1].stem.replace("_", " ")}' if last else 'from the start'
+                tell(f'{self.name}: was interrupted, going on {after}')
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.write_note(fingerprint=fingerprint, finished=False, command=self.shown_command())
+        self._run(watch, keep_open)
+        if not self.checkpoint.is_file():
+            raise DemoError(f'{self.name}: training ended without writing {self.checkpoint}.')
+        self.write_note(fingerprint=fingerprint, finished=True, command=self.shown_command())
+
+    def _run(self, watch: Callable[[dict], None], keep_open: tuple[int, ...]) -> None:
+        env = dict(os.environ)
+        env['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT), env.get('PYTHONPATH')]))
+        # Threads that wait by spinning make a shared machine many times slower.
+        env.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+        with open(self.folder / LOG, 'a', encoding='utf-8') as log:
+            process = subprocess.Popen([sys.executable, *self.command()], cwd=ROOT, env=env,
+                                       stdout=log, stderr=subprocess.STDOUT,
+                                       pass_fds=keep_open)  # fmt: skip
+            try:
+                while process.poll() is None:
+                    time.sleep(1)
+                    lines = read_lines(self.folder)[0]
+                    if lines:
+                        watch(lines[-1])
+            finally:
+                if process.poll() is None:
+                    process.terminate()
+                    try:
+                        process.wait(20)
+                    except subprocess.TimeoutExpired:
+                        process.kill()
+        if process.returncode != 0:
+            tail = (
+                (self.folder / LOG).read_text(encoding='utf-8', errors='replace').splitlines()[-15:]
+            )
+            raise DemoError(
+                f'{self.name}: training failed (exit status {process.returncode}); '
+                f'the last lines of {self.folder / LOG}:\n' + '\n'.join(tail)
+            )
+
+
+# ---------------------------------------------------------------------------------------- logs
+
+
+def read_lines(folder: Path) -> tuple[list[dict], list[dict]]:
+    """Reads MMEngine's scalar logs of all sessions of a run.
+
+    Returns:
+        Training lines by iteration and validation lines by epoch; where a resumed session repeated
+        a step, its line replaces the older one.
+    """
+    train: dict[int, dict] = {}
+    val: dict[int, dict] = {}
+    for path in sorted(folder.glob('*/vis_data/scalars.json')):
+        for text in path.read_text(encoding='utf-8').splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:  # cut off by an interruption, or still being written
+                continue
+            (train if 'loss' in line else val)[line['step']] = line
+    return [train[step] for step in sorted(train)], [val[step] for step in sorted(val)]
+
+
+def read_curves(folder: Path) -> dict:
+    """What the report needs of a finished run: losses, AP over epochs, final APs, training time."""
+    train, val = read_lines(folder)
+    losses: dict[str, list] = {}
+    seconds, before = 0.0, 0
+    for line in train:
+        seconds += line['time'] * (line['step'] - before)  # 'time' is the mean since the last line
+        before = line['step']
+        for key, value in line.items():
+            if 'loss' in key:
+                losses.setdefault(key, []).append([line['step'], value])
+    for line in val:  # a model that detects nothing at all gets no AP from MMDetection
+        for key in ('coco/bbox_mAP', 'coco/bbox_mAP_50', 'coco/bbox_mAP_75'):
+            line.setdefault(key, 0.0)
+    last = val[-1] if val else {}
+    suffix = '_precision'
+    return {
+        'losses': losses,
+        'iterations': before,
+        'val': [[line['step'], line['coco/bbox_mAP']] for line in val],
+        'ap': last.get('coco/bbox_mAP'),
+        'ap50': last.get('coco/bbox_mAP_50'),
+        'ap75': last.get('coco/bbox_mAP_75'),
+        'ap_per_class': {key[len('coco/') : -len(suffix)]: value
+                         for key, value in last.items() if key.endswith(suffix)},
+        'seconds': seconds,
+    }  # fmt: skip

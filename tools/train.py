@@ -1,0 +1,211 @@
+"""Train a model, distilled or plain.
+
+A config with a DistillHook, or any plain config, trains as with mmdet's own script::
+
+    python tools/train.py CONFIG [--work-dir DIR] [--amp] [--resume [FILE]] [--auto-scale-lr]
+
+A config that says nothing about distillation is distilled by naming a teacher::
+
+    python tools/train.py CONFIG --teacher CONFIG --teacher-checkpoint FILE [--recipe gdd]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+from _common import (
+    UsageError,
+    add_runner_arguments,
+    build_runner,
+    distill_hooks,
+    existing_file,
+    find_config,
+    load_config,
+    prepare_scope,
+    set_up_launcher,
+    set_work_dir,
+)
+from mmengine.config import Config
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        'config',
+        help="config file: a path, or 'package::path' such as 'mmdet::gfl/gfl_r50_fpn_1x_coco.py'",
+    )
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints')
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    parser.add_argument(
+        '--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size'
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='FILE',
+        help='go on from a checkpoint; without a file, from the last in the work dir',
+    )
+    add_runner_arguments(parser)
+    group = parser.add_argument_group('distillation of a config that has none')
+    group.add_argument(
+        '--teacher', metavar='CONFIG', help="the teacher's config: path or 'package::path'"
+    )
+    group.add_argument(
+        '--teacher-checkpoint', metavar='FILE', help="the teacher's weights: path or URL"
+    )
+    group.add_argument(
+        '--teacher-random',
+        action='store_true',
+        help='use a teacher with random weights (to try the mechanics, never to learn)',
+    )
+    group.add_argument(
+        '--recipe', metavar='NAME', help='method: gdd (default), gdd-shared, cwd, mgd, pkd'
+    )
+    group.add_argument(
+        '--task-weight',
+        type=float,
+        metavar='W',
+        help="multiplies the student's own losses (default 1)",
+    )
+    group.add_argument(
+        '--init-student',
+        metavar='PARTS',
+        help="copy these matching parts of the teacher into the student, e.g. 'neck+head'",
+    )
+    return parser.parse_args(argv)
+
+
+def add_distillation(cfg: Config, args: argparse.Namespace) -> None:
+    """Appends a DistillHook to the config, which keeps its own hooks and imports.
+
+    Raises:
+        UsageError: options that contradict each other or the config, missing files.
+    """
+    options = _given_options(args)
+    if args.teacher is None:
+        if options:
+            raise UsageError(
+                f'{", ".join(options)} needs --teacher CONFIG: without a teacher there is '
+                'nothing to distil. (A teacher written in the config is changed in the '
+                'config or by --cfg-options.)'
+            )
+        return
+    if distill_hooks(cfg):
+        raise UsageError(
+            'the config already has a DistillHook in custom_hooks, so --teacher would make '
+            'two. Train without --teacher, or remove the hook from the config.'
+        )
+    if args.teacher_checkpoint is None and not args.teacher_random:
+        raise UsageError(
+            '--teacher needs --teacher-checkpoint FILE: a teacher without trained weights '
+            'teaches noise. Only to try the mechanics, --teacher-random allows one '
+            '(allow_random=True in a config).'
+        )
+    if args.teacher_checkpoint is not None and args.teacher_random:
+        raise UsageError('--teacher-random and --teacher-checkpoint exclude each other.')
+    find_config(args.teacher)
+    if args.teacher_checkpoint is not None and '://' not in args.teacher_checkpoint:
+        existing_file(args.teacher_checkpoint, 'teacher checkpoint', suffixes=('.pth', '.pt'))
+
+    from mmkd_plugin import recipes
+
+    recipe = args.recipe or 'gdd'
+    try:
+        recipes.describe(recipe)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+    hook: dict[str, Any] = dict(
+        type='mmkd_plugin.DistillHook',
+        teacher=dict(
+            config=args.teacher,
+            checkpoint=args.teacher_checkpoint,
+            allow_random=args.teacher_random,
+        ),
+        recipe=recipe,
+    )
+    if args.task_weight is not None:
+        hook['task_weight'] = args.task_weight
+    if args.init_student is not None:
+        hook['init_student'] = args.init_student
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
+    add_import(cfg, 'mmkd_plugin')
+
+
+def _given_options(args: argparse.Namespace) -> list[str]:
+    """The distillation options on the command line, apart from --teacher."""
+    given = {
+        '--teacher-checkpoint': args.teacher_checkpoint,
+        '--recipe': args.recipe,
+        '--task-weight': args.task_weight,
+        '--init-student': args.init_student,
+        '--teacher-random': args.teacher_random or None,
+    }
+    return [flag for flag, value in given.items() if value is not None]
+
+
+def add_import(cfg: Config, module: str) -> None:
+    """Adds a module to ``custom_imports``, so that the config saved by the run stands alone."""
+    imports = dict(cfg.get('custom_imports') or dict(imports=[], allow_failed_imports=False))
+    modules = imports.get('imports') or []
+    modules = [modules] if isinstance(modules, str) else list(modules)
+    if module not in modules:
+        modules.append(module)
+    cfg.custom_imports = dict(imports, imports=modules)
+    importlib.import_module(module)
+
+
+def protect_checkpoints(cfg: Config) -> None:
+    """Keeps the old checkpoint of a distilled run until the new one is written.
+
+    MMEngine's hook removes first and writes then, which loses both when the disk is full.
+    """
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint')
+    if distill_hooks(cfg) and isinstance(hook, dict) and hook.get('type') == 'CheckpointHook':
+        add_import(cfg, 'mmkd_plugin')
+        hook['type'] = 'mmkd_plugin.SafeCheckpointHook'
+
+
+def apply_train_options(cfg: Config, args: argparse.Namespace) -> None:
+    """--amp, --auto-scale-lr and --resume, with mmdet's meaning."""
+    if args.amp:
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.auto_scale_lr:
+        auto = cfg.get('auto_scale_lr') or {}
+        if 'base_batch_size' not in auto:
+            raise UsageError(
+                '--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=...) in the '
+                'config: the batch size its learning rate was chosen for.'
+            )
+        cfg.auto_scale_lr = dict(auto, enable=True)
+    if args.resume is not None:
+        cfg.resume = True
+        # With load_from=None the runner looks for the last checkpoint of the work dir.
+        cfg.load_from = (
+            None
+            if args.resume == 'auto'
+            else str(existing_file(args.resume, 'checkpoint to resume', suffixes=('.pth', '.pt')))
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    cfg = load_config(args.config, args.cfg_options)
+    prepare_scope(cfg)
+    set_work_dir(cfg, args.work_dir, args.config)
+    apply_train_options(cfg, args)
+    add_distillation(cfg, args)
+    protect_checkpoints(cfg)
+    set_up_launcher(cfg, args.launcher, args.local_rank)
+    build_runner(cfg).train()
+
+
+if __name__ == '__main__':
+    main()
