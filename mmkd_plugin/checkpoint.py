@@ -130,11 +130,11 @@ def load_file(path: Path, key: str, trust: bool = False) -> Any:
         with _allowed():
             return torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
-        if not _is_torch_file(path):
+        if not _is_torch_file(path) or 'magic number' in str(error):
             raise _not_a_checkpoint(path, key, error) from error
         if trust:
             return torch.load(path, map_location='cpu', weights_only=False)
-        refused = re.search(r'(?:GLOBAL|Unsupported \w+:?|class)\s+([\w.]+)', str(error))
+        refused = re.search(r'Unsupported (?:global: (?:GLOBAL )?|class )([\w.]+)', str(error))
         raise CheckpointError(
             f'{key}={str(path)!r} holds {refused.group(1) if refused else "objects"} besides '
             'tensors and plain data, so it was not loaded: unpickling it could run code. If you '
@@ -148,7 +148,7 @@ def _is_torch_file(path: Path) -> bool:
     """Zip archives and old-style pickles of torch start with these bytes."""
     with open(path, 'rb') as file:
         head = file.read(4)
-    return head[:2] == b'PK' or head[:1] == b'\x80'
+    return head == b'PK\x03\x04' or head[:1] == b'\x80'
 
 
 def _not_a_checkpoint(path: Path, key: str, error: Exception) -> CheckpointError:

@@ -90,12 +90,13 @@ class Distiller(nn.Module):
         self._rows: list[PlanRow] = []
         self._progress: tuple[int, int] | None = None
         self._finite: tuple[list[str], Tensor] | None = None
+        for term in self.terms:
+            for point in term.student_points:
+                refuse_checkpointed(student, point.path, checkpointed, term.where)
+        teacher.connect(student, [p for term in self.terms for p in term.teacher_points])
         try:
             for term in self.terms:
-                for point in term.student_points:
-                    refuse_checkpointed(student, point.path, checkpointed, term.where)
                 self.recorder.listen(term.student_points)
-            teacher.connect(student, [p for term in self.terms for p in term.teacher_points])
             self._measure(student, probe_size, seed)
         except BaseException:
             self.close()

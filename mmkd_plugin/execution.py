@@ -34,7 +34,6 @@ TRAIN_FORM_HEADS = (
     'SOLOHead',
     'DecoupledSOLOHead',
     'DecoupledSOLOLightHead',
-    'YOLACTHead',
 )
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import importlib
 import logging
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.hub import get_config
 from mmengine.logging import print_log
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS as ROOT_MODELS
@@ -19,6 +20,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from . import checkpoint as ckpt
+from .compat import check_stack
 from .execution import PartialForward, rng_kept, set_inference
 from .preprocess import InputConverter
 from .registry import check_keys, nearest
@@ -45,30 +47,43 @@ def load_model_config(config: str | Path | dict | Config) -> Config:
         ValueError: no model in it.
     """
     if isinstance(config, (str, Path)):
-        text = str(config)
-        if '::' in text:
-            config = get_config(text)
-        else:
-            path = Path(text)
-            if not path.is_file():
-                files = [str(f) for f in path.parent.glob('*.py')] if path.parent.is_dir() else []
-                hint = f' {nearest(text, files)}.' if files else ''
-                raise FileNotFoundError(
-                    f'The config {text!r} does not exist.{hint} Configs of an '
-                    "installed package are written 'mmdet::folder/name.py'."
-                )
-            config = Config.fromfile(path)
+        config = Config.fromfile(_config_file(str(config)))
+    elif isinstance(config, Config):
+        config = copy.deepcopy(config)
+    elif isinstance(config, dict):
+        config = Config(copy.deepcopy(dict(config)))
     else:
-        config = (
-            Config(copy.deepcopy(dict(config)))
-            if not isinstance(config, Config)
-            else (copy.deepcopy(config))
+        raise TypeError(
+            "A model's config is a path, 'pkg::path', dict or Config, "
+            f'not {type(config).__name__} ({config!r}).'
         )
     if 'model' not in config and 'type' in config:
         config = Config(dict(model=config.to_dict()))
     if 'model' not in config:
         raise ValueError("The config has no 'model'; give a full config or the model's dict.")
     return config
+
+
+def _config_file(text: str) -> Path:
+    """The file of a path or ``'pkg::path'``; packages keep their configs in ``.mim/configs``."""
+    package, _, inside = text.rpartition('::')
+    root = Path()
+    if package:
+        spec = find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise FileNotFoundError(
+                f'The config {text!r} names the package {package!r}, which is not installed here.'
+            )
+        root = Path(spec.submodule_search_locations[0]) / '.mim' / 'configs'
+    path = root / inside
+    if not path.is_file():
+        files = [str(f.relative_to(root) if package else f) for f in path.parent.glob('*.py')]
+        hint = f' {nearest(inside, files)}.' if files else ''
+        raise FileNotFoundError(
+            f'The config {text!r} does not exist.{hint} Configs of an installed package are '
+            "written 'mmdet::folder/name.py'."
+        )
+    return path
 
 
 def build_model(config: Config) -> nn.Module:
@@ -90,12 +105,16 @@ def _current_scope() -> str | None:
     return current.scope_name if current else None
 
 
+# What each project's models import beside MMEngine; MMPreTrain runs without compiled operators.
+_SCOPE_NEEDS = dict(mmdet=('mmcv', 'mmdet'), mmseg=('mmcv',), mmpretrain=())
+
+
 def _import_scope(scope: str) -> None:
     """Lets a package register its modules, without becoming the default scope for good."""
-    if scope in ('mmdet', 'mmseg', 'mmpretrain'):
-        import importlib
-
-        importlib.import_module(f'{scope}.utils').register_all_modules(init_default_scope=False)
+    if scope in _SCOPE_NEEDS:
+        check_stack(('mmengine', *_SCOPE_NEEDS[scope]))
+        utils = importlib.import_module(f'{scope}.utils')
+        utils.register_all_modules(init_default_scope=False)
 
 
 class Teacher:
@@ -179,15 +198,25 @@ class Teacher:
         return cls(model, identity, classes)
 
     def connect(self, student: nn.Module, points: Sequence[TapPoint]) -> None:
-        """Listens at ``points`` and prepares the conversion from the student's inputs."""
-        self.close()
-        self.recorder = Recorder(self.model, 'teacher')
-        self.recorder.listen(points)
-        self._forward = PartialForward(self.model, self.recorder.paths, 'teacher tap')
+        """Listens at ``points`` and prepares the conversion from the student's inputs.
+
+        Raises:
+            ValueError: if the handle already serves a student.
+            TapError: for a point that a partial forward cannot serve.
+        """
+        if self.recorder is not None:
+            raise ValueError(
+                'This Teacher is attached to another student. Detach that one, or give both '
+                'students the same module (Teacher.model): each then gets a handle of its own.'
+            )
+        # Whatever can refuse comes first: a failed call leaves no hook behind.
+        self._forward = PartialForward(self.model, [p.path for p in points], 'teacher tap')
         self._convert = InputConverter(
             getattr(student, 'data_preprocessor', None),
             getattr(self.model, 'data_preprocessor', None),
         )
+        self.recorder = Recorder(self.model, 'teacher')
+        self.recorder.listen(points)
 
     @property
     def depth(self) -> str:

@@ -95,10 +95,10 @@ class Term(nn.Module):
                 'Choose the same ones on both sides, for example with dict(path=..., levels=[...]).'
             )
         for s, t in zip(student, teacher):
-            self._check_size(s, t)
             loss = build_loss(self.loss_config, f'{self.where}.loss')
             loss.rng = rng
             loss.connect(s.tensor.shape, t.tensor.shape)
+            self._check_size(s, t)
             wide = torch.promote_types(s.tensor.dtype, torch.float32)
             loss.to(device=s.tensor.device, dtype=wide)
             self.losses.append(loss)

@@ -227,19 +227,23 @@ def test_no_copy_of_captured_tensors():
 
 
 def test_two_students_do_not_interact_and_may_share_a_teacher():
-    teacher = mmkd_plugin.teacher.Teacher(toy_model(1, width=8))
-    first, second = toy_model(), toy_model(2)
-    mmkd_plugin.attach(
-        first, teacher=toy_model(1, width=8), terms=[dict(TERM)], probe_size=(16, 16)
-    )
-    alone = step(first.train())['loss_gdd'].item()
-    mmkd_plugin.detach(first)
-    mmkd_plugin.attach(
-        first, teacher=toy_model(1, width=8), terms=[dict(TERM)], probe_size=(16, 16)
-    )
-    mmkd_plugin.attach(second, teacher=teacher, terms=[dict(TERM)], probe_size=(16, 16))
-    step(second.train())
+    alone = step(attached())['loss_gdd'].item()
+    teacher = toy_model(1, width=8)
+    first, second = attached(teacher=teacher), attached(teacher=teacher, seed=2)
+    step(second)
     assert step(first)['loss_gdd'].item() == pytest.approx(alone, rel=1e-6)
+    mmkd_plugin.detach(second)
+    assert torch.isfinite(step(first)['loss_gdd'])
+
+
+def test_a_handle_serves_one_student_at_a_time():
+    handle = mmkd_plugin.teacher.Teacher(toy_model(1, width=8))
+    student = attached(teacher=handle)
+    with pytest.raises(ValueError, match='another student'):
+        attached(teacher=handle)
+    assert torch.isfinite(step(student)['loss_gdd'])
+    mmkd_plugin.detach(student)
+    attached(teacher=handle)
 
 
 def test_a_deep_copy_distils_on_its_own():

@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 import cv2
@@ -149,9 +151,20 @@ def _is_made(root: Path, spec: DigitsSpec | None) -> bool:
                    for key in keys if there.get(key) != wanted.get(key)]  # fmt: skip
         raise FileExistsError(
             f'{root} holds a digits set of other settings ({"; ".join(changes)}); choose another '
-            f'data_root, or make it again with: python tools/make_digits.py --out {root} --force'
+            f'data_root, or make it again with: {_command(root, spec)}'
         )
     return True
+
+
+def _command(root: Path, spec: DigitsSpec) -> str:
+    """The command line that replaces ``root`` by the set of these settings."""
+    words = ['python', 'tools/make_digits.py', '--out', str(root), '--force']
+    for field in fields(spec):
+        value = getattr(spec, field.name)
+        if value != field.default:
+            values = value if isinstance(value, tuple) else (value,)
+            words += [f'--{field.name.replace("_", "-")}', *map(str, values)]
+    return shlex.join(words)
 
 
 def ensure_digits(
@@ -180,8 +193,10 @@ def ensure_digits(
         FileExistsError: if ``root`` holds something else, or a set made with other settings.
 
     Example:
-        >>> root = ensure_digits(tmp / 'digits', dict(train=2, val=1), progress=False)
-        >>> sorted(path.name for path in root.iterdir())
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     root = ensure_digits(folder + '/digits', dict(train=2, val=1), progress=False)
+        ...     sorted(path.name for path in root.iterdir())
         ['annotations', 'digits.json', 'semantic', 'train', 'val']
     """
     if isinstance(spec, dict):

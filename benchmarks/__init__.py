@@ -1,0 +1,1 @@
+"""Measurements: what distillation gains (``detection.py``) and what it costs (``overhead.py``)."""

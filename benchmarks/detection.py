@@ -1,0 +1,210 @@
+#!/usr/bin/env python
+"""What distillation gains: one student trained alone and with each method, several seeds each.
+
+    python benchmarks/detection.py --dataset bccd --seeds 0 1 2 --jobs 2
+    python benchmarks/detection.py --dataset bccd --seeds 0 --select-weights cwd=5,20 mgd=1,5
+
+The teacher is trained first, once. Every run is a process of its own that can be killed: started
+again, the command reuses finished runs and goes on with the others from their last checkpoints.
+Loss weights are chosen with ``--select-weights``, on data that the reported table never sees.
+Tables go to ``benchmarks/results``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # started as a script
+
+from benchmarks import summary  # noqa: E402
+from benchmarks.methods import BASELINE, BENCHMARKS, LOSSES, METHODS, build_terms  # noqa: E402
+from benchmarks.pool import Pool, machine, prepare_run, read_results  # noqa: E402
+
+
+def prepare_data(dataset: str, select: bool) -> dict[str, Any]:
+    """Makes the data ready and returns the config options that point to it."""
+    if dataset == 'bccd':
+        sys.path.insert(0, str(ROOT / 'tools'))
+        from prepare_bccd import prepare
+
+        os.environ['BCCD_ROOT'] = str(prepare())  # read by the configs, inherited by the workers
+        return {}
+    if not select:
+        return {}  # the digits data set makes its files on first use
+    root = 'data/digits-seed1'
+    options: dict[str, Any] = {}
+    for split in ('train', 'val', 'test'):
+        options[f'{split}_dataloader.dataset.data_root'] = root
+        options[f'{split}_dataloader.dataset.digits.seed'] = 1
+        if split != 'train':
+            options[f'{split}_evaluator.ann_file'] = f'{root}/annotations/val.json'
+    return options
+
+
+class Study:
+    """The runs of one data set under one work directory."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.select = bool(args.select_weights)
+        self.benchmark = BENCHMARKS[args.dataset]
+        self.folder = args.work_dir / args.dataset
+        self.options = prepare_data(args.dataset, self.select)
+
+    def spec(self, method: str, seed: int, weight: float | None, **changes: Any) -> dict[str, Any]:
+        """What ``run.json`` says: everything a result depends on."""
+        has_test = self.args.dataset == 'bccd'
+        run = dict(
+            dataset=self.args.dataset,
+            config=self.benchmark.student,
+            method=method,
+            weight=weight,
+            terms=build_terms(method, weight),
+            seed=seed,
+            split='test' if has_test and not self.select else 'val',
+            epochs=self.args.epochs,
+            options=self.options,
+            teacher=None,
+        )
+        return {**run, **changes}
+
+    def train_teacher(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """Trains the teacher unless that is done; returns its results, and how runs name it."""
+        own = self.select and self.args.dataset == 'digits'  # other training images
+        folder = self.folder / ('teacher-select' if own else 'teacher')
+        config = self.benchmark.teacher
+        split = 'test' if self.args.dataset == 'bccd' else 'val'
+        changes = dict(config=config, split=split, epochs=self.args.teacher_epochs)
+        run = {**self.spec(BASELINE, 0, None, **changes), 'method': 'teacher'}
+        result = prepare_run(folder, run)
+        if result is None:
+            Pool(1, self.args.threads * self.args.jobs).run([folder])
+            result = read_results(folder)
+        if result is None:
+            raise SystemExit(f'The teacher could not be trained; see {folder / "log.txt"}.')
+        checkpoint = folder / result['checkpoint']
+        digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+        return result, dict(config=config, checkpoint=str(checkpoint), sha256=digest)
+
+    def plan(self, teacher: dict[str, str] | None) -> dict[Path, dict[str, Any]]:
+        """Folder and settings of every run: seed by seed, the student alone first."""
+        plan = {}
+        for seed in self.args.seeds:
+            if self.select:
+                grid = [(BASELINE, None)]
+                grid += [(m, w) for m, weights in self.args.select_weights for w in weights]
+            else:
+                grid = [(m, self.benchmark.weights.get(m)) for m in self.args.methods]
+            for method, weight in grid:
+                name = f'{method}-seed{seed}'
+                if self.select and weight is not None:
+                    name = f'{method}-w{weight:g}-seed{seed}'
+                folder = self.folder / ('select' if self.select else 'runs') / name
+                used = None if method == BASELINE else teacher
+                plan[folder] = self.spec(method, seed, weight, teacher=used)
+        return plan
+
+    def run(self) -> int:
+        """Trains what is missing and writes the tables; returns the number of failed runs."""
+        distils = self.select or set(self.args.methods) != {BASELINE}
+        result = teacher = None
+        if distils or self.args.teacher_only:
+            result, teacher = self.train_teacher()
+        if self.args.teacher_only:
+            print(f'Teacher: AP {100 * result["AP"]:.1f} ({teacher["checkpoint"]})')
+            return 0
+        plan = self.plan(teacher)
+        todo = [folder for folder, run in plan.items() if prepare_run(folder, run) is None]
+        print(f'{len(plan)} runs, {len(plan) - len(todo)} of them finished before.', flush=True)
+        failed = Pool(self.args.jobs, self.args.threads).run(todo)
+        results = [read_results(folder) for folder in plan]
+        self.write([r for r in results if r is not None], result)
+        return len(failed)
+
+    def write(self, runs: list[dict[str, Any]], teacher: dict[str, Any] | None) -> None:
+        """Single runs as CSV, the table as Markdown, all of it as JSON; prints the table."""
+        about = machine()
+        command = shlex.join(['python', 'benchmarks/detection.py', *self.args.argv])
+        where = self.benchmark.select if self.select else self.benchmark.report
+        seeds = ', '.join(map(str, self.args.seeds))
+        lines = [f'Measured on the {where}; seeds {seeds}; last epoch of each run.']
+        if teacher:
+            numbers = ', '.join(f'{m} {100 * teacher[m]:.1f}' for m in summary.METRICS)
+            lines.append(f'Teacher (one run, {teacher["split"]} split): {numbers}.')
+            millions = [f'{r["parameters"] / 1e6:.2f} M' for r in (teacher, *runs[:1])]
+            lines.append(f'Parameters of teacher and student: {", ".join(millions)}.')
+        lines.append(f'Command: `{command}`')
+        lines.append('Machine: ' + ', '.join(f'{k} {v}' for k, v in about.items()))
+        rows: list[dict[str, Any]] = []
+        if self.select:
+            table = summary.to_selection_markdown(runs)
+        else:
+            rows = summary.summarise(runs, self.args.methods)
+            table = summary.to_markdown(rows, self.benchmark.weights)
+        text = '\n\n'.join([*lines, table])
+        out, name = self.args.results, self.args.dataset + ('_selection' if self.select else '')
+        summary.write_csv(out / f'{name}.csv', runs)
+        (out / f'{name}.md').write_text(text)
+        content = dict(
+            command=command, machine=about, losses=LOSSES, teacher=teacher, rows=rows, runs=runs
+        )
+        (out / f'{name}.json').write_text(json.dumps(content, indent=1) + '\n')
+        print('\n' + text)
+
+
+def parse_grid(texts: list[str] | None) -> list[tuple[str, list[float]]]:
+    """``['cwd=5,20']`` to ``[('cwd', [5.0, 20.0])]``."""
+    grid = []
+    for text in texts or []:
+        method, _, values = text.partition('=')
+        try:
+            weights = [float(v) for v in values.split(',')]
+        except ValueError:
+            weights = []
+        if method not in LOSSES or not weights:
+            raise SystemExit(
+                f'--select-weights {text!r}: expected METHOD=W1,W2,... with a METHOD of '
+                f'{", ".join(LOSSES)}.'
+            )
+        grid.append((method, weights))
+    return grid
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add('--dataset', choices=list(BENCHMARKS), required=True)
+    add('--methods', nargs='+', choices=METHODS, default=list(METHODS), help='default: all')
+    add('--seeds', nargs='+', type=int, default=[0, 1, 2])
+    add('--jobs', type=int, default=2, help='runs at a time (default 2)')
+    add('--threads', type=int, default=1, help='threads of each run (default 1)')
+    add('--epochs', type=int, help="of the students; default: the config's")
+    add('--teacher-epochs', type=int, help="default: the config's")
+    add('--select-weights', nargs='+', metavar='METHOD=W,W', help='compare weights instead')
+    add('--teacher-only', action='store_true', help='train the teacher and stop')
+    add('--work-dir', type=Path, default=Path('work_dirs/bench'))
+    add('--results', type=Path, default=Path('benchmarks/results'), help='where the tables go')
+    args = parser.parse_args(argv)
+    args.argv = argv
+    args.select_weights = parse_grid(args.select_weights)
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(sys.argv[1:] if argv is None else argv)
+    os.chdir(ROOT)  # configs and work directories are named from here
+    return min(Study(args).run(), 1)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

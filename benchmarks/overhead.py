@@ -1,0 +1,362 @@
+#!/usr/bin/env python
+"""What distillation costs: a distilled training step against the sum of its parts.
+
+    python benchmarks/overhead.py                                        # the demo pair on the CPU
+    python benchmarks/overhead.py --pair retinanet-r50-x101 --device cuda --amp float16
+
+Four steps are timed in one run, turn by turn, and their medians compared:
+
+* student step: forward, backward and optimizer of the student alone,
+* teacher: its forward as deep as the taps need, as the distiller runs it,
+* terms: forward and backward of the losses on recorded feature maps, and the optimizer for their
+  connectors,
+* distilled step: the whole.
+
+Targets: distilled step <= 1.05 x the sum of the others; its peak memory <= 1.05 x (student step +
+teacher weights + the teacher's tapped maps + what the terms alone take). The ratios are printed;
+nothing fails when they are missed. Weights are random and the learning rate is 0: neither changes
+the work that is done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # started as a script
+
+from benchmarks import memory  # noqa: E402
+
+TARGET = 1.05
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Student, teacher, where they are tapped, and the batch: (height, width) and images."""
+
+    student: str
+    teacher: str
+    tap: str
+    size: tuple[int, int]
+    batch: int
+
+
+PAIRS = {
+    'demo': Pair(
+        str(ROOT / 'configs/demo/gfl_r18-quarter_digits.py'),
+        str(ROOT / 'configs/demo/gfl_r18_digits.py'),
+        'neck.fpn_convs.*.conv',
+        (96, 96),
+        16,
+    ),
+    'bccd': Pair(
+        str(ROOT / 'configs/detection/bccd/gfl_r18-quarter_bccd.py'),
+        str(ROOT / 'configs/detection/bccd/gfl_r18_bccd.py'),
+        'neck.fpn_convs.*.conv',
+        (144, 192),
+        8,
+    ),
+    'retinanet-r50-x101': Pair(
+        'mmdet::retinanet/retinanet_r50_fpn_2x_coco.py',
+        'mmdet::retinanet/retinanet_x101-64x4d_fpn_2x_coco.py',
+        'neck.fpn_convs.*.conv',
+        (800, 1344),
+        2,
+    ),
+}
+
+
+def make_batch(
+    size: tuple[int, int], batch: int, classes: int, device: torch.device
+) -> tuple[Tensor, list]:
+    """A preprocessed batch of noise with six random boxes an image."""
+    from mmdet.structures import DetDataSample
+    from mmengine.structures import InstanceData
+
+    generator = torch.Generator().manual_seed(0)
+    height, width = size
+    samples = []
+    for _ in range(batch):
+        corner = torch.rand(6, 2, generator=generator) * 0.6
+        extent = 0.1 + torch.rand(6, 2, generator=generator) * 0.3
+        scale = torch.tensor([width, height, width, height])
+        sample = DetDataSample(
+            metainfo=dict(
+                img_shape=size,
+                ori_shape=size,
+                pad_shape=size,
+                batch_input_shape=size,
+                scale_factor=(1.0, 1.0),
+            )
+        )
+        sample.gt_instances = InstanceData(
+            bboxes=torch.cat([corner, corner + extent], 1) * scale,
+            labels=torch.randint(classes, (6,), generator=generator),
+        )
+        samples.append(sample.to(device))
+    return torch.randn(batch, 3, height, width, generator=generator).to(device), samples
+
+
+class Parts:
+    """The four steps as functions without arguments.
+
+    Args:
+        student: Config of the student.
+        teacher: Config of the teacher.
+        terms: Terms as ``mmkd_plugin.attach`` takes them.
+        size: Height and width of the batch.
+        batch: Images in it.
+        device: Where to run.
+        amp: Autocast dtype, or None.
+    """
+
+    NAMES = ('student', 'teacher', 'terms', 'distilled')
+
+    def __init__(
+        self,
+        student: str,
+        teacher: str,
+        terms: list[dict[str, Any]],
+        size: tuple[int, int],
+        batch: int,
+        device: torch.device,
+        amp: torch.dtype | None = None,
+    ) -> None:
+        import mmkd_plugin
+        from mmkd_plugin.teacher import build_model, load_model_config
+
+        self.device, self.amp = device, amp
+        config = load_model_config(student)
+        self.plain = build_model(config).to(device).train()
+        distilled = build_model(config).to(device).train()
+        distilled.load_state_dict(self.plain.state_dict())
+        self.distiller = mmkd_plugin.attach(
+            distilled, teacher=build_model(load_model_config(teacher)), terms=terms, probe_size=size
+        )
+        self.model = distilled
+        self.optimizer_type = config.get('optim_wrapper', {}).get('optimizer', dict(type='SGD'))[
+            'type'
+        ]
+        self.plain_optimizer = self._optimizer(self.plain)
+        self.optimizer = self._optimizer(distilled)
+        self.terms_optimizer = self._optimizer(self.distiller)
+        classes = config.model.bbox_head.num_classes
+        self.inputs, self.samples = make_batch(size, batch, classes, device)
+        self.teacher_maps: list[Tensor] = []
+        self._maps = self._record()
+
+    def _optimizer(self, module: nn.Module) -> torch.optim.Optimizer | None:
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        settings = dict(momentum=0.9) if self.optimizer_type == 'SGD' else {}
+        return (
+            getattr(torch.optim, self.optimizer_type)(parameters, lr=0.0, **settings)
+            if parameters
+            else None
+        )
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None)
+
+    def _record(self) -> list[tuple[nn.Module, list, list]]:
+        """Copies of what each term sees in a distilled step; the student's are leaves."""
+        seen: list[tuple[nn.Module, list, list]] = []
+
+        def keep(term: nn.Module, args: tuple) -> None:
+            student = [
+                type(c)(c.label, c.tensor.detach().clone().requires_grad_()) for c in args[0]
+            ]
+            teacher = [type(c)(c.label, c.tensor.detach().clone()) for c in args[1]]
+            self.teacher_maps += [c.tensor for c in teacher]
+            seen.append((term, student, teacher))
+
+        handles = [term.register_forward_pre_hook(keep) for term in self.distiller.terms]
+        self.distilled()
+        for handle in handles:
+            handle.remove()
+        return seen
+
+    def _step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        with self._autocast():
+            losses = model(self.inputs, self.samples, mode='loss')
+            total, _ = model.parse_losses(losses)
+        total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def student(self) -> None:
+        self._step(self.plain, self.plain_optimizer)
+
+    def distilled(self) -> None:
+        self._step(self.model, self.optimizer)
+
+    def teacher(self) -> None:
+        with self._autocast():
+            self.distiller.teacher.run(self.inputs, self.samples)
+        self.distiller.teacher.recorder.clear()
+
+    def terms(self) -> None:
+        with self._autocast():
+            total = sum(term(student, teacher) for term, student, teacher in self._maps)
+        total.backward()
+        for _, student, _ in self._maps:
+            for capture in student:
+                capture.tensor.grad = None
+        if self.terms_optimizer:
+            self.terms_optimizer.step()
+            self.terms_optimizer.zero_grad()
+
+
+def measure_time(parts: Parts, iters: int, warmup: int) -> dict[str, list[float]]:
+    """Seconds of every step, taken in turns; each round starts with another one."""
+    synchronize: Callable[[], None] = (
+        torch.cuda.synchronize if parts.device.type == 'cuda' else lambda: None
+    )
+    times: dict[str, list[float]] = {name: [] for name in Parts.NAMES}
+    for i in range(warmup + iters):
+        turn = i % len(Parts.NAMES)
+        for name in Parts.NAMES[turn:] + Parts.NAMES[:turn]:
+            synchronize()
+            begin = time.perf_counter()
+            getattr(parts, name)()
+            synchronize()
+            if i >= warmup:
+                times[name].append(time.perf_counter() - begin)
+    return times
+
+
+def report_time(times: dict[str, list[float]]) -> dict[str, Any]:
+    """Medians, and the ratio of the distilled step to the sum of the other medians."""
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    parts = sum(medians[name] for name in Parts.NAMES if name != 'distilled')
+    return dict(medians=medians, sum=parts, ratio=medians['distilled'] / parts)
+
+
+def report_memory(parts: Parts) -> dict[str, Any]:
+    """Peak of the distilled step against the budget, in bytes.
+
+    A peak is what lies there before the step (weights, optimizer state) and what the step adds at
+    its height; see ``memory.py`` for how that is seen.
+    """
+    steps = {name: memory.peak(getattr(parts, name), parts.device) for name in Parts.NAMES}
+    student = memory.held(parts.plain, parts.plain_optimizer) + steps['student']
+    teacher = memory.held(parts.distiller.teacher.model)
+    maps = sum(t.numel() * t.element_size() for t in parts.teacher_maps)
+    connectors = memory.held(parts.distiller, parts.terms_optimizer)
+    terms = connectors + steps['terms']
+    measured = memory.held(parts.model, parts.optimizer) + teacher + steps['distilled']
+    budget = student + teacher + maps + terms
+    return dict(
+        student=student,
+        teacher_weights=teacher,
+        teacher_maps=maps,
+        terms=terms,
+        sum=budget,
+        distilled=measured,
+        teacher_forward=steps['teacher'],
+        ratio=measured / budget,
+    )
+
+
+def show(result: dict[str, Any]) -> str:
+    """The two tables."""
+    times, sizes = result['time'], result['memory']
+    lines = [f'{"step":<34}{"median ms":>12}']
+    titles = dict(
+        student='student step',
+        teacher='teacher to the deepest tap',
+        terms='loss terms',
+        distilled='distilled step',
+    )
+    for name in Parts.NAMES[:-1]:
+        lines.append(f'{titles[name]:<34}{1e3 * times["medians"][name]:>12.2f}')
+    lines.append(f'{"sum":<34}{1e3 * times["sum"]:>12.2f}')
+    lines.append(f'{titles["distilled"]:<34}{1e3 * times["medians"]["distilled"]:>12.2f}')
+    lines.append(f'distilled / sum = {times["ratio"]:.3f} (target <= {TARGET})')
+    lines += ['', f'{"peak memory":<34}{"MiB":>12}']
+    for key, title in (
+        ('student', 'student step'),
+        ('teacher_weights', 'teacher weights'),
+        ('teacher_maps', "teacher's tapped maps"),
+        ('terms', 'loss terms and connectors'),
+        ('sum', 'sum'),
+        ('distilled', 'distilled step'),
+    ):
+        lines.append(f'{title:<34}{sizes[key] / 2**20:>12.2f}')
+    lines.append(f'distilled / sum = {sizes["ratio"]:.3f} (target <= {TARGET})')
+    height = sizes['teacher_forward'] / 2**20
+    lines.append(f"(the teacher's forward alone adds {height:.2f} MiB at its height)")
+    return '\n'.join(lines)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--pair', choices=list(PAIRS), default='demo')
+    parser.add_argument('--student', help="config, instead of the pair's")
+    parser.add_argument('--teacher', help="config, instead of the pair's")
+    parser.add_argument('--loss', default='GDDLoss', help="the term's loss (default GDDLoss)")
+    parser.add_argument('--tap', help="the term's tap, instead of the pair's")
+    parser.add_argument(
+        '--size', nargs=2, type=int, metavar=('HEIGHT', 'WIDTH'), help='of the images'
+    )
+    parser.add_argument('--batch', type=int, help='images in the batch')
+    parser.add_argument('--iters', type=int, default=30, help='rounds that count (default 30)')
+    parser.add_argument('--warmup', type=int, default=5, help='rounds before them (default 5)')
+    parser.add_argument('--threads', type=int, help='CPU threads (default: torch decides)')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--amp', choices=['float16', 'bfloat16'], help='autocast to this dtype')
+    parser.add_argument('--json', type=Path, help='write the numbers to this file too')
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    args = parse_args(argv)
+    pair = PAIRS[args.pair]
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    settings = dict(
+        student=args.student or pair.student,
+        teacher=args.teacher or pair.teacher,
+        terms=[
+            dict(loss=dict(type=args.loss), student=args.tap or pair.tap, weight=1.0, name='term')
+        ],
+        size=tuple(args.size or pair.size),
+        batch=args.batch or pair.batch,
+    )
+    device = torch.device(args.device)
+    parts = Parts(**settings, device=device, amp=getattr(torch, args.amp) if args.amp else None)
+    times = measure_time(parts, args.iters, args.warmup)
+    about = dict(
+        device=torch.cuda.get_device_name(device) if device.type == 'cuda' else 'cpu',
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        amp=args.amp,
+        iters=args.iters,
+        pair=args.pair,
+        loss=args.loss,
+        size=settings['size'],
+        batch=settings['batch'],
+    )
+    result = dict(settings=about, time=report_time(times), memory=report_memory(parts))
+    print(', '.join(f'{k} {v}' for k, v in about.items()) + '\n')
+    print(show(result))
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(result, indent=1) + '\n')
+    return result
+
+
+if __name__ == '__main__':
+    main()

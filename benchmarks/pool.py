@@ -1,0 +1,136 @@
+"""Training runs as processes: what is finished, what is left, and what it runs on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+WORKER = ROOT / 'benchmarks' / 'worker.py'
+PACKAGES = (
+    'torch',
+    'torchvision',
+    'mmengine',
+    'onedl-mmengine',
+    'mmcv',
+    'onedl-mmcv',
+    'mmdet',
+    'onedl-mmdetection',
+)
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    cpu = platform.machine()
+    cpuinfo = Path('/proc/cpuinfo')
+    if cpuinfo.is_file():
+        lines = [x for x in cpuinfo.read_text().splitlines() if x.startswith('model name')]
+        cpu = lines[0].split(':', 1)[1].strip() if lines else cpu
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    date = datetime.now(timezone.utc).strftime('%Y-%m-%d')
+    return dict(
+        cpu=cpu, cores=os.cpu_count(), python=platform.python_version(), **versions, date=date
+    )
+
+
+def read_results(folder: Path) -> dict[str, Any] | None:
+    """The results of a finished run, else None."""
+    file = folder / 'results.json'
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+def prepare_run(folder: Path, run: dict[str, Any]) -> dict[str, Any] | None:
+    """The results of an equal finished run, else None with ``folder`` prepared for the worker.
+
+    Raises:
+        SystemExit: The folder holds a run of other settings.
+    """
+    spec = folder / 'run.json'
+    if spec.is_file():
+        old, new = json.loads(spec.read_text()), json.loads(json.dumps(run))
+        if old != new:
+            keys = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
+            raise SystemExit(
+                f'{folder} holds a run made with other settings ({", ".join(keys)}). Remove that '
+                'folder to train it again, or name another --work-dir.'
+            )
+        return read_results(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    spec.write_text(json.dumps(run, indent=1) + '\n')
+    return None
+
+
+class Pool:
+    """Runs workers as processes.
+
+    Args:
+        jobs: How many at a time.
+        threads: CPU threads of each.
+    """
+
+    def __init__(self, jobs: int, threads: int) -> None:
+        self.jobs = jobs
+        threads = str(threads)
+        # Threads that wait must not spin: the cores are shared with the other runs.
+        self.env = {
+            **os.environ,
+            'OMP_NUM_THREADS': threads,
+            'MKL_NUM_THREADS': threads,
+            'OMP_WAIT_POLICY': 'PASSIVE',
+        }
+
+    def start(self, folder: Path) -> subprocess.Popen:
+        """Starts the worker of one run; it writes to ``log.txt``."""
+        with (folder / 'log.txt').open('ab') as log:
+            command = [sys.executable, str(WORKER), str(folder)]
+            return subprocess.Popen(command, cwd=ROOT, env=self.env, stdout=log, stderr=log)
+
+    def run(self, folders: list[Path]) -> list[Path]:
+        """Works through ``folders``; returns those that failed, which does not stop the others.
+
+        An interruption (Ctrl-C) ends the workers; what they saved is used the next time.
+        """
+        waiting, failed, done = list(folders), [], 0
+        working: dict[Path, subprocess.Popen] = {}
+        begin = time.perf_counter()
+        try:
+            while waiting or working:
+                while waiting and len(working) < self.jobs:
+                    folder = waiting.pop(0)
+                    print(f'start {folder.name}', flush=True)
+                    working[folder] = self.start(folder)
+                time.sleep(0.2)
+                for folder in [f for f, process in working.items() if process.poll() is not None]:
+                    code, result = working.pop(folder).returncode, read_results(folder)
+                    done += 1
+                    if code or result is None:
+                        failed.append(folder)
+                        log = folder / 'log.txt'
+                        print(f'FAILED {folder.name} (exit code {code}): see {log}', flush=True)
+                        continue
+                    left = (time.perf_counter() - begin) / done * (len(folders) - done) / 60
+                    print(
+                        f'done  {folder.name}: AP {100 * result["AP"]:.1f}, '
+                        f'{result["seconds"]:.0f} s [{done}/{len(folders)}, about {left:.0f} min '
+                        'left]',
+                        flush=True,
+                    )
+        finally:
+            for process in working.values():
+                process.terminate()
+            for process in working.values():
+                process.wait()
+        return failed

@@ -1,0 +1,125 @@
+"""From the results of single runs to the table: mean, spread and paired gain, or "incomplete"."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.methods import BASELINE, TITLES
+
+MIN_SEEDS = 3
+METRICS = ('AP', 'AP50', 'AP75')
+RUN_FIELDS = (
+    'dataset', 'split', 'method', 'weight', 'seed', 'epochs',
+    *METRICS, *(f'best_{m}' for m in METRICS), 'seconds', 'parameters',
+)  # fmt: skip
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation (0 for a single value)."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def summarise(runs: Iterable[dict[str, Any]], methods: Sequence[str]) -> list[dict[str, Any]]:
+    """One row per method, over its seeds.
+
+    A gain is a difference between two runs of the same seed, then averaged. A row with fewer than
+    three seeds, or with a seed that has no run of the student alone, has ``incomplete`` set to the
+    reason and no numbers.
+
+    Args:
+        runs: Finished runs with the fields of ``RUN_FIELDS``.
+        methods: The rows wanted, in order.
+
+    Returns:
+        Rows with ``method``, ``seeds``, ``incomplete`` and, where complete, ``<metric>``, ``gain``
+        and ``seconds`` as (mean, standard deviation), ``wins`` (seeds with a gain above 0) and
+        ``time_ratio`` to the student alone.
+    """
+    by_method: dict[str, dict[int, dict[str, Any]]] = {}
+    for run in runs:
+        by_method.setdefault(run['method'], {})[run['seed']] = run
+    baseline = by_method.get(BASELINE, {})
+    rows = []
+    for method in methods:
+        found = by_method.get(method, {})
+        seeds = sorted(found)
+        unpaired = [s for s in seeds if s not in baseline]
+        row: dict[str, Any] = dict(method=method, seeds=seeds, incomplete=None)
+        if len(seeds) < MIN_SEEDS:
+            row['incomplete'] = f'{len(seeds)} of at least {MIN_SEEDS} seeds'
+        elif unpaired:
+            row['incomplete'] = f'no student alone for seed {", ".join(map(str, unpaired))}'
+        else:
+            for metric in (*METRICS, *(f'best_{m}' for m in METRICS), 'seconds'):
+                row[metric] = spread([found[s][metric] for s in seeds])
+            gains = [found[s]['AP'] - baseline[s]['AP'] for s in seeds]
+            row['gain'] = spread(gains)
+            row['wins'] = sum(g > 0 for g in gains)
+            row['time_ratio'] = row['seconds'][0] / statistics.fmean(
+                baseline[s]['seconds'] for s in seeds
+            )
+        rows.append(row)
+    return rows
+
+
+def _points(pair: tuple[float, float], sign: bool = False) -> str:
+    mean, std = (100 * x for x in pair)
+    return f'{mean:+.1f} ± {std:.1f}' if sign else f'{mean:.1f} ± {std:.1f}'
+
+
+def to_markdown(rows: Sequence[dict[str, Any]], weights: dict[str, float] | None = None) -> str:
+    """The table of ``summarise`` as Markdown, AP in points (0 to 100)."""
+    weights = weights or {}
+    lines = [
+        '| method | weight | AP | AP50 | AP75 | best AP | gain in AP | seeds better | time |',
+        '|---|---:|---:|---:|---:|---:|---:|---:|---:|',
+    ]
+    for row in rows:
+        title = TITLES.get(row['method'], row['method'])
+        weight = f'{weights[row["method"]]:g}' if row['method'] in weights else '–'
+        if row['incomplete']:
+            lines.append(f'| {title} | {weight} | incomplete: {row["incomplete"]} | | | | | | |')
+            continue
+        alone = row['method'] == BASELINE
+        gain, wins = (
+            ('–', '–')
+            if alone
+            else (
+                _points(row['gain'], sign=True),
+                f'{row["wins"]}/{len(row["seeds"])}',
+            )
+        )
+        numbers = ' | '.join(_points(row[m]) for m in (*METRICS, 'best_AP'))
+        time = f'{row["time_ratio"]:.2f}×'
+        lines.append(f'| {title} | {weight} | {numbers} | {gain} | {wins} | {time} |')
+    return '\n'.join(lines) + '\n'
+
+
+def to_selection_markdown(runs: Sequence[dict[str, Any]]) -> str:
+    """Runs of ``--select-weights`` as a table, the best weight of each method marked."""
+    best: dict[str, float] = {}
+    for run in runs:
+        best[run['method']] = max(best.get(run['method'], 0.0), run['AP'])
+    lines = [
+        '| method | weight | seed | AP | AP50 | AP75 | |',
+        '|---|---:|---:|---:|---:|---:|---|',
+    ]
+    for run in runs:
+        mark = 'highest' if run['AP'] == best[run['method']] and run['method'] != BASELINE else ''
+        numbers = ' | '.join(f'{100 * run[m]:.1f}' for m in METRICS)
+        weight = '–' if run['weight'] is None else f'{run["weight"]:g}'
+        lines.append(f'| {TITLES[run["method"]]} | {weight} | {run["seed"]} | {numbers} | {mark} |')
+    return '\n'.join(lines) + '\n'
+
+
+def write_csv(path: Path, runs: Sequence[dict[str, Any]]) -> None:
+    """Every single run, one line each."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open('w', newline='') as file:
+        writer = csv.DictWriter(file, RUN_FIELDS, extrasaction='ignore', lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(runs)

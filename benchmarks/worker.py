@@ -1,0 +1,149 @@
+#!/usr/bin/env python
+"""One training run of ``detection.py``, in a process of its own: ``python benchmarks/worker.py
+RUN_FOLDER``.
+
+The folder's ``run.json`` says what to train. Started again after a kill, it goes on from its last
+checkpoint; ``results.json`` appears when it is done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started as a script
+
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner, find_latest_checkpoint
+
+import mmkd_plugin  # noqa: F401  (registers the hooks)
+from benchmarks.summary import METRICS
+
+EVALUATIONS = 3  # of a run; the last one is reported
+COCO_KEYS = dict(AP='coco/bbox_mAP', AP50='coco/bbox_mAP_50', AP75='coco/bbox_mAP_75')
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replaces the file in one step, so that a kill leaves the old or the new one."""
+    part = path.with_name(path.name + '.part')
+    part.write_text(json.dumps(content, indent=1) + '\n')
+    os.replace(part, path)
+
+
+class RecordHook(Hook):
+    """Adds up the seconds spent in training epochs, and keeps every evaluation in ``history.json``.
+
+    The seconds travel in the checkpoint, so they count each epoch once however often the run was
+    killed.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.history: dict[str, dict[str, float]] = (
+            json.loads(file.read_text()) if file.is_file() else {}
+        )
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        self._start = time.perf_counter()
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        runner.message_hub.update_info(
+            'bench_seconds', seconds(runner) + time.perf_counter() - self._start
+        )
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        # A detector that finds nothing at all makes CocoMetric return no numbers: its AP is 0.
+        self.history[str(runner.epoch)] = {
+            name: float(metrics.get(key, 0.0)) for name, key in COCO_KEYS.items()
+        }
+        write_json(self.file, self.history)
+
+
+def seconds(runner: Runner) -> float:
+    """Training time so far, over all the processes that worked on this run."""
+    hub = runner.message_hub
+    return hub.get_info('bench_seconds') if 'bench_seconds' in hub.runtime_info else 0.0
+
+
+def set_epochs(cfg: Config, epochs: int) -> None:
+    """Trains for ``epochs``; schedules that ended with the old last epoch end with the new one."""
+    old, cfg.train_cfg.max_epochs = cfg.train_cfg.max_epochs, epochs
+    for scheduler in cfg.param_scheduler:
+        if scheduler.get('by_epoch', True):
+            for key in ('end', 'T_max'):
+                if scheduler.get(key) == old:
+                    scheduler[key] = epochs
+
+
+def build_config(run: dict[str, Any], folder: Path) -> Config:
+    """The config of a run: the student's own, and for a method the hook with its terms."""
+    cfg = Config.fromfile(run['config'])
+    cfg.merge_from_dict(run['options'])
+    if run['epochs']:
+        set_epochs(cfg, run['epochs'])
+    cfg.work_dir = str(folder)
+    cfg.resume = True
+    cfg.randomness = dict(seed=run['seed'])
+    epochs = cfg.train_cfg.max_epochs
+    cfg.train_cfg.val_interval = max(1, -(-epochs // EVALUATIONS))
+    if run['split'] == 'test':
+        cfg.val_dataloader, cfg.val_evaluator = cfg.test_dataloader, cfg.test_evaluator
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        loader.num_workers = 0  # several runs share the machine: one process each
+        loader.persistent_workers = False
+    # MMEngine's own hook removes the old checkpoint before it writes the new one: a run killed in
+    # between could not go on.
+    hook = dict(type='mmkd_plugin.SafeCheckpointHook', interval=1, max_keep_ckpts=1)
+    cfg.setdefault('default_hooks', {}).checkpoint = hook
+    imports = cfg.get('custom_imports') or dict(imports=[], allow_failed_imports=False)
+    if 'mmkd_plugin' not in imports['imports']:
+        imports['imports'] = [*imports['imports'], 'mmkd_plugin']
+    cfg.custom_imports = imports
+    if run['terms']:
+        teacher = {key: run['teacher'][key] for key in ('config', 'checkpoint')}
+        hook = dict(type='mmkd_plugin.DistillHook', teacher=teacher, terms=run['terms'])
+        cfg.custom_hooks = [*cfg.get('custom_hooks', []), hook]
+    return cfg
+
+
+def train(folder: Path) -> dict[str, Any]:
+    """Trains (or goes on training) the run of ``folder`` and writes its ``results.json``."""
+    run = json.loads((folder / 'run.json').read_text())
+    cfg = build_config(run, folder)
+    record = RecordHook(folder / 'history.json')
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(record)
+    parameters = sum(p.numel() for p in runner.model.parameters())  # before anything is attached
+    runner.train()
+    epochs = cfg.train_cfg.max_epochs
+    if str(epochs) not in record.history:  # killed between the last checkpoint and its evaluation
+        runner.val_loop.run()
+    last = record.history[str(epochs)]
+    best = max(record.history.values(), key=lambda m: m['AP'])
+    results = dict(
+        dataset=run['dataset'],
+        split=run['split'],
+        method=run['method'],
+        weight=run['weight'],
+        seed=run['seed'],
+        epochs=epochs,
+        **{m: last[m] for m in METRICS},
+        **{f'best_{m}': best[m] for m in METRICS},
+        history=record.history,
+        seconds=round(seconds(runner), 2),
+        parameters=parameters,
+        threads=torch.get_num_threads(),
+        checkpoint=Path(find_latest_checkpoint(str(folder))).name,
+    )
+    write_json(folder / 'results.json', results)
+    return results
+
+
+if __name__ == '__main__':
+    train(Path(sys.argv[1]))

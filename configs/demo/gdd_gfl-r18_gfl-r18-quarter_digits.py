@@ -1,0 +1,18 @@
+"""The demo's distilled student: the student's config plus one hook."""
+
+_base_ = './gfl_r18-quarter_digits.py'
+
+custom_hooks = [
+    dict(
+        type='mmkd_plugin.DistillHook',
+        teacher=dict(
+            config='configs/demo/gfl_r18_digits.py',
+            checkpoint='work_dirs/demo/teacher/epoch_8.pth',
+        ),
+        terms=[
+            dict(
+                loss=dict(type='GDDLoss'), student='neck.fpn_convs.*.conv', weight=1.0, name='gdd'
+            ),
+        ],
+    )
+]

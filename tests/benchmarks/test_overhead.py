@@ -1,0 +1,120 @@
+"""The cost benchmark: its parts do the work they claim, and its numbers add up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import memory, overhead
+
+CPU = torch.device('cpu')
+MIB = 2**20
+
+
+@pytest.fixture(scope='module')
+def parts() -> overhead.Parts:
+    pair = overhead.PAIRS['demo']
+    terms = [dict(loss=dict(type='GDDLoss'), student=pair.tap, weight=1.0, name='term')]
+    return overhead.Parts(pair.student, pair.teacher, terms, (64, 64), 2, CPU)
+
+
+def test_peak_is_the_height_not_the_sum():
+    def step() -> None:
+        first = torch.empty(MIB, dtype=torch.uint8)
+        second = torch.empty(3 * MIB, dtype=torch.uint8)
+        del first
+        third = torch.empty(MIB // 2, dtype=torch.uint8)
+        del second, third
+
+    assert memory.peak(step, CPU) == 4 * MIB
+
+
+def test_held_counts_weights_buffers_and_optimizer_state():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
+    weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    assert memory.held(model) == weights
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.randn(2, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    parameters = 4 * sum(p.numel() for p in model.parameters())
+    assert memory.held(model, optimizer) == weights + parameters
+
+
+def test_parts_do_the_work_they_are_timed_for(parts: overhead.Parts, monkeypatch):
+    seen = []
+    monkeypatch.setattr(parts.optimizer, 'step', lambda: seen.append('distilled'))
+    monkeypatch.setattr(parts.terms_optimizer, 'step', lambda: seen.append('terms'))
+    monkeypatch.setattr(parts.plain_optimizer, 'step', lambda: seen.append('student'))
+    calls = dict(backbone=0, neck=0, head=0)
+    teacher = parts.distiller.teacher.model
+
+    def count(name: str):
+        def hook(*_):
+            calls[name] += 1
+
+        return hook
+
+    modules = dict(backbone=teacher.backbone, neck=teacher.neck, head=teacher.bbox_head)
+    handles = [m.register_forward_hook(count(name)) for name, m in modules.items()]
+    parts.student()
+    parts.terms()
+    assert calls == dict(backbone=0, neck=0, head=0)
+    parts.teacher()
+    parts.distilled()
+    for handle in handles:
+        handle.remove()
+    assert calls == dict(backbone=2, neck=2, head=0)  # as deep as the taps, no deeper
+    assert seen == ['student', 'terms', 'distilled']
+
+
+def test_terms_reach_the_recorded_student_maps_and_all_connectors(parts, monkeypatch):
+    monkeypatch.setattr(parts.terms_optimizer, 'zero_grad', lambda: None)
+    parts.terms()
+    assert all(p.grad is not None for p in parts.distiller.parameters())
+    for p in parts.distiller.parameters():
+        p.grad = None
+    ((term, student, teacher),) = parts._maps
+    assert all(c.tensor.is_leaf and c.tensor.requires_grad for c in student)
+    sizes = [row.teacher_shape[1:2] for row in parts.distiller.plan()]
+    assert [tuple(c.tensor.shape[1:2]) for c in teacher] == sizes
+
+
+def test_report_adds_up(parts: overhead.Parts):
+    times = overhead.measure_time(parts, iters=3, warmup=1)
+    assert {len(v) for v in times.values()} == {3}
+    report = overhead.report_time(dict(student=[1, 9, 2], teacher=[3], terms=[1], distilled=[9]))
+    assert report['sum'] == 6 and report['ratio'] == 1.5
+    sizes = overhead.report_memory(parts)
+    teacher = parts.distiller.teacher.model
+    weights = [*teacher.parameters(), *teacher.buffers()]
+    assert sizes['teacher_weights'] == sum(t.numel() * t.element_size() for t in weights)
+    keys = ('student', 'teacher_weights', 'teacher_maps', 'terms')
+    assert sizes['sum'] == sum(sizes[k] for k in keys)
+    assert sizes['ratio'] == pytest.approx(sizes['distilled'] / sizes['sum'])
+    # The distilled step holds the teacher and a trained student: it cannot be smaller than both.
+    assert sizes['distilled'] > sizes['student'] + sizes['teacher_weights']
+
+
+def test_command_prints_and_writes_the_ratios(tmp_path: Path, capsys):
+    file = tmp_path / 'out' / 'cost.json'
+    args = [
+        '--size',
+        '64',
+        '64',
+        '--batch',
+        '2',
+        '--iters',
+        '1',
+        '--warmup',
+        '1',
+        '--loss',
+        'PKDLoss',
+    ]
+    result = overhead.main([*args, '--device', 'cpu', '--json', str(file)])
+    out = capsys.readouterr().out
+    assert out.count('distilled / sum = ') == 2
+    assert f'{result["time"]["ratio"]:.3f}' in out and f'{result["memory"]["ratio"]:.3f}' in out
+    assert json.loads(file.read_text())['time'] == result['time']
