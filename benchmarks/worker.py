@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,21 @@ def set_epochs(cfg: Config, epochs: int) -> None:
                     scheduler[key] = epochs
 
 
+def mend_last_checkpoint(folder: Path) -> None:
+    """Points ``last_checkpoint`` to the newest complete checkpoint.
+
+    A kill while MMEngine saves can leave a truncated checkpoint (it lacks the directory at the end
+    of the zip file) or an empty ``last_checkpoint``.
+    """
+    saved = sorted(folder.glob('epoch_*.pth'), key=lambda f: int(f.stem.removeprefix('epoch_')))
+    while saved and not zipfile.is_zipfile(saved[-1]):
+        saved.pop().unlink()
+    if saved:
+        (folder / 'last_checkpoint').write_text(str(saved[-1]))
+    else:
+        (folder / 'last_checkpoint').unlink(missing_ok=True)
+
+
 def build_config(run: dict[str, Any], folder: Path) -> Config:
     """The config of a run: the student's own, and for a method the hook with its terms."""
     cfg = Config.fromfile(run['config'])
@@ -117,6 +133,7 @@ def train(folder: Path) -> dict[str, Any]:
     run = json.loads((folder / 'run.json').read_text())
     cfg = build_config(run, folder)
     record = RecordHook(folder / 'history.json')
+    mend_last_checkpoint(folder)
     runner = Runner.from_cfg(cfg)
     runner.register_hook(record)
     parameters = sum(p.numel() for p in runner.model.parameters())  # before anything is attached

@@ -21,7 +21,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmkd_plugin.distiller import attach
+from mmkd_plugin import attach
 from mmkd_plugin.teacher import build_model
 
 LOSSES = {'gdd': 'GDDLoss', 'cwd': 'CWDLoss'}

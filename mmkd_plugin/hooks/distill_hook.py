@@ -17,7 +17,8 @@ from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
 from .. import recipes
-from ..distiller import Distiller, attach, detach
+from ..attachment import attach, detach
+from ..distiller import Distiller
 from ..init_student import copy_teacher_weights, parse_parts
 from ..registry import HOOKS
 from ..teacher import make_teacher
@@ -199,7 +200,7 @@ def _classes(runner: Runner) -> Sequence[str] | None:
 
 
 def _plain(terms: Any) -> list:
-    """Plain dicts and lists of a config's own types, so that later edits do not reach the config."""
+    """The terms as plain dicts of their own, so that edits do not reach the config."""
     return [term.to_dict() if hasattr(term, 'to_dict') else copy.deepcopy(term) for term in terms]
 
 

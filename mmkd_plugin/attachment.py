@@ -1,0 +1,125 @@
+"""Puts distillation on a live model, and takes it off again.
+
+``attach`` gives the student one submodule, ``student.distiller``, and three kinds of hooks:
+
+* a forward pre-hook arms the taps when a training step (``mode='loss'``) begins,
+* a forward hook runs the teacher on the same batch and adds the terms to the student's losses,
+* state-dict hooks keep the distiller out of what the student saves and expects.
+
+The student keeps its class, its parameter names and its forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from .distiller import Distiller
+from .teacher import make_teacher
+
+ATTRIBUTE = 'distiller'
+
+
+def attach(
+    student: nn.Module,
+    teacher: Any,
+    terms: Sequence[dict],
+    task_weight: float = 1.0,
+    seed: int = 0,
+    probe_size: Sequence[int] = (256, 256),
+    checkpointed: Sequence[str] = (),
+) -> Distiller:
+    """Attaches distillation to a live model; :func:`detach` gives it back.
+
+    From then on ``student(inputs, data_samples, mode='loss')`` in training mode returns the
+    student's losses and one ``loss_<name>`` per active term. Build the optimizer afterwards:
+    ``student.parameters()`` now holds the connectors too.
+
+    Args:
+        student: a detector, segmenter or classifier built on MMEngine's ``BaseModel``.
+        teacher: a module, ``dict(config=..., checkpoint=...)`` or a :class:`Teacher`.
+        terms: list of terms, each ``dict(loss=dict(type=...), student=TAP, ...)``.
+        task_weight: factor on the student's own losses (0.1 in classic distillation).
+        seed: seeds connectors and noise; global random states are left alone.
+        probe_size: height and width of the image by which shapes are measured.
+        checkpointed: modules that activation checkpointing will wrap later.
+
+    Returns:
+        The distiller, which is also ``student.distiller``.
+
+    Raises:
+        ValueError: if something is attached already, or a term is wrong.
+        TapError: if a tap does not fit one of the models.
+    """
+    if hasattr(student, ATTRIBUTE):
+        raise ValueError(
+            f'{type(student).__name__} already has {ATTRIBUTE!r}: distillation is '
+            'attached twice. Keep one DistillHook (with several terms), or call '
+            'mmkd_plugin.detach first.'
+        )
+    handle = make_teacher(teacher)
+    like = next(student.parameters())
+    handle.model.to(device=like.device, dtype=like.dtype)
+    distiller = Distiller(student, handle, terms, task_weight, seed, probe_size, checkpointed)
+    distiller.handles = [
+        student.register_forward_pre_hook(_before_forward, with_kwargs=True),
+        student.register_forward_hook(_after_forward, with_kwargs=True),
+        student._register_state_dict_hook(_drop_from_state_dict),
+        student.register_load_state_dict_post_hook(_drop_from_missing),
+    ]
+    student.add_module(ATTRIBUTE, distiller)
+    return distiller
+
+
+def detach(student: nn.Module) -> None:
+    """Takes distillation off again; the student is then as it was before :func:`attach`.
+
+    Raises:
+        ValueError: if nothing is attached.
+    """
+    distiller = getattr(student, ATTRIBUTE, None)
+    if not isinstance(distiller, Distiller):
+        raise ValueError(f'Nothing is attached to this {type(student).__name__}.')
+    distiller.close()
+    delattr(student, ATTRIBUTE)
+
+
+# Plain functions that find the distiller through the module they are called with: a deep copy of
+# the student (EMA) gets a working distiller of its own.
+
+
+def _is_training_step(student: nn.Module, args: tuple, kwargs: dict) -> bool:
+    mode = kwargs.get('mode', args[2] if len(args) > 2 else None)
+    return student.training and mode == 'loss'
+
+
+def _before_forward(student: nn.Module, args: tuple, kwargs: dict) -> None:
+    if _is_training_step(student, args, kwargs):
+        student.distiller.begin_step()
+
+
+def _after_forward(student: nn.Module, args: tuple, kwargs: dict, output: Any) -> dict | None:
+    if not _is_training_step(student, args, kwargs):
+        return None
+    inputs = kwargs['inputs'] if 'inputs' in kwargs else args[0]
+    samples = kwargs.get('data_samples', args[1] if len(args) > 1 else None)
+    return student.distiller(output, inputs, samples)
+
+
+def _drop_from_state_dict(student: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
+    own = f'{prefix}{ATTRIBUTE}'
+    for entries in (state, getattr(state, '_metadata', {})):
+        for key in [k for k in entries if k == own or k.startswith(own + '.')]:
+            del entries[key]
+
+
+def _drop_from_missing(student: nn.Module, incompatible: Any) -> None:
+    own = {f'{ATTRIBUTE}.{name}' for name, _ in student.distiller.named_parameters()}
+    own |= {f'{ATTRIBUTE}.{name}' for name, _ in student.distiller.named_buffers()}
+    incompatible.missing_keys[:] = [
+        key
+        for key in incompatible.missing_keys
+        if not any(key == name or key.endswith('.' + name) for name in own)
+    ]
