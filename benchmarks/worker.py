@@ -12,7 +12,6 @@ import json
 import os
 import sys
 import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 import mmkd_plugin  # noqa: F401  (registers the hooks)
 from benchmarks.summary import METRICS
+from mmkd_plugin.hooks import mend_last_checkpoint
 
 EVALUATIONS = 3  # of a run; the last one is reported
 COCO_KEYS = dict(AP='coco/bbox_mAP', AP50='coco/bbox_mAP_50', AP75='coco/bbox_mAP_75')
@@ -80,21 +80,6 @@ def set_epochs(cfg: Config, epochs: int) -> None:
             for key in ('end', 'T_max'):
                 if scheduler.get(key) == old:
                     scheduler[key] = epochs
-
-
-def mend_last_checkpoint(folder: Path) -> None:
-    """Points ``last_checkpoint`` to the newest complete checkpoint.
-
-    A kill while MMEngine saves can leave a truncated checkpoint (it lacks the directory at the end
-    of the zip file) or an empty ``last_checkpoint``.
-    """
-    saved = sorted(folder.glob('epoch_*.pth'), key=lambda f: int(f.stem.removeprefix('epoch_')))
-    while saved and not zipfile.is_zipfile(saved[-1]):
-        saved.pop().unlink()
-    if saved:
-        (folder / 'last_checkpoint').write_text(str(saved[-1]))
-    else:
-        (folder / 'last_checkpoint').unlink(missing_ok=True)
 
 
 def build_config(run: dict[str, Any], folder: Path) -> Config:

@@ -2,8 +2,9 @@
 
 ``attach`` gives the student one submodule, ``student.distiller``, and three kinds of hooks:
 
-* a forward pre-hook arms the taps when a training step (``mode='loss'``) begins,
-* a forward hook runs the teacher on the same batch and adds the terms to the student's losses,
+* a forward pre-hook, when a training step (``mode='loss'``) begins, runs the teacher on the same
+  batch and arms the taps,
+* a forward hook adds the terms to the student's losses,
 * state-dict hooks keep the distiller out of what the student saves and expects.
 
 The student keeps its class, its parameter names and its forward.
@@ -97,15 +98,15 @@ def _is_training_step(student: nn.Module, args: tuple, kwargs: dict) -> bool:
 
 def _before_forward(student: nn.Module, args: tuple, kwargs: dict) -> None:
     if _is_training_step(student, args, kwargs):
-        student.distiller.begin_step()
+        inputs = kwargs['inputs'] if 'inputs' in kwargs else args[0]
+        samples = kwargs.get('data_samples', args[1] if len(args) > 1 else None)
+        student.distiller.begin_step(inputs, samples)
 
 
 def _after_forward(student: nn.Module, args: tuple, kwargs: dict, output: Any) -> dict | None:
-    if not _is_training_step(student, args, kwargs):
-        return None
-    inputs = kwargs['inputs'] if 'inputs' in kwargs else args[0]
-    samples = kwargs.get('data_samples', args[1] if len(args) > 1 else None)
-    return student.distiller(output, inputs, samples)
+    if _is_training_step(student, args, kwargs):
+        return student.distiller(output)
+    return None
 
 
 def _drop_from_state_dict(student: nn.Module, state: dict, prefix: str, metadata: dict) -> None:

@@ -142,8 +142,16 @@ class Distiller(nn.Module):
 
     # -- one training step -------------------------------------------------------------------
 
-    def begin_step(self) -> None:
-        """Arms the student's taps if a term acts at this step."""
+    def begin_step(self, inputs: Tensor, data_samples: list | None = None) -> None:
+        """Runs the teacher and arms the student's taps, if a term acts at this step.
+
+        The teacher goes first: what its layers need for a moment is freed before the student's
+        activations, which must stay for the backward, begin to pile up.
+
+        Args:
+            inputs: the student's preprocessed batch, (N, C, H, W).
+            data_samples: the batch's samples, or ``None``.
+        """
         if self._progress is None:
             waiting = [term.name for term in self.terms if not term.schedule.is_constant]
             if waiting:
@@ -153,15 +161,14 @@ class Distiller(nn.Module):
                     'before each step (DistillHook does).'
                 )
         if any(term.active for term in self.terms):
+            self.teacher.run(inputs, data_samples)
             self.recorder.arm()
 
-    def forward(self, losses: dict, inputs: Tensor, data_samples: list | None) -> dict:
+    def forward(self, losses: dict) -> dict:
         """Adds the terms to the student's losses.
 
         Args:
             losses: what the student returned in ``mode='loss'``; it is not changed.
-            inputs: the student's preprocessed batch, (N, C, H, W).
-            data_samples: the batch's samples, or ``None``.
 
         Returns:
             A new dict: the student's losses times ``task_weight``, and ``loss_<name>`` per term.
@@ -171,7 +178,6 @@ class Distiller(nn.Module):
         active = [term for term in self.terms if term.active]
         try:
             if active:
-                self.teacher.run(inputs, data_samples)
                 self._add(losses, active)
             if get_world_size() > 1:
                 for term in self.terms:

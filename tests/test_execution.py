@@ -12,6 +12,7 @@ import torch
 from detectors import model_config
 from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
+from mmengine.hub import get_config
 from mmengine.registry import DefaultScope
 from torch import nn
 from toys import toy_model
@@ -97,6 +98,19 @@ def test_a_query_detector_runs_its_head_within_the_whole_model(detectors):
     assert count_calls(detectors['DINO'], ['neck']) == ('neck', dict(backbone=1, neck=1))
     depth, calls = count_calls(detectors['DINO'], ['encoder.layers.0'])
     assert depth == 'full' and calls['encoder'] == 1
+
+
+def test_a_detr_head_is_not_called_on_image_features():
+    """Its forward takes one argument like a dense head's, but that is the decoder's output."""
+    config = get_config('mmdet::detr/detr_r50_8xb2-150e_coco.py').model
+    config.backbone.update(depth=18, init_cfg=None)
+    config.neck.in_channels = [512]
+    config.encoder.num_layers = config.decoder.num_layers = 1
+    with DefaultScope.overwrite_default_scope('mmdet'), rng_kept():
+        register_all_modules(init_default_scope=False)
+        model = MODELS.build(config)
+    depth, calls = count_calls(model, ['bbox_head.fc_cls'])
+    assert depth == 'full' and calls['encoder'] == calls['bbox_head'] == 1
 
 
 def test_a_mask_transformer_gets_the_samples_its_head_asks_for(detectors):

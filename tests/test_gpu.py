@@ -39,12 +39,12 @@ def test_a_step_does_not_synchronise():
     distiller = student.distiller
     for iteration in range(2):
         distiller.set_progress(iteration)
-        distiller.begin_step()
-        features = student.extract_feat(inputs)
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode('error' if iteration else 'default')
         try:
-            distiller(dict(loss_cls=features[0].mean()), inputs, samples)
+            distiller.begin_step(inputs, samples)
+            features = student.extract_feat(inputs)
+            distiller(dict(loss_cls=features[0].mean()))
         finally:
             torch.cuda.set_sync_debug_mode('default')
     assert torch.isfinite(features[0]).all()

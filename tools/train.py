@@ -204,6 +204,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_distillation(cfg, args)
     protect_checkpoints(cfg)
     set_up_launcher(cfg, args.launcher, args.local_rank)
+    if cfg.get('resume') and cfg.get('load_from') is None:
+        from mmkd_plugin.hooks import mend_last_checkpoint
+
+        mend_last_checkpoint(cfg.work_dir)
     build_runner(cfg).train()
 
 

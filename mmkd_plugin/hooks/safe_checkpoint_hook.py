@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,26 @@ class SafeCheckpointHook(CheckpointHook):
         finally:
             self.file_backend = plain
         deferred.commit()
+
+
+def mend_last_checkpoint(folder: str | Path) -> None:
+    """Points ``last_checkpoint`` to the newest complete checkpoint of a killed run.
+
+    A kill while MMEngine saves can leave a truncated checkpoint (it lacks the directory at the end
+    of the zip file), which is removed, or an empty ``last_checkpoint``. Call it before a Runner
+    with ``resume=True`` is built.
+    """
+    found = [(int(m.group(1)), path) for path in _checkpoints(str(folder))
+             if (m := re.fullmatch(r'(?:epoch|iter)_(\d+)', path.stem))]  # fmt: skip
+    saved = [path for _, path in sorted(found)]
+    while saved and not zipfile.is_zipfile(saved[-1]):
+        saved.pop().unlink(missing_ok=True)  # other ranks may be at it, too
+    pointer = Path(folder) / 'last_checkpoint'
+    named = Path(pointer.read_text().strip()) if pointer.is_file() else None
+    if saved and (named is None or not named.is_file()):
+        pointer.write_text(str(saved[-1]))
+    elif not saved and named is not None and not named.is_file():
+        pointer.unlink(missing_ok=True)
 
 
 def _checkpoints(folder: str) -> set[Path]:

@@ -74,3 +74,26 @@ def test_old_checkpoints_are_removed_after_success(tmp_path, keep):
         )
     )
     assert len(list(tmp_path.glob('*.pth'))) == keep
+
+
+def test_a_run_killed_while_saving_can_be_resumed(tmp_path):
+    from mmkd_plugin.hooks import mend_last_checkpoint
+    from toys import hook_config, runner_config, train
+
+    train(runner_config(tmp_path, hook_config(), max_iters=4))
+    whole = (tmp_path / 'iter_4.pth').read_bytes()
+    (tmp_path / 'iter_4.pth').write_bytes(whole[: len(whole) // 2])
+    (tmp_path / 'last_checkpoint').write_text('')
+    mend_last_checkpoint(tmp_path)
+    assert not (tmp_path / 'iter_4.pth').exists()
+    assert (tmp_path / 'last_checkpoint').read_text() == str(tmp_path / 'iter_2.pth')
+    train(runner_config(tmp_path, hook_config(), max_iters=4, resume=True))
+    assert (tmp_path / 'iter_4.pth').read_bytes()[-22:-18] == b'PK\x05\x06'
+
+
+def test_mending_leaves_a_sound_run_and_an_empty_folder_alone(tmp_path):
+    from mmkd_plugin.hooks import mend_last_checkpoint
+
+    mend_last_checkpoint(tmp_path)
+    assert not list(tmp_path.iterdir())
+    mend_last_checkpoint(tmp_path / 'missing')
