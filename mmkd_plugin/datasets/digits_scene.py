@@ -35,10 +35,10 @@ class DigitsSpec:
     image_size: int = 128
     train: int = 800
     val: int = 200
-    objects: tuple[int, int] = (1, 6)
-    scale: tuple[float, float] = (0.12, 0.4)
+    objects: tuple[int, int] = (3, 7)
+    scale: tuple[float, float] = (0.2, 0.42)
     overlap: float = 0.1
-    clutter: int = 4
+    clutter: int = 1
     val_scans: float = 0.25
     seed: int = 0
 
@@ -137,9 +137,9 @@ def _background(rng: np.random.Generator, spec: DigitsSpec) -> np.ndarray:
     """A coloured texture: value noise in several octaves, and pen strokes."""
     size = spec.image_size
     image = np.empty((size, size, 3), np.float32)
-    image[:] = rng.uniform(60, 195, 3)
+    image[:] = rng.uniform(40, 130) + rng.uniform(-20, 20, 3)
     rough = rng.uniform(0.45, 0.8)  # how fast the octaves fade
-    strength = rng.uniform(25, 55)
+    strength = rng.uniform(12, 32)
     for octave, cells in enumerate((2, 4, 8, 16, 32)):
         grid = rng.standard_normal((cells + 1, cells + 1, 3)).astype(np.float32)
         grid = 0.6 * grid[..., :1] + 0.4 * grid
@@ -147,7 +147,7 @@ def _background(rng: np.random.Generator, spec: DigitsSpec) -> np.ndarray:
         image += layer * np.float32(strength * rough**octave)
     for _ in range(rng.integers(0, spec.clutter + 1)):
         points = rng.uniform(0, size, (1, 2)) + np.cumsum(rng.normal(0, size / 10, (4, 2)), axis=0)
-        color = (image.mean((0, 1)) + rng.uniform(-90, 90)).clip(0, 255).tolist()
+        color = (image.mean((0, 1)) + rng.uniform(-60, 90)).clip(0, 255).tolist()
         width = int(rng.integers(1, max(2, size // 40) + 1))
         cv2.polylines(image, [np.round(points * 8).astype(np.int32)], False, color, width,
                       cv2.LINE_AA, 3)  # fmt: skip
@@ -159,7 +159,7 @@ def _shape_digit(ink: np.ndarray, rng: np.random.Generator, spec: DigitsSpec) ->
     low, high = (edge * spec.image_size for edge in spec.scale)
     height = math.exp(rng.uniform(math.log(low), math.log(high)))  # as many small ones as large
     scale = height / (SCAN - 2 * MARGIN)
-    stretch, angle, slant = rng.uniform(0.85, 1.2), rng.normal(0, 0.15), rng.normal(0, 0.12)
+    stretch, angle, slant = rng.uniform(0.85, 1.2), rng.normal(0, 0.08), rng.normal(0, 0.06)
     cos, sin = math.cos(angle), math.sin(angle)
     matrix = np.array([[cos, -sin], [sin, cos]]) @ np.array([[stretch, slant], [0, 1]]) * scale
     side = math.ceil(SCAN * scale * 1.3)
@@ -227,8 +227,8 @@ def draw_image(
         x, y = corner
         area = np.s_[y : y + height, x : x + width]
         ground = image[area].mean((0, 1))
-        contrast = rng.uniform(45, 130) * (1 if ground.mean() < rng.uniform(90, 165) else -1)
-        color = (ground + contrast + rng.normal(0, 25, 3)).clip(0, 255).astype(np.float32)
+        contrast = rng.uniform(70, 130)
+        color = (ground + contrast + rng.normal(0, 15, 3)).clip(0, 255).astype(np.float32)
         image[area] += (color - image[area]) * opacity[..., None]
         instances[area][opacity > 0.5] = len(digits) + 1
         taken = np.vstack([taken, [x, y, x + width, y + height]])
