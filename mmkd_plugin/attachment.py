@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from .distiller import Distiller
-from .teacher import make_teacher
+from .teacher import Teacher, make_teacher
 
 ATTRIBUTE = 'distiller'
 
@@ -59,6 +59,11 @@ def attach(
             f'{type(student).__name__} already has {ATTRIBUTE!r}: distillation is '
             'attached twice. Keep one DistillHook (with several terms), or call '
             'mmkd_plugin.detach first.'
+        )
+    if student is (teacher.model if isinstance(teacher, Teacher) else teacher):
+        raise ValueError(
+            f'Student and teacher are the same {type(student).__name__} object: freezing the '
+            'teacher would freeze the student. Give a copy (copy.deepcopy) as the teacher.'
         )
     handle = make_teacher(teacher)
     like = next(student.parameters())

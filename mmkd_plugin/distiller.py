@@ -6,6 +6,7 @@ tells the whole step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,10 +62,15 @@ class Distiller(nn.Module):
         checkpointed: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        if not isinstance(task_weight, (int, float)) or task_weight < 0:
+        if (
+            not isinstance(task_weight, (int, float))
+            or not math.isfinite(task_weight)
+            or task_weight < 0
+        ):
             raise ValueError(f'task_weight={task_weight!r} must be a number, 0 or more.')
         self.task_weight = float(task_weight)
         self.teacher = teacher
+        self._owner = id(self)
         self.rng = RandomSource(seed, get_rank())
         self.terms = nn.ModuleList(
             Term(config, student, teacher.model, i) for i, config in enumerate(terms)
@@ -240,7 +246,8 @@ class Distiller(nn.Module):
         for handle in self.handles:
             handle.remove()
         self.recorder.close()
-        self.teacher.close()
+        if self._owner == id(self):  # a deep copy shares the teacher but must not disconnect it
+            self.teacher.close()
 
     # -- checks after a step -----------------------------------------------------------------
 

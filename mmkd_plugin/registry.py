@@ -62,12 +62,14 @@ def build_loss(cfg: dict, where: str) -> Any:
     kind = kwargs.pop('type')
     kwargs.pop('_scope_', None)
     cls = kind
+    own = [n for n in MODELS.module_dict if n.endswith('Loss')]
     if isinstance(kind, str):
         cls = MODELS.get(kind)
         if cls is None:
-            own = [n for n in MODELS.module_dict if n.endswith('Loss')]
             raise ValueError(
                 f'{where} names the loss {kind!r}, which is not registered; {nearest(kind, own)}.'
             )
+    if not hasattr(cls, 'connect'):  # such as mmdet's own losses on labels and boxes
+        raise ValueError(f'{where}: {kind!r} is no distillation loss; valid: {", ".join(own)}.')
     check_keys(kwargs, inspect.signature(cls).parameters, where)
     return cls(**kwargs)

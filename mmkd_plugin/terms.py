@@ -97,7 +97,13 @@ class Term(nn.Module):
         for s, t in zip(student, teacher):
             loss = build_loss(self.loss_config, f'{self.where}.loss')
             loss.rng = rng
-            loss.connect(s.tensor.shape, t.tensor.shape)
+            try:
+                loss.connect(s.tensor.shape, t.tensor.shape)
+            except ValueError as error:
+                raise TapError(
+                    f'{self.where}: student {s.label!r} is {tuple(s.tensor.shape)}, teacher '
+                    f'{t.label!r} is {tuple(t.tensor.shape)}: {error}'
+                ) from error
             self._check_size(s, t)
             wide = torch.promote_types(s.tensor.dtype, torch.float32)
             loss.to(device=s.tensor.device, dtype=wide)

@@ -417,3 +417,9 @@ def _count_syncs(monkeypatch, run) -> int:
     with Count():
         run()
     return Count.syncs
+
+
+def test_detaching_a_copy_leaves_the_original_distilling():
+    student = attached()
+    mmkd_plugin.detach(copy.deepcopy(student))
+    assert torch.isfinite(step(student)['loss_gdd'])

@@ -77,8 +77,9 @@ def test_old_checkpoints_are_removed_after_success(tmp_path, keep):
 
 
 def test_a_run_killed_while_saving_can_be_resumed(tmp_path):
-    from mmkd_plugin.hooks import mend_last_checkpoint
     from toys import hook_config, runner_config, train
+
+    from mmkd_plugin.hooks import mend_last_checkpoint
 
     train(runner_config(tmp_path, hook_config(), max_iters=4))
     whole = (tmp_path / 'iter_4.pth').read_bytes()

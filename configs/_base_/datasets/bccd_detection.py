@@ -4,7 +4,8 @@
 dataset_type = 'CocoDataset'
 data_root = '{{$BCCD_ROOT:data/bccd_coco}}/'
 metainfo = dict(
-    classes=('RBC', 'WBC', 'Platelets'), palette=[(220, 20, 60), (30, 90, 200), (240, 180, 0)])
+    classes=('RBC', 'WBC', 'Platelets'), palette=[(220, 20, 60), (30, 90, 200), (240, 180, 0)]
+)
 image_scale = (144, 108)
 
 train_pipeline = [
@@ -12,7 +13,9 @@ train_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='Resize', scale=image_scale, keep_ratio=False),  # 4:3 like the originals
     # A smear has no up or down: all flips are valid views.
-    dict(type='RandomFlip', prob=[0.25, 0.25, 0.25], direction=['horizontal', 'vertical', 'diagonal']),
+    dict(
+        type='RandomFlip', prob=[0.25, 0.25, 0.25], direction=['horizontal', 'vertical', 'diagonal']
+    ),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
@@ -21,7 +24,8 @@ test_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True),
     dict(
         type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+    ),
 ]
 train_dataloader = dict(
     batch_size=8,
@@ -36,7 +40,9 @@ train_dataloader = dict(
         ann_file='annotations/instances_train.json',
         data_prefix=dict(img='images/'),
         filter_cfg=dict(filter_empty_gt=True, min_size=1),
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 test_dataloader = dict(
     batch_size=8,
     num_workers=0,
@@ -50,7 +56,9 @@ test_dataloader = dict(
         ann_file='annotations/instances_test.json',
         data_prefix=dict(img='images/'),
         test_mode=True,
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 val_dataloader = dict(
     batch_size=8,
     num_workers=0,
@@ -64,8 +72,12 @@ val_dataloader = dict(
         ann_file='annotations/instances_val.json',
         data_prefix=dict(img='images/'),
         test_mode=True,
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 val_evaluator = dict(
-    type='CocoMetric', ann_file=data_root + 'annotations/instances_val.json', metric='bbox')
+    type='CocoMetric', ann_file=data_root + 'annotations/instances_val.json', metric='bbox'
+)
 test_evaluator = dict(
-    type='CocoMetric', ann_file=data_root + 'annotations/instances_test.json', metric='bbox')
+    type='CocoMetric', ann_file=data_root + 'annotations/instances_test.json', metric='bbox'
+)

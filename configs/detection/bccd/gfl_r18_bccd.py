@@ -9,7 +9,8 @@ model = dict(
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
-        pad_size_divisor=16),  # 144x108 becomes 144x112
+        pad_size_divisor=16,
+    ),  # 144x108 becomes 144x112
     backbone=dict(
         type='ResNet',
         depth=18,
@@ -19,14 +20,16 @@ model = dict(
         frozen_stages=-1,  # no pre-trained weights: nothing to freeze, BN learns
         norm_cfg=dict(type='BN', requires_grad=True),
         norm_eval=False,
-        style='pytorch'),
+        style='pytorch',
+    ),
     neck=dict(
         type='FPN',
         in_channels=[64, 128, 256, 512],
         out_channels=64,
         start_level=1,
         add_extra_convs='on_output',
-        num_outs=3),
+        num_outs=3,
+    ),
     bbox_head=dict(
         type='GFLHead',
         num_classes=3,
@@ -39,19 +42,24 @@ model = dict(
             ratios=[1.0],
             octave_base_scale=2.5,  # cells are 10 to 38 pixels wide here; GFL's 8 is meant for 1333x800
             scales_per_octave=1,
-            strides=[8, 16, 32]),
+            strides=[8, 16, 32],
+        ),
         loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True, beta=2.0, loss_weight=1.0),
         loss_dfl=dict(type='DistributionFocalLoss', loss_weight=0.25),
         reg_max=8,
-        loss_bbox=dict(type='GIoULoss', loss_weight=2.0)),
+        loss_bbox=dict(type='GIoULoss', loss_weight=2.0),
+    ),
     train_cfg=dict(
-        assigner=dict(type='ATSSAssigner', topk=9), allowed_border=-1, pos_weight=-1, debug=False),
+        assigner=dict(type='ATSSAssigner', topk=9), allowed_border=-1, pos_weight=-1, debug=False
+    ),
     test_cfg=dict(
         nms_pre=300,
         min_bbox_size=0,
         score_thr=0.05,
         nms=dict(type='nms', iou_threshold=0.6),
-        max_per_img=100))
+        max_per_img=100,
+    ),
+)
 
 max_epochs = 18
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=max_epochs // 2)
@@ -60,7 +68,8 @@ test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05),
-    clip_grad=dict(max_norm=35, norm_type=2))  # as in GDD's detection configs
+    clip_grad=dict(max_norm=35, norm_type=2),
+)  # as in GDD's detection configs
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(
@@ -70,16 +79,17 @@ param_scheduler = [
         end=max_epochs,
         T_max=max_epochs,
         eta_min_ratio=0.02,
-        convert_to_iter_based=True),
+        convert_to_iter_based=True,
+    ),
 ]
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=10),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=1),
-    sampler_seed=dict(type='DistSamplerSeedHook'))
-env_cfg = dict(
-    cudnn_benchmark=False, mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0))
+    sampler_seed=dict(type='DistSamplerSeedHook'),
+)
+env_cfg = dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0))
 log_processor = dict(type='LogProcessor', window_size=20, by_epoch=True)
 log_level = 'INFO'
 load_from = None
