@@ -54,14 +54,14 @@ BENCHMARKS = {
     'digits': Benchmark(
         teacher='configs/demo/gfl_r18_digits.py',
         student='configs/demo/gfl_r18-quarter_digits.py',
-        weights=dict(gdd_channel=20.0, gdd_shared=20.0, gdd_none=20.0, cwd=20.0, mgd=5.0, pkd=5.0),
+        weights=dict(gdd_channel=1.0, gdd_shared=1.0, gdd_none=1.0, cwd=5.0, mgd=1.0, pkd=1.0),
         report='val images of the digits set of seed 0',
         select='val images of the digits set of seed 1, with a teacher of its own',
     ),
     'bccd': Benchmark(
         teacher='configs/detection/bccd/gfl_r18_bccd.py',
         student='configs/detection/bccd/gfl_r18-quarter_bccd.py',
-        weights=dict(gdd_channel=20.0, gdd_shared=20.0, gdd_none=20.0, cwd=20.0, mgd=5.0, pkd=5.0),
+        weights=dict(gdd_channel=1.0, gdd_shared=1.0, gdd_none=1.0, cwd=5.0, mgd=1.0, pkd=1.0),
         report='test split (72 images)',
         select='val split (87 images)',
     ),

@@ -64,7 +64,7 @@ PAIRS = {
         str(ROOT / 'configs/detection/bccd/gfl_r18-quarter_bccd.py'),
         str(ROOT / 'configs/detection/bccd/gfl_r18_bccd.py'),
         'neck.fpn_convs.*.conv',
-        (144, 192),
+        (112, 144),  # 144x108, padded to multiples of 16
         8,
     ),
     'retinanet-r50-x101': Pair(

@@ -42,9 +42,13 @@ def fetch(checkpoint: str, key: str) -> Path:
         return _download(str(checkpoint), key)
     path = Path(os.path.expanduser(str(checkpoint)))
     if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else Path('.')
-        files = [str(f) for pattern in ('*.pth', '*.pt') for f in folder.glob(pattern)]
-        hint = f' {nearest(str(path), files)}.' if files else f' {folder} holds no *.pth file.'
+        folder = path.parent
+        if folder.is_dir():
+            files = [str(f) for pattern in ('*.pth', '*.pt') for f in folder.glob(pattern)]
+            place = 'this folder' if folder == Path('.') else f'the folder {folder}'
+            hint = f' {nearest(str(path), files)}.' if files else f' In {place} is no *.pth file.'
+        else:
+            hint = f' There is no folder {folder}, seen from {Path.cwd()}.'
         raise CheckpointError(f'{key}={str(checkpoint)!r} does not exist.{hint}')
     return path
 
@@ -153,6 +157,8 @@ def _is_torch_file(path: Path) -> bool:
 
 def _not_a_checkpoint(path: Path, key: str, error: Exception) -> CheckpointError:
     reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+    if isinstance(error, pickle.UnpicklingError):  # torch's own text is about weights_only
+        reason = 'it is neither a zip archive nor a pickle of torch'
     return CheckpointError(
         f'{key}={str(path)!r} ({path.stat().st_size} bytes) is truncated or not '
         f'a PyTorch checkpoint ({reason}). Copy or download the file again.'

@@ -169,7 +169,8 @@ def test_a_missing_file_lists_its_neighbours(saved, tmp_path):
     )
     empty = tmp_path / 'empty'
     empty.mkdir()
-    refused(empty / 'a.pth', 'does not exist', 'holds no *.pth')
+    refused(empty / 'a.pth', 'does not exist', 'is no *.pth file')
+    refused(empty / 'no' / 'a.pth', 'does not exist', 'There is no folder')
     refused(tmp_path, 'does not exist')  # a folder
 
 

@@ -81,7 +81,8 @@ def existing_file(name: str | Path, what: str, suffixes: tuple[str, ...] = ()) -
     )
     wanted = path.relative_to(folder).parts[0]
     near = difflib.get_close_matches(wanted, here, n=5, cutoff=0.5)
-    hint = f'nearest in {folder}: {", ".join(near)}' if near else f'{folder} has no similar name'
+    place = 'this folder' if folder == Path('.') else folder
+    hint = f'nearest in {place}: {", ".join(near)}' if near else f'{place} has no similar name'
     raise UsageError(f'{what}: there is no file {path}; {hint}.')
 
 

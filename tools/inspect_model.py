@@ -88,7 +88,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def load_model(config: str) -> nn.Module:
     """The model of a config, with random weights."""
-    return build_model(load_model_config(str(find_config(config))))
+    path = find_config(config)
+    try:
+        loaded = load_model_config(str(path))
+    except ValueError as error:
+        raise UsageError(f'{config}: {error}') from None
+    return build_model(loaded)
 
 
 def pair_rows(student: Sequence[Place], teacher: Sequence[Place] | None) -> list[Pair]:
@@ -230,9 +235,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     pairs = select(all_pairs, args.filter, args.depth)
     if not pairs:
         first = sorted({p.path.split('.')[0] for p in all_pairs})
+        options = ('--filter', args.filter), ('--depth', args.depth)
+        asked = [f'{flag} {value}' for flag, value in options if value is not None]
         raise UsageError(
-            f'--filter {args.filter!r} with --depth {args.depth} matches none of the '
-            f'{len(all_pairs)} places. They begin with {", ".join(first)}; '
+            f'{" with ".join(asked)} matches none of the {len(all_pairs)} places. '
+            f'They begin with {", ".join(first)}; '
             "'*' stands for one part of a path, '**' for any number."
         )
     found = fitting_recipes(student, teacher if teacher is not None else student)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -114,10 +115,16 @@ def add_distillation(cfg: Config, args: argparse.Namespace) -> None:
         existing_file(args.teacher_checkpoint, 'teacher checkpoint', suffixes=('.pth', '.pt'))
 
     from mmkd_plugin import recipes
+    from mmkd_plugin.init_student import parse_parts
 
     recipe = args.recipe or 'gdd'
+    weight = args.task_weight
+    if weight is not None and not (math.isfinite(weight) and weight >= 0):
+        raise UsageError(f'--task-weight {weight:g} must be a number, 0 or more.')
     try:
         recipes.describe(recipe)
+        if args.init_student is not None:
+            parse_parts(args.init_student)
     except ValueError as error:
         raise UsageError(str(error)) from None
 

@@ -20,8 +20,10 @@ from .. import recipes
 from ..attachment import attach, detach
 from ..distiller import Distiller
 from ..init_student import copy_teacher_weights, parse_parts
-from ..registry import HOOKS
+from ..registry import HOOKS, check_keys
 from ..teacher import make_teacher
+
+_KEYS = ('teacher', 'terms', 'recipe', 'task_weight', 'init_student', 'seed', 'probe_size')
 
 
 @HOOKS.register_module()
@@ -66,7 +68,9 @@ class DistillHook(Hook):
         init_student: str | None = None,
         seed: int = 0,
         probe_size: Sequence[int] = (256, 256),
+        **unknown: Any,
     ) -> None:
+        check_keys(unknown, _KEYS, 'DistillHook')
         if (terms is None) == (recipe is None):
             raise ValueError(
                 "DistillHook needs either terms=[...] or recipe='...', and not both "

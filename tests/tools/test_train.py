@@ -225,6 +225,14 @@ WITH_TEACHER = ['student.py', '--teacher', 'teacher.py']
         ([*WITH_TEACHER, '--teacher-random', '--teacher-checkpoint', 'x.pth'], 'exclude each'),
         ([*WITH_TEACHER, '--teacher-checkpoint', 'iter_20.pth'], 'no file .*nearest .*iter_2.pth'),
         (['student.py', '--teacher', 'teachr.py', '--teacher-random'], 'nearest .*teacher.py'),
+        (
+            [*WITH_TEACHER, '--teacher-random', '--task-weight', '-1'],
+            '--task-weight -1 .*0 or more',
+        ),
+        (
+            [*WITH_TEACHER, '--teacher-random', '--init-student', 'neck,head'],
+            "'neck,head' is no part",
+        ),
         (['studnt.py'], 'there is no file studnt.py; nearest .*student.py'),
         (['mmdet::gfl/gfl_r50_fpn_1x_coc.py'], 'nearest .*gfl_r50_fpn_1x_coco.py'),
         (['nosuchpackage::a/b.py'], "package 'nosuchpackage' is not installed"),
