@@ -106,6 +106,8 @@ def _before_forward(student: nn.Module, args: tuple, kwargs: dict) -> None:
         inputs = kwargs['inputs'] if 'inputs' in kwargs else args[0]
         samples = kwargs.get('data_samples', args[1] if len(args) > 1 else None)
         student.distiller.begin_step(inputs, samples)
+    else:
+        student.distiller.abandon()
 
 
 def _after_forward(student: nn.Module, args: tuple, kwargs: dict, output: Any) -> dict | None:

@@ -113,7 +113,8 @@ class Distiller(nn.Module):
             for recorder in (self.recorder, self.teacher.recorder):
                 # References everywhere; a copy only where the model overwrites its output.
                 recorder.protect(recorder.overwritten())
-            torch.manual_seed(seed)
+            # Connectors are made on the CPU; torch.manual_seed would seed all accelerators, too.
+            torch.default_generator.manual_seed(seed)
             for term in self.terms:
                 s = self.recorder.read(term.student_points)
                 t = self.teacher.recorder.read(term.teacher_points)
@@ -169,6 +170,14 @@ class Distiller(nn.Module):
         if any(term.active for term in self.terms):
             self.teacher.run(inputs, data_samples)
             self.recorder.arm()
+
+    def abandon(self) -> None:
+        """Disarms the taps of a step that failed in the student's forward, and drops its captures.
+
+        Otherwise every inference after an out-of-memory error would be captured, and kept.
+        """
+        self.recorder.disarm()
+        self._clear()
 
     def forward(self, losses: dict) -> dict:
         """Adds the terms to the student's losses.
@@ -304,7 +313,8 @@ class Distiller(nn.Module):
         return f'terms={[term.name for term in self.terms]}, teacher={teacher}'
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Distiller:
-        self.teacher.move(fn)
+        if self._owner == id(self):  # a deep copy (EMA on another device) shares the teacher
+            self.teacher.move(fn)
         return super()._apply(fn, *args, **kwargs)
 
     def apply(self, fn: Any) -> Distiller:

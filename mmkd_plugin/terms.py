@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
+from .functional.checks import widen
 from .registry import build_loss, check_keys
 from .schedule import Schedule
 from .taps import Capture, TapError, TapPoint, parse_tap
@@ -145,7 +146,7 @@ class Term(nn.Module):
         if teacher.shape[2:] == student.shape[2:]:
             return teacher
         return nnf.interpolate(
-            teacher.float(), size=student.shape[2:], mode='bilinear', align_corners=False
+            widen(teacher), size=student.shape[2:], mode='bilinear', align_corners=False
         )
 
 

@@ -18,3 +18,9 @@ def digits_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from mmkd_plugin.datasets import ensure_digits
 
     return ensure_digits(tmp_path_factory.mktemp('data') / 'digits', DIGITS, progress=False)
+
+
+@pytest.fixture(autouse=True)
+def no_environment_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runner lists compilers and GPUs at every start, which takes longer than a tiny training."""
+    monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)

@@ -108,12 +108,6 @@ class Watch(Hook):
         )
 
 
-@pytest.fixture(autouse=True)
-def no_environment_report(monkeypatch):
-    """Runner lists compilers and GPUs at every start, which takes longer than the training."""
-    monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)
-
-
 def distil_hook(family: str, method: str) -> dict:
     return dict(
         type='mmkd_plugin.DistillHook',
@@ -185,6 +179,49 @@ def test_what_cannot_be_distilled_is_refused(family, tap, reason):
     with pytest.raises(ValueError, match=reason):
         attach(student, teacher, [dict(loss=dict(type='GDDLoss'), student=tap)])
     assert not hasattr(student, 'distiller')
+
+
+def test_yolox_mode_switch_reaches_the_distilled_student(digits_root, tmp_path):
+    """The hook sets an attribute of the head and edits the data pipeline of the live run."""
+    seen = []
+
+    class Look(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+            seen.append((runner.epoch, runner.model.bbox_head.use_l1))
+
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+            seen[-1] += ('loss_l1' in outputs, 'loss_gdd' in outputs)
+
+    config = run_config(
+        model_config('YOLOX'),
+        digits_root / 'annotations' / 'train.json',
+        digits_root / 'train',
+        tmp_path,
+        False,
+        custom_imports=dict(imports=['mmkd_plugin'], allow_failed_imports=False),
+        custom_hooks=[
+            distil_hook('YOLOX', 'gdd'),
+            dict(type='YOLOXModeSwitchHook', num_last_epochs=0, priority=48),
+            dict(type='EMAHook', ema_type='ExpMomentumEMA', update_buffers=True, priority=49),
+        ],
+        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=2, val_interval=100),
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=2)),
+    )
+    single = dict(config.train_dataloader.dataset)
+    single.update(indices=2, pipeline=single['pipeline'][:2])
+    config.train_dataloader.dataset = dict(
+        type='MultiImageMixDataset',
+        dataset=single,
+        pipeline=[dict(type='Mosaic', img_scale=(IMAGE, IMAGE)), dict(type='PackDetInputs')],
+    )
+    config.train_dataloader.sampler = dict(type='DefaultSampler', shuffle=False)
+    runner = Runner.from_cfg(config)
+    runner.register_hook(Look(), priority='VERY_LOW')
+    runner.train()
+    assert seen[0] == (0, False, False, True)
+    assert seen[-1] == (1, True, True, True)
+    saved = torch.load(tmp_path / 'epoch_2.pth', weights_only=False)
+    assert not any('distiller' in key for key in saved['ema_state_dict'])
 
 
 def test_the_process_without_the_plugin_refuses_other_keys(tmp_path, plain_mmdet):

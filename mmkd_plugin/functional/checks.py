@@ -50,7 +50,8 @@ def check_pair(student: object, teacher: object, ndim: int, layout: str) -> None
     """Raises ValueError unless both are float tensors of the same shape."""
     check_tensor('student', student, ndim, layout)
     check_tensor('teacher', teacher, ndim, layout)
-    if student.shape != teacher.shape:
+    # Number by number: dynamo of torch 2.1 cannot compare whole sizes that it has made dynamic.
+    if any(s != t for s, t in zip(student.shape, teacher.shape)):
         raise ValueError(
             f'student and teacher must have the same shape {layout}, '
             f'got student {tuple(student.shape)} and teacher {tuple(teacher.shape)}.'
@@ -59,7 +60,8 @@ def check_pair(student: object, teacher: object, ndim: int, layout: str) -> None
 
 def widen(x: Tensor) -> Tensor:
     """Casts to float32 unless ``x`` is wider already; a no-op for float32 and float64."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    # Not torch.promote_types: dynamo of torch 2.1 breaks the graph there.
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def reduce(values: Tensor, reduction: str) -> Tensor:

@@ -13,7 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
 from torch import nn
 
 from .. import recipes
@@ -86,7 +86,6 @@ class DistillHook(Hook):
         self.seed = seed
         self.probe_size = tuple(probe_size)
         self.distiller: Distiller | None = None
-        self._resumed = False
 
     # -- before training ---------------------------------------------------------------------
 
@@ -98,6 +97,7 @@ class DistillHook(Hook):
         terms = self.terms
         if terms is None:
             terms = recipes.resolve(self.recipe, student, teacher.model)
+        _refuse_epochs(runner, terms)
         self.distiller = attach(
             student,
             teacher,
@@ -191,6 +191,7 @@ def _is_going_to_train(runner: Runner) -> bool:
         isinstance(loop, BaseLoop)
         and isinstance(runner.optim_wrapper, OptimWrapper)
         and loop.iter < loop.max_iters
+        and not loop.stop_training  # EarlyStoppingHook ended it; what follows is validation or test
     )
 
 
@@ -206,6 +207,19 @@ def _classes(runner: Runner) -> Sequence[str] | None:
 def _plain(terms: Any) -> list:
     """The terms as plain dicts of their own, so that edits do not reach the config."""
     return [term.to_dict() if hasattr(term, 'to_dict') else copy.deepcopy(term) for term in terms]
+
+
+def _refuse_epochs(runner: Runner, terms: Sequence[dict]) -> None:
+    """An iteration-based loop stays in epoch 0: the term would never begin, end or warm up."""
+    if not isinstance(runner._train_loop, IterBasedTrainLoop):
+        return
+    for i, term in enumerate(terms):
+        if isinstance(term, dict) and term.get('by_epoch'):
+            raise ValueError(
+                f'terms[{i}] counts epochs (by_epoch=True), but train_cfg counts iterations and '
+                'is in epoch 0 from its first to its last. Give begin, end and warmup in '
+                'iterations, without by_epoch.'
+            )
 
 
 def _as_list(value: Any) -> list:
@@ -224,9 +238,13 @@ def _rebuild_around(runner: Runner, student: nn.Module) -> None:
     if is_model_wrapper(runner.model):
         runner.model = student
         gc.collect()  # the old wrapper's gradient hooks go with it
+        # Converting again would replace every SyncBatchNorm, and with it the hooks of its taps.
+        sync_bn = runner.cfg.pop('sync_bn', None)
         runner.model = runner.wrap_model(
             copy.deepcopy(runner.cfg.get('model_wrapper_cfg')), student
         )
+        if sync_bn is not None:
+            runner.cfg.sync_bn = sync_bn
     runner.optim_wrapper = runner.build_optim_wrapper(copy.deepcopy(config))
     runner.param_schedulers = copy.deepcopy(runner.cfg.get('param_scheduler'))
     runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)

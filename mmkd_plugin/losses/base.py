@@ -157,5 +157,6 @@ class GenerativeLoss(FeatureLoss):
 
 def run(module: nn.Module, x: Tensor) -> Tensor:
     """Runs a connector on ``x`` cast to its own precision; an autocast may then narrow it."""
-    weight = next(module.parameters(), None)
-    return module(x if weight is None else x.to(weight.dtype))
+    for weight in module.parameters():  # not next(): dynamo of torch 2.1 breaks the graph there
+        return module(x.to(weight.dtype))
+    return module(x)

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
+from mmengine.registry import METRICS
 from mmengine.runner import Runner
 from toys import TEACHER, TERM, hook_config, runner_config, toy_model, train
 
@@ -24,9 +27,14 @@ def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def logged(work_dir, key) -> list:
+def rows(work_dir) -> list:
+    """What was logged in training, one dict per iteration."""
     lines = next(Path(work_dir).glob('*/vis_data/scalars.json')).read_text().splitlines()
-    return [row[key] for row in map(json.loads, lines) if key in row]
+    return [row for row in map(json.loads, lines) if 'loss' in row]
+
+
+def logged(work_dir, key) -> list:
+    return [row[key] for row in rows(work_dir) if key in row]
 
 
 @pytest.fixture
@@ -68,8 +76,6 @@ def test_an_active_term_does_change_training(tmp_path):
 
 def test_connectors_are_in_exactly_one_group_and_train(tmp_path):
     checked = []
-
-    from mmengine.hooks import Hook
 
     class Check(Hook):
         priority = 'LOWEST'
@@ -193,24 +199,58 @@ def test_foreign_load_from_is_refused(tmp_path):
         train(runner_config(tmp_path, hook_config(), load_from=str(tmp_path / 'foreign.pth')))
 
 
-def test_ema_of_a_distilled_student_is_plain_and_validation_keeps_weights(tmp_path):
+def evaluation(name: str) -> dict:
+    """Keys of a Runner config that evaluate the toy by counting its predictions."""
+    loader = dict(
+        dataset=dict(type='ToyImages'),
+        batch_size=2,
+        num_workers=0,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        collate_fn=dict(type='pseudo_collate'),
+    )
+    return {
+        f'{name}_dataloader': loader,
+        f'{name}_cfg': dict(),
+        f'{name}_evaluator': dict(type='ToyCount'),
+    }
+
+
+@METRICS.register_module()
+class ToyCount(BaseMetric):
+    def process(self, data_batch, data_samples):
+        self.results += [1] * len(data_samples)
+
+    def compute_metrics(self, results):
+        return dict(count=len(results))
+
+
+def test_validation_with_ema_keeps_weights_and_the_checkpoint_plain(tmp_path):
+    hashes = []
+
+    class Spy(Hook):
+        def before_val(self, runner):
+            hashes.append(copy.deepcopy(runner.model.state_dict()))
+
+        def after_val(self, runner):
+            hashes.append(copy.deepcopy(runner.model.state_dict()))
+
     hooks = [hook_config(), dict(type='EMAHook', update_buffers=True)]
-    train(runner_config(tmp_path, *hooks))
+    config = runner_config(tmp_path, *hooks, **evaluation('val'))
+    config.train_cfg.val_interval = 2
+    runner = Runner.from_cfg(config)
+    runner.register_hook(Spy())
+    runner.train()
+    assert len(hashes) == 4 and same(hashes[0], hashes[1]) and same(hashes[2], hashes[3])
     saved = weights(tmp_path / 'iter_4.pth')
     assert not any('distiller' in key for key in saved['ema_state_dict'])
     toy_model().load_state_dict(saved['state_dict'], strict=True)
 
 
-@pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
-def test_amp(tmp_path, dtype):
-    optim = dict(type='AmpOptimWrapper', dtype=dtype, optimizer=dict(type='SGD', lr=0.01))
-    try:
-        from mmengine.optim import AmpOptimWrapper  # noqa: F401
-
-        train(runner_config(tmp_path, hook_config(), max_iters=3, optim_wrapper=optim))
-    except AssertionError as error:  # mmengine: "only available on GPU"
-        pytest.skip(str(error))
-    assert all(torch.isfinite(torch.tensor(logged(tmp_path, 'loss_gdd'))))
+def test_accumulated_gradients(tmp_path):
+    optim = dict(accumulative_counts=2, optimizer=dict(type='SGD', lr=0.05))
+    train(runner_config(tmp_path, hook_config(), optim_wrapper=optim))
+    steps = logged(tmp_path, 'loss_gdd')
+    assert len(steps) == 4 and len(set(steps)) == 4  # noise is fresh in every micro-batch
 
 
 def test_gradient_accumulation_equals_a_larger_batch(tmp_path):
@@ -258,7 +298,6 @@ def test_init_student_copies_neck_and_head_but_load_from_wins(
     tmp_path, teacher_file, with_load_from
 ):
     start = {}
-    from mmengine.hooks import Hook
 
     class Spy(Hook):
         priority = 'LOWEST'
@@ -283,47 +322,51 @@ def test_init_student_copies_neck_and_head_but_load_from_wins(
     assert torch.equal(start['bbox_head.cls.weight'], expected['bbox_head.cls.weight'])
 
 
+def test_epochs_in_an_iteration_based_loop_are_refused(tmp_path):
+    """Its epoch stays 0: a term with begin=1 would never act, one with end=1 never end."""
+    term = dict(TERM, begin=1, by_epoch=True)
+    with pytest.raises(ValueError, match=r'terms\[0\] counts epochs'):
+        train(runner_config(tmp_path / 'iterations', hook_config(term)))
+    epochs = runner_config(
+        tmp_path / 'epochs',
+        hook_config(term),
+        length=4,
+        train_cfg=dict(by_epoch=True, max_epochs=2),
+        log_processor=dict(by_epoch=True),
+    )
+    epochs.train_dataloader.sampler = dict(type='DefaultSampler', shuffle=True)
+    train(epochs)
+    assert len(logged(tmp_path / 'epochs', 'loss_gdd')) == 2  # the second of two epochs
+
+
 def test_two_hooks_are_refused(tmp_path):
     with pytest.raises(ValueError, match='attached twice'):
         train(runner_config(tmp_path, hook_config(), hook_config(dict(TERM, name='b'))))
 
 
 def test_val_and_test_runs_need_no_teacher(tmp_path):
-    from mmengine.evaluator import BaseMetric
-    from mmengine.registry import METRICS
-
-    @METRICS.register_module(force=True)
-    class ToyCount(BaseMetric):
-        def process(self, data_batch, data_samples):
-            self.results += [1] * len(data_samples)
-
-        def compute_metrics(self, results):
-            return dict(count=len(results))
-
-    loader = dict(
-        dataset=dict(type='ToyImages'),
-        batch_size=2,
-        num_workers=0,
-        sampler=dict(type='DefaultSampler', shuffle=False),
-        collate_fn=dict(type='pseudo_collate'),
-    )
     hook = hook_config(teacher=dict(config='gone.py', checkpoint='gone.pth'))
-    config = runner_config(
-        tmp_path,
-        hook,
-        test_dataloader=loader,
-        test_cfg=dict(),
-        test_evaluator=dict(type='ToyCount'),
-        val_dataloader=loader,
-        val_cfg=dict(),
-        val_evaluator=dict(type='ToyCount'),
+    runner = Runner.from_cfg(
+        runner_config(tmp_path, hook, **evaluation('val'), **evaluation('test'))
     )
-    runner = Runner.from_cfg(config)
     assert runner.test()['count'] == runner.val()['count'] == 8
 
 
 def test_train_then_test_on_one_runner(tmp_path):
     runner = train(runner_config(tmp_path, hook_config()))
+    runner.call_hook('before_run')  # what runner.test() does first
+    assert not hasattr(runner.model, 'distiller')
+
+
+def test_test_after_an_early_stop_needs_no_teacher(tmp_path):
+    class Stop(Hook):
+        def after_train_iter(self, runner, **kwargs):
+            runner.train_loop.stop_training = True
+
+    runner = Runner.from_cfg(runner_config(tmp_path, hook_config()))
+    runner.register_hook(Stop())
+    runner.train()
+    assert runner.iter < runner.max_iters
     runner.call_hook('before_run')  # what runner.test() does first
     assert not hasattr(runner.model, 'distiller')
 
@@ -362,3 +405,32 @@ def test_wrong_hook_arguments(arguments, message):
 
     with pytest.raises(ValueError, match=message):
         DistillHook(teacher={}, **arguments)
+
+
+def test_wrapping_again_keeps_taps_on_synchronised_norms(monkeypatch):
+    from types import SimpleNamespace
+
+    from mmengine.config import Config
+    from mmengine.model import convert_sync_batchnorm
+
+    from mmkd_plugin.hooks import distill_hook
+
+    student = convert_sync_batchnorm(toy_model(), 'torch')
+    norm = student.backbone.stem[1]
+    runner = SimpleNamespace(
+        model=student,
+        distributed=True,
+        cfg=Config(dict(sync_bn='torch', optim_wrapper=dict())),
+    )
+
+    def wrap_model(cfg, model):
+        sync_bn = runner.cfg.get('sync_bn')
+        return convert_sync_batchnorm(model, sync_bn) if sync_bn else model
+
+    runner.wrap_model = wrap_model
+    runner.build_optim_wrapper = lambda config: None
+    runner.scale_lr = lambda *args: None
+    runner.auto_scale_lr = None
+    monkeypatch.setattr(distill_hook, 'is_model_wrapper', lambda model: True)
+    distill_hook._rebuild_around(runner, student)
+    assert runner.model.backbone.stem[1] is norm and runner.cfg.sync_bn == 'torch'
