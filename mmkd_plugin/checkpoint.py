@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import os
 import pickle
 import re
+import types
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -98,27 +98,52 @@ def _history_method(owner: Any, name: str) -> Any:
 
 def _mmengine_globals() -> list:
     """Plain data types that MMEngine's own checkpoints hold beside tensors."""
-    core = getattr(np, '_core', None) or np.core
+    multiarray = (np._core if int(np.__version__.split('.')[0]) > 1 else np.core).multiarray
     dtypes = {type(np.dtype(kind)) for kind in ('f4', 'f8', 'i4', 'i8', 'u4', 'b1')}
     return [
         HistoryBuffer,
         slice,
         np.ndarray,
         np.dtype,
-        core.multiarray._reconstruct,
-        core.multiarray.scalar,
+        multiarray._reconstruct,
+        multiarray.scalar,
         *dtypes,
         (_history_method, 'builtins.getattr'),
     ]
 
 
-@contextlib.contextmanager
-def _allowed() -> Iterator[None]:
-    if digit_version(torch.__version__) < digit_version('2.6'):
-        yield  # knows no stand-ins: checkpoints with MMEngine's log history need trust_checkpoint
-        return
-    with torch.serialization.safe_globals(_mmengine_globals()):
-        yield
+def _load_plain_data(path: Path) -> Any:
+    """``torch.load`` restricted to tensors, plain data and :func:`_mmengine_globals`.
+
+    Raises:
+        pickle.UnpicklingError: naming the first object of another kind.
+    """
+    if digit_version(torch.__version__) >= digit_version('2.6'):
+        with torch.serialization.safe_globals(_mmengine_globals()):
+            return torch.load(path, map_location='cpu', weights_only=True)
+    # Older versions of weights_only cannot be told of further types: the same list, enforced by
+    # an unpickler that knows no other names.
+    plain = types.ModuleType('plain_pickle')
+    plain.Unpickler = _PlainUnpickler
+    plain.load = lambda file, **kwargs: _PlainUnpickler(file, **kwargs).load()
+    return torch.load(path, map_location='cpu', pickle_module=plain, weights_only=False)
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        from torch._weights_only_unpickler import _get_allowed_globals
+
+        known = dict(_get_allowed_globals())
+        for entry in _mmengine_globals():
+            value, path = (
+                entry
+                if isinstance(entry, tuple)
+                else (entry, f'{entry.__module__}.{entry.__qualname__}')
+            )
+            known[path] = value
+        if f'{module}.{name}' not in known:
+            raise pickle.UnpicklingError(f'Unsupported global: GLOBAL {module}.{name}')
+        return known[f'{module}.{name}']
 
 
 def load_file(path: Path, key: str, trust: bool = False) -> Any:
@@ -131,8 +156,7 @@ def load_file(path: Path, key: str, trust: bool = False) -> Any:
             trusted files may.
     """
     try:
-        with _allowed():
-            return torch.load(path, map_location='cpu', weights_only=True)
+        return _load_plain_data(path)
     except pickle.UnpicklingError as error:
         if not _is_torch_file(path) or 'magic number' in str(error):
             raise _not_a_checkpoint(path, key, error) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from mmengine.utils import digit_version
 from toys import TERM, toy_batch, toy_model
 
 import mmkd_plugin
@@ -30,6 +31,10 @@ def graph_breaks(student) -> int:
     ).graph_break_count
 
 
+@pytest.mark.skipif(
+    digit_version(torch.__version__) < digit_version('2.6'),
+    reason='dynamo of old torch (seen: 2.1) breaks the graph at the hooks',
+)
 def test_attaching_adds_no_graph_break():
     plain = graph_breaks(toy_model().train())
     assert graph_breaks(attached(dict(type='CWDLoss'))) == plain

@@ -18,7 +18,6 @@ from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import save_checkpoint
-from mmengine.utils import digit_version
 from torch import nn
 from toys import toy_batch, toy_model
 
@@ -29,11 +28,6 @@ from mmkd_plugin.teacher import Teacher, build_model, load_model_config, make_te
 GFL = Path(__file__).resolve().parents[1] / 'configs' / 'demo' / 'gfl_r18-quarter_digits.py'
 TOY = dict(type='ToyDetector')
 CLASSES = ('dark', 'grey', 'bright')
-
-old_torch = pytest.mark.skipif(
-    digit_version(torch.__version__) < digit_version('2.6'),
-    reason='the log history of mmengine needs trust_checkpoint=True before torch 2.6',
-)
 
 
 @pytest.fixture
@@ -257,7 +251,6 @@ def test_getattr_opens_no_way_out(tmp_path):
     assert not hasattr(builtins, 'mmkd_bomb')
 
 
-@old_torch
 def test_a_checkpoint_as_mmengine_saves_it_loads_safely(tmp_path):
     history = HistoryBuffer()
     for value in (3.0, 1.0, 2.0):
