@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import logging
 import os
@@ -133,7 +134,10 @@ class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         from torch._weights_only_unpickler import _get_allowed_globals
 
-        known = dict(_get_allowed_globals())
+        known = {
+            **_get_allowed_globals(),
+            '_codecs.encode': codecs.encode,
+        }  # bytes, as torch has it
         for entry in _mmengine_globals():
             value, path = (
                 entry
