@@ -134,20 +134,15 @@ class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         from torch._weights_only_unpickler import _get_allowed_globals
 
-        known = {
-            **_get_allowed_globals(),
-            '_codecs.encode': codecs.encode,
-        }  # bytes, as torch has it
+        known = {**_get_allowed_globals(), '_codecs.encode': codecs.encode}  # how bytes are written
         for entry in _mmengine_globals():
-            value, path = (
-                entry
-                if isinstance(entry, tuple)
-                else (entry, f'{entry.__module__}.{entry.__qualname__}')
-            )
-            known[path] = value
-        if f'{module}.{name}' not in known:
-            raise pickle.UnpicklingError(f'Unsupported global: GLOBAL {module}.{name}')
-        return known[f'{module}.{name}']
+            if not isinstance(entry, tuple):
+                entry = (entry, f'{entry.__module__}.{entry.__qualname__}')
+            known[entry[1]] = entry[0]
+        path = f'{module.replace("__builtin__", "builtins")}.{name}'  # pickles use Python 2's name
+        if path not in known:
+            raise pickle.UnpicklingError(f'Unsupported global: GLOBAL {path}')
+        return known[path]
 
 
 def load_file(path: Path, key: str, trust: bool = False) -> Any:
