@@ -87,7 +87,9 @@ class Distiller(nn.Module):
         self.recorder = Recorder(student, 'student')
         self.handles: list = []
         self._rows: list[PlanRow] = []
-        self._progress: tuple[int, int] | None = None
+        # Not the iteration itself: a compiled step that looked at it would be compiled each time.
+        self._waiting = [term.name for term in self.terms if not term.schedule.is_constant]
+        self._iteration: int | None = None
         self._finite: tuple[list[str], Tensor] | None = None
         for term in self.terms:
             for point in term.student_points:
@@ -142,7 +144,8 @@ class Distiller(nn.Module):
         Weights follow the schedules, and the noise of a step depends on seed, rank and iteration
         only, which makes a resumed run continue exactly.
         """
-        self._progress = (iteration, epoch)
+        self._iteration = iteration
+        self._waiting = []
         self.rng.reseed(iteration)
         for term in self.terms:
             term.update(iteration, epoch)
@@ -159,14 +162,11 @@ class Distiller(nn.Module):
             inputs: the student's preprocessed batch, (N, C, H, W).
             data_samples: the batch's samples, or ``None``.
         """
-        if self._progress is None:
-            waiting = [term.name for term in self.terms if not term.schedule.is_constant]
-            if waiting:
-                raise RuntimeError(
-                    f'The terms {waiting} have a schedule, but nobody said how far '
-                    'training is. Call distiller.set_progress(iteration, epoch) '
-                    'before each step (DistillHook does).'
-                )
+        if self._waiting:
+            raise RuntimeError(
+                f'The terms {self._waiting} have a schedule, but nobody said how far training is. '
+                'Call distiller.set_progress(iteration, epoch) before each step (DistillHook does).'
+            )
         if any(term.active for term in self.terms):
             self.teacher.run(inputs, data_samples)
             self.recorder.arm()
@@ -271,7 +271,7 @@ class Distiller(nn.Module):
         names, finite = self._finite
         bad = [name for name, ok in zip(names, finite.tolist()) if not ok]
         if bad:
-            at = f' at iteration {self._progress[0]}' if self._progress else ''
+            at = '' if self._iteration is None else f' at iteration {self._iteration}'
             raise FloatingPointError(
                 f'NaN or Inf{at} in the {", ".join(bad)}. The last saved checkpoint is intact. '
                 'Lower the learning rate or the weight of the term, clip gradients, or train with '

@@ -9,7 +9,7 @@ from toys import TERM, toy_batch, toy_model
 
 import mmkd_plugin
 
-pytest.importorskip('torch._dynamo')
+pytest.importorskip('torch._dynamo.testing')
 
 
 def attached(loss: dict, **kwargs):
