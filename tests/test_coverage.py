@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectors import FAMILIES, IMAGE, WIDTH, model_config, run_config
+from detectors import FAMILIES, IMAGE, WIDTH, model_config, run_config, skip_if_too_large
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -124,6 +124,7 @@ def distil_hook(family: str, method: str) -> dict:
 @pytest.mark.parametrize('method', LOSSES)
 @pytest.mark.parametrize('family', FAMILIES)
 def test_family_trains_saves_and_reloads(family, method, digits_root, tmp_path, plain_mmdet):
+    skip_if_too_large(family)
     watch = Watch()
     config = run_config(
         model_config(family),

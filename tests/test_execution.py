@@ -9,7 +9,7 @@ from functools import wraps
 import numpy as np
 import pytest
 import torch
-from detectors import model_config
+from detectors import model_config, skip_if_too_large
 from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
 from mmengine.hub import get_config
@@ -92,6 +92,7 @@ def test_a_two_stage_detector_never_runs_its_roi_head(detectors):
 
 
 def test_a_query_detector_runs_its_head_within_the_whole_model(detectors):
+    skip_if_too_large('DINO')
     depth, calls = count_calls(detectors['DINO'], ['bbox_head.cls_branches.0'])
     assert depth == 'full' and all(calls[part] == 1 for part in ('encoder', 'decoder', 'bbox_head'))
     # but its neck alone needs no transformer

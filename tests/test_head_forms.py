@@ -100,7 +100,8 @@ def test_every_listed_head_branches():
     bases, branching = mmdet_heads()
     stale = set(TRAIN_FORM_HEADS) - branching
     assert not stale, f'{sorted(stale)} do not branch on self.training in this mmdet; remove them.'
-    assert not NOT_LISTED.keys() - branching, 'NOT_LISTED names classes that no longer branch.'
+    here = NOT_LISTED.keys() & bases.keys()  # some came with a later mmdet
+    assert not here - branching, f'{sorted(here - branching)} of NOT_LISTED no longer branch.'
 
 
 @pytest.fixture(scope='module', autouse=True)
