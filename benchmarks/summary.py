@@ -35,9 +35,8 @@ def summarise(runs: Iterable[dict[str, Any]], methods: Sequence[str]) -> list[di
         methods: The rows wanted, in order.
 
     Returns:
-        Rows with ``method``, ``seeds``, ``incomplete`` and, where complete, ``<metric>``, ``gain``
-        and ``seconds`` as (mean, standard deviation), ``wins`` (seeds with a gain above 0) and
-        ``time_ratio`` to the student alone.
+        Rows with ``method``, ``seeds``, ``incomplete`` and, where complete, ``<metric>`` and
+        ``gain`` as (mean, standard deviation) and ``wins`` (seeds with a gain above 0).
     """
     by_method: dict[str, dict[int, dict[str, Any]]] = {}
     for run in runs:
@@ -54,14 +53,11 @@ def summarise(runs: Iterable[dict[str, Any]], methods: Sequence[str]) -> list[di
         elif unpaired:
             row['incomplete'] = f'no student alone for seed {", ".join(map(str, unpaired))}'
         else:
-            for metric in (*METRICS, *(f'best_{m}' for m in METRICS), 'seconds'):
+            for metric in (*METRICS, *(f'best_{m}' for m in METRICS)):
                 row[metric] = spread([found[s][metric] for s in seeds])
             gains = [found[s]['AP'] - baseline[s]['AP'] for s in seeds]
             row['gain'] = spread(gains)
             row['wins'] = sum(g > 0 for g in gains)
-            row['time_ratio'] = row['seconds'][0] / statistics.fmean(
-                baseline[s]['seconds'] for s in seeds
-            )
         rows.append(row)
     return rows
 
@@ -75,14 +71,14 @@ def to_markdown(rows: Sequence[dict[str, Any]], weights: dict[str, float] | None
     """The table of ``summarise`` as Markdown, AP in points (0 to 100)."""
     weights = weights or {}
     lines = [
-        '| method | weight | AP | AP50 | AP75 | best AP | gain in AP | seeds better | time |',
-        '|---|---:|---:|---:|---:|---:|---:|---:|---:|',
+        '| method | weight | AP | AP50 | AP75 | best AP | gain in AP | seeds better |',
+        '|---|---:|---:|---:|---:|---:|---:|---:|',
     ]
     for row in rows:
         title = TITLES.get(row['method'], row['method'])
         weight = f'{weights[row["method"]]:g}' if row['method'] in weights else '–'
         if row['incomplete']:
-            lines.append(f'| {title} | {weight} | incomplete: {row["incomplete"]} | | | | | | |')
+            lines.append(f'| {title} | {weight} | incomplete: {row["incomplete"]} | | | | | |')
             continue
         alone = row['method'] == BASELINE
         gain, wins = (
@@ -94,8 +90,7 @@ def to_markdown(rows: Sequence[dict[str, Any]], weights: dict[str, float] | None
             )
         )
         numbers = ' | '.join(_points(row[m]) for m in (*METRICS, 'best_AP'))
-        time = f'{row["time_ratio"]:.2f}×'
-        lines.append(f'| {title} | {weight} | {numbers} | {gain} | {wins} | {time} |')
+        lines.append(f'| {title} | {weight} | {numbers} | {gain} | {wins} |')
     return '\n'.join(lines) + '\n'
 
 
