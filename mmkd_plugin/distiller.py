@@ -69,6 +69,14 @@ class Distiller(nn.Module):
         ):
             raise ValueError(f'task_weight={task_weight!r} must be a number, 0 or more.')
         self.task_weight = float(task_weight)
+        if not (
+            isinstance(probe_size, (tuple, list))
+            and len(probe_size) == 2
+            and all(isinstance(side, int) and side > 0 for side in probe_size)
+        ):
+            raise ValueError(f'probe_size={probe_size!r} must be (height, width) in pixels.')
+        if not isinstance(seed, int):
+            raise ValueError(f'seed={seed!r} must be a whole number.')
         self.teacher = teacher
         self._owner = id(self)
         self.rng = RandomSource(seed, get_rank())

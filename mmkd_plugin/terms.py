@@ -57,6 +57,10 @@ class Term(nn.Module):
         first_loss = build_loss(config['loss'], f'{where}.loss')
         default_name = type(first_loss).__name__.removesuffix('Loss').lower()
         self.name = config.get('name') or default_name
+        if not isinstance(self.name, str):
+            raise ValueError(
+                f'{where}: name={self.name!r} must be a string; it is logged as loss_<name>.'
+            )
         self.where = f'{where} ({self.name!r})'
         weight = config.get('weight', 1.0)
         if not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight < 0:

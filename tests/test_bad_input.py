@@ -318,3 +318,19 @@ def test_a_recipe_for_a_model_it_does_not_know():
     with pytest.raises(ValueError) as caught:
         recipes.resolve('gdd', Net(conv(4)), Net(conv(4)))
     assert 'No recipe fits Net' in str(caught.value) and 'body, aside' in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    'arguments, word',
+    [
+        (dict(probe_size=256), 'probe_size=256'),
+        (dict(probe_size=(16, 0)), 'probe_size=(16, 0)'),
+        (dict(seed=None), 'seed=None'),
+    ],
+)
+def test_probe_size_and_seed(arguments, word):
+    refused(term(), words=[word], **arguments)
+
+
+def test_a_name_is_a_string():
+    refused(term(name=5), words=['terms[0]', 'name=5', 'loss_<name>'])

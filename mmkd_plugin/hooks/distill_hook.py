@@ -84,7 +84,7 @@ class DistillHook(Hook):
         self.task_weight = task_weight
         self.init_student = init_student
         self.seed = seed
-        self.probe_size = tuple(probe_size)
+        self.probe_size = probe_size
         self.distiller: Distiller | None = None
 
     # -- before training ---------------------------------------------------------------------
