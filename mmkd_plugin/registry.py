@@ -11,15 +11,35 @@ from collections.abc import Iterable
 from typing import Any
 
 from mmengine.registry import DATASETS as _DATASETS
+from mmengine.registry import FUNCTIONS as _FUNCTIONS
 from mmengine.registry import HOOKS as _HOOKS
+from mmengine.registry import METRICS as _METRICS
 from mmengine.registry import MODELS as _MODELS
+from mmengine.registry import OPTIMIZERS as _OPTIMIZERS
 from mmengine.registry import Registry
 
 SCOPE = 'mmkd_plugin'
 
-MODELS = Registry('model', parent=_MODELS, scope=SCOPE, locations=['mmkd_plugin.losses'])
-HOOKS = Registry('hook', parent=_HOOKS, scope=SCOPE, locations=['mmkd_plugin.hooks'])
-DATASETS = Registry('dataset', parent=_DATASETS, scope=SCOPE, locations=['mmkd_plugin.datasets'])
+_ON_USE = dict(
+    model=['mmkd_plugin.losses', 'mmkd_plugin.models'],
+    hook=['mmkd_plugin.hooks'],
+    dataset=['mmkd_plugin.datasets'],
+    function=['mmkd_plugin.datasets'],
+    metric=['mmkd_plugin.evaluation'],
+    optimizer=['mmkd_plugin.optim'],
+)
+
+
+def _child(kind: str, parent: Registry) -> Registry:
+    return Registry(kind, parent=parent, scope=SCOPE, locations=_ON_USE[kind])
+
+
+MODELS = _child('model', _MODELS)
+HOOKS = _child('hook', _HOOKS)
+DATASETS = _child('dataset', _DATASETS)
+FUNCTIONS = _child('function', _FUNCTIONS)
+METRICS = _child('metric', _METRICS)
+OPTIMIZERS = _child('optimizer', _OPTIMIZERS)
 
 
 def nearest(name: str, names: Iterable[str], count: int = 4) -> str:

@@ -1,9 +1,9 @@
 """Distillation losses, one file per method; each is a registered module ``loss(student, teacher)``.
 
-A method on feature maps adds its name to this list, its file, and nothing else.
+A method adds its name to this list, its file, and nothing else.
 """
 
-from .base import DistillLoss, FeatureLoss, GenerativeLoss
+from .base import DistillLoss, FeatureLoss, GenerativeLoss, LogitLoss
 from .cwd import CWDLoss
 from .gdd import GDDLoss
 from .kd import KDLoss
@@ -17,6 +17,7 @@ __all__ = [
     'GDDLoss',
     'GenerativeLoss',
     'KDLoss',
+    'LogitLoss',
     'MGDLoss',
     'PKDLoss',
 ]

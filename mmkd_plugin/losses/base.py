@@ -20,29 +20,48 @@ class DistillLoss(nn.Module):
     gradient.
 
     Attributes:
+        needs: What :meth:`compute` gets beside the two tensors, by name: ``'labels'``,
+            ``'features'``. A view such as ``cls_logits`` supplies them.
         batch_coupled: True if the loss of a sample depends on the other samples of its batch, so
             that splitting a batch (gradient accumulation, more GPUs) changes the result.
         rng: Source of random numbers, set by the distiller: ``rng.generator(device)`` returns a
             ``torch.Generator``. None means PyTorch's global state.
+        report: Diagnostics of the last forward: detached scalars, logged as ``<term>_<key>``.
+        auxiliary: Losses of the last forward that train connectors only; they join the total as
+            ``loss_<term>_<key>``, without the term's weight.
     """
 
+    needs: tuple[str, ...] = ()
     batch_coupled: bool = False
     rng = None
 
-    def connect(self, student_shape: Sequence[int], teacher_shape: Sequence[int]) -> None:
+    def __init__(self) -> None:
+        super().__init__()
+        self.report: dict[str, Tensor] = {}
+        self.auxiliary: dict[str, Tensor] = {}
+
+    def connect(
+        self,
+        student_shape: Sequence[int],
+        teacher_shape: Sequence[int],
+        features_shape: Sequence[int] | None = None,
+    ) -> None:
         """Creates the connectors for tensors of these shapes; nothing to do by default.
 
         Call it before the optimizer is built: ``forward`` calls it when nobody did, which is too
         late for an optimizer that exists already.
         """
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Returns the scalar loss."""
+    def set_progress(self, iteration: int, epoch: int) -> None:
+        """Tells where training is (both from 0), for losses that change on the way."""
+
+    def forward(self, student: Tensor, teacher: Tensor, **extras: Tensor) -> Tensor:
+        """Returns the scalar loss; ``extras`` are what :attr:`needs` names."""
         # The maths of a loss never runs in the half precision of a surrounding autocast.
         with torch.autocast(student.device.type, enabled=False):
-            return self.compute(student, teacher.detach())
+            return self.compute(student, teacher.detach(), **extras)
 
-    def compute(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def compute(self, student: Tensor, teacher: Tensor, **extras: Tensor) -> Tensor:
         """The loss of two tensors of the same shape; autocast is off, the teacher detached."""
         raise NotImplementedError(
             f'{type(self).__name__} must implement compute(student, teacher).'
@@ -51,6 +70,91 @@ class DistillLoss(nn.Module):
     def random_generator(self, device: torch.device) -> torch.Generator | None:
         """The generator to draw from on ``device``; None is the global state."""
         return None if self.rng is None else self.rng.generator(device)
+
+
+class LogitLoss(DistillLoss):
+    """A loss on class logits: rows (N, C), or maps (N, C, H, W) whose positions are the rows.
+
+    :meth:`compute` always gets rows: student and teacher (N, C), labels (N,), features (N, D).
+    """
+
+    def connect(
+        self,
+        student_shape: Sequence[int],
+        teacher_shape: Sequence[int],
+        features_shape: Sequence[int] | None = None,
+    ) -> None:
+        """Refuses shapes that :meth:`forward` could not compare.
+
+        Raises:
+            ValueError: if a shape is neither (N, C) nor (N, C, H, W), or the classes differ.
+        """
+        name = type(self).__name__
+        for owner, shape in (('student', student_shape), ('teacher', teacher_shape)):
+            if len(shape) not in (2, 4):
+                raise ValueError(
+                    f'{name} compares logits (N, C) or (N, C, H, W), '
+                    f'but the {owner} tensor has shape {tuple(shape)}.'
+                )
+        if student_shape[1] != teacher_shape[1] or len(student_shape) != len(teacher_shape):
+            raise ValueError(
+                f'{name} needs the same classes (dimension 1) in student and teacher, got student '
+                f'{tuple(student_shape)} and teacher {tuple(teacher_shape)}.'
+            )
+
+    def forward(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        labels: Tensor | None = None,
+        features: Tensor | None = None,
+    ) -> Tensor:
+        """Returns the scalar loss.
+
+        Args:
+            student: Logits, (N, C) or (N, C, H, W).
+            teacher: Logits of the same shape.
+            labels: Class indices, (N,) or (N, H, W); for losses that need them.
+            features: What the student's classification layer reads, (N, D) or (N, D, H, W); for
+                losses that need it.
+
+        Raises:
+            ValueError: if the shapes differ or do not belong together, or something is missing.
+        """
+        LogitLoss.connect(self, student.shape, teacher.shape)
+        if student.shape != teacher.shape:
+            raise ValueError(
+                f'{type(self).__name__} needs logits of the same shape, got student '
+                f'{tuple(student.shape)} and teacher {tuple(teacher.shape)}.'
+            )
+        given = dict(labels=labels, features=features)
+        extras = {}
+        for name in self.needs:
+            if given[name] is None:
+                raise ValueError(
+                    f'{type(self).__name__} needs {name}; call it as loss(student, teacher, '
+                    f"{name}=...), or tap the view 'cls_logits' in a term, which supplies them."
+                )
+            extras[name] = _rows(given[name], name, student.shape)
+        return super().forward(
+            _rows(student, 'student', student.shape),
+            _rows(teacher, 'teacher', student.shape),
+            **extras,
+        )
+
+
+def _rows(x: Tensor, name: str, shape: Sequence[int]) -> Tensor:
+    """Positions of a map become rows: (N, C, H, W) to (N*H*W, C), labels (N, H, W) to (N*H*W,)."""
+    layout = [shape[0], *shape[2:]]
+    sizes = list(x.shape) if name == 'labels' else [x.shape[0], *x.shape[2:]]
+    if sizes != layout:
+        expected = '(N,) or (N, H, W)' if name == 'labels' else '(N, D) or (N, D, H, W)'
+        raise ValueError(
+            f'{name} must be {expected} for logits of shape {tuple(shape)}, got {tuple(x.shape)}.'
+        )
+    if len(shape) == 2:
+        return x
+    return x.flatten() if name == 'labels' else x.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 class FeatureLoss(DistillLoss):
@@ -65,12 +169,18 @@ class FeatureLoss(DistillLoss):
         self.align: nn.Module | None = None
         self.channels: tuple[int, int] | None = None
 
-    def connect(self, student_shape: Sequence[int], teacher_shape: Sequence[int]) -> None:
+    def connect(
+        self,
+        student_shape: Sequence[int],
+        teacher_shape: Sequence[int],
+        features_shape: Sequence[int] | None = None,
+    ) -> None:
         """Creates the connectors from the measured shapes; the same channels again do nothing.
 
         Args:
             student_shape: Shape (N, C, H, W) of the student's map.
             teacher_shape: Shape (N, C, H, W) of the teacher's map.
+            features_shape: Not used.
 
         Raises:
             ValueError: if a shape has not four dimensions, or the loss is connected already to

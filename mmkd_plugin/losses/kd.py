@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
 from mmkd_plugin import functional as F
 from mmkd_plugin.functional.checks import check_temperature
 from mmkd_plugin.registry import MODELS
 
-from .base import DistillLoss
+from .base import LogitLoss
 
 
 @MODELS.register_module()
-class KDLoss(DistillLoss):
+class KDLoss(LogitLoss):
     r"""Softened class distributions: *Distilling the Knowledge in a Neural Network* (2015).
 
     .. math:: L = \frac{T^2}{N} \sum_n \mathrm{KL}\big(\mathrm{softmax}(t_n / T) \,\|\,
@@ -49,38 +47,7 @@ class KDLoss(DistillLoss):
         self.temperature = temperature
         self.use_sigmoid = use_sigmoid
 
-    def connect(self, student_shape: Sequence[int], teacher_shape: Sequence[int]) -> None:
-        """Creates nothing; refuses shapes that :meth:`forward` could not compare."""
-        for owner, shape in (('student', student_shape), ('teacher', teacher_shape)):
-            if len(shape) not in (2, 4):
-                raise ValueError(
-                    'KDLoss compares logits (N, C) or (N, C, H, W), '
-                    f'but the {owner} tensor has shape {tuple(shape)}.'
-                )
-        if student_shape[1] != teacher_shape[1] or len(student_shape) != len(teacher_shape):
-            raise ValueError(
-                'KDLoss needs the same classes (dimension 1) in student and teacher, got student '
-                f'{tuple(student_shape)} and teacher {tuple(teacher_shape)}.'
-            )
-
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Returns the scalar loss.
-
-        Raises:
-            ValueError: if the shapes differ or are neither (N, C) nor (N, C, H, W).
-        """
-        self.connect(student.shape, teacher.shape)
-        if student.shape != teacher.shape:
-            raise ValueError(
-                'KDLoss needs logits of the same shape, got student '
-                f'{tuple(student.shape)} and teacher {tuple(teacher.shape)}.'
-            )
-        return super().forward(student, teacher)
-
     def compute(self, student: Tensor, teacher: Tensor) -> Tensor:
-        if student.ndim == 4:
-            student = student.permute(0, 2, 3, 1).flatten(0, 2)
-            teacher = teacher.permute(0, 2, 3, 1).flatten(0, 2)
         divergence = F.binary_kl if self.use_sigmoid else F.kl_divergence
         return divergence(student, teacher, self.temperature)
 
