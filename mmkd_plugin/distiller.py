@@ -22,6 +22,9 @@ from .taps import Capture, Recorder, TapError, refuse_checkpointed
 from .teacher import Teacher
 from .terms import Term
 
+TEACHER_INPUTS = 'teacher_inputs'
+COMPLEMENT = 'complement'
+
 
 @dataclass(frozen=True)
 class PlanRow:
@@ -45,7 +48,8 @@ class Distiller(nn.Module):
         student: the live model.
         teacher: handle of the frozen teacher.
         terms: the terms as config dicts.
-        task_weight: factor on the student's own losses.
+        task_weight: factor on the student's own losses; ``'complement'`` is one minus the current
+            weights of the terms, whatever their schedules make of them.
         seed: seeds connectors and noise.
         probe_size: height and width of the image by which shapes are measured.
         checkpointed: modules that will be wrapped by activation checkpointing.
@@ -56,19 +60,12 @@ class Distiller(nn.Module):
         student: nn.Module,
         teacher: Teacher,
         terms: Sequence[dict],
-        task_weight: float = 1.0,
+        task_weight: float | str = 1.0,
         seed: int = 0,
         probe_size: Sequence[int] = (256, 256),
         checkpointed: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        if (
-            not isinstance(task_weight, (int, float))
-            or not math.isfinite(task_weight)
-            or task_weight < 0
-        ):
-            raise ValueError(f'task_weight={task_weight!r} must be a number, 0 or more.')
-        self.task_weight = float(task_weight)
         if not (
             isinstance(probe_size, (tuple, list))
             and len(probe_size) == 2
@@ -92,20 +89,24 @@ class Distiller(nn.Module):
                     f'Two terms are called {name!r}; give each a name of its own '
                     "(name='...'), because losses are logged as loss_<name>."
                 )
+        self.task_weight = _checked_task_weight(task_weight, self.terms)
+        self.register_buffer('task_factor', torch.tensor(1.0), persistent=False)
+        self._share_weight()
         self.recorder = Recorder(student, 'student')
         self.handles: list = []
         self._rows: list[PlanRow] = []
         # Not the iteration itself: a compiled step that looked at it would be compiled each time.
         self._waiting = [term.name for term in self.terms if not term.schedule.is_constant]
         self._iteration: int | None = None
+        self._samples: Any = None
         self._finite: tuple[list[str], Tensor] | None = None
         for term in self.terms:
-            for point in term.student_points:
+            for point in term.student.points:
                 refuse_checkpointed(student, point.path, checkpointed, term.where)
-        teacher.connect(student, [p for term in self.terms for p in term.teacher_points])
+        teacher.connect(student, [p for term in self.terms for p in term.teacher.points])
         try:
             for term in self.terms:
-                self.recorder.listen(term.student_points)
+                self.recorder.listen(term.student.points)
             self._measure(student, probe_size, seed)
         except BaseException:
             self.close()
@@ -126,8 +127,8 @@ class Distiller(nn.Module):
             # Connectors are made on the CPU; torch.manual_seed would seed all accelerators, too.
             torch.default_generator.manual_seed(seed)
             for term in self.terms:
-                s = self.recorder.read(term.student_points)
-                t = self.teacher.recorder.read(term.teacher_points)
+                s = term.student.read(self.recorder, None)
+                t = term.teacher.read(self.teacher.recorder, None)
                 term.connect(s, t, self.rng)
                 self._rows += [
                     PlanRow(
@@ -157,11 +158,20 @@ class Distiller(nn.Module):
         self.rng.reseed(iteration)
         for term in self.terms:
             term.update(iteration, epoch)
+        self._share_weight()
+
+    def _share_weight(self) -> None:
+        """What the terms leave to the student's own losses, with ``task_weight='complement'``."""
+        if self.task_weight == COMPLEMENT:
+            self.task_factor.fill_(1.0 - sum(term.current_weight for term in self.terms))
 
     # -- one training step -------------------------------------------------------------------
 
     def begin_step(self, inputs: Tensor, data_samples: list | None = None) -> None:
         """Runs the teacher and arms the student's taps, if a term acts at this step.
+
+        The teacher sees the very batch of the student, or, where the data preprocessor made a view
+        of its own for it, ``data_samples['teacher_inputs']``.
 
         The teacher goes first: what its layers need for a moment is freed before the student's
         activations, which must stay for the backward, begin to pile up.
@@ -176,8 +186,10 @@ class Distiller(nn.Module):
                 'Call distiller.set_progress(iteration, epoch) before each step (DistillHook does).'
             )
         if any(term.active for term in self.terms):
-            self.teacher.run(inputs, data_samples)
+            view = data_samples.get(TEACHER_INPUTS) if isinstance(data_samples, dict) else None
+            self.teacher.run(inputs if view is None else view, data_samples)
             self.recorder.arm()
+            self._samples = data_samples
 
     def abandon(self) -> None:
         """Disarms the taps of a step that failed in the student's forward, and drops its captures.
@@ -215,21 +227,21 @@ class Distiller(nn.Module):
             self._refuse_overwritten()
         names, finite = [], []
         for term in active:
-            s = self.recorder.read(term.student_points)
-            t = self.teacher.recorder.read(term.teacher_points)
+            s = term.student.read(self.recorder, self._samples)
+            t = term.teacher.read(self.teacher.recorder, self._samples)
             for role, captures in (('student', s), ('teacher', t)):
                 names += [f'{role} tap {c.label!r} of term {term.name!r}' for c in captures]
                 finite += [
                     torch.isfinite(c.tensor.detach().sum(dtype=torch.float32)) for c in captures
                 ]
             _refuse_gradient_free(s, term)
-            key = f'loss_{term.name}'
-            if key in losses:
-                raise ValueError(
-                    f'The student already has a loss called {key!r}; give the term '
-                    f"{term.name!r} another name (name='...')."
-                )
-            losses[key] = term(s, t)
+            for key, value in term(s, t).items():
+                if key in losses:
+                    raise ValueError(
+                        f'The student already has an entry {key!r} in its losses; give the term '
+                        f"{term.name!r} another name (name='...')."
+                    )
+                losses[key] = value
         self._finite = (names, torch.stack(finite))
 
     def _weighted(self, losses: dict) -> dict:
@@ -240,10 +252,15 @@ class Distiller(nn.Module):
             )
         if self.task_weight == 1.0:
             return dict(losses)
-        return {
-            key: _scaled(value, self.task_weight) if 'loss' in key else value
-            for key, value in losses.items()
+        factor = self.task_factor if self.task_weight == COMPLEMENT else self.task_weight
+        weighted = {
+            key: _scaled(value, factor) if 'loss' in key else value for key, value in losses.items()
         }
+        if self.task_weight == 0.0:  # not learnt from, but worth watching
+            for key, value in losses.items():
+                if 'loss' in key:
+                    weighted[key.replace('loss', 'task')] = _detached(value)
+        return weighted
 
     def _refuse_overwritten(self) -> None:
         for recorder in (self.recorder, self.teacher.recorder):
@@ -255,6 +272,7 @@ class Distiller(nn.Module):
                 )
 
     def _clear(self) -> None:
+        self._samples = None
         self.recorder.clear()
         self.teacher.recorder.clear()
 
@@ -291,12 +309,14 @@ class Distiller(nn.Module):
     def resume_state(self) -> dict:
         """What a resumed run needs beside the student's own state."""
         connectors = {k: v.detach().cpu() for k, v in self.terms.state_dict().items()}
-        return dict(
+        state = dict(
             version=1,
             connectors=connectors,
             teacher=dict(self.teacher.identity),
             seed=self.rng.seed,
         )
+        changing = self.teacher.resume_state()
+        return state if changing is None else dict(state, teacher_state=changing)
 
     def load_resume_state(self, state: dict) -> None:
         """Restores :meth:`resume_state`.
@@ -315,6 +335,8 @@ class Distiller(nn.Module):
             )
         self.terms.load_state_dict(saved)
         self.rng.seed = state['seed']
+        if 'teacher_state' in state:
+            self.teacher.load_resume_state(state['teacher_state'])
 
     def extra_repr(self) -> str:
         teacher = type(self.teacher.model).__name__
@@ -333,6 +355,25 @@ class Distiller(nn.Module):
 
 def _scaled(value: Any, factor: float) -> Any:
     return [item * factor for item in value] if isinstance(value, (list, tuple)) else value * factor
+
+
+def _detached(value: Any) -> Any:
+    return [x.detach() for x in value] if isinstance(value, (list, tuple)) else value.detach()
+
+
+def _checked_task_weight(value: Any, terms: Sequence[Term]) -> float | str:
+    if value == COMPLEMENT:
+        total = sum(term.weight for term in terms)
+        if total > 1:
+            raise ValueError(
+                f"task_weight='complement' leaves 1 - {total:g} to the student's own losses: the "
+                'weights of the terms must add up to 1 or less.'
+            )
+        return COMPLEMENT
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and value >= 0):
+        raise ValueError(f"task_weight={value!r} must be a number, 0 or more, or 'complement'.")
+    return float(value)
 
 
 def _refuse_gradient_free(captures: Sequence[Capture], term: Term) -> None:

@@ -49,10 +49,14 @@ class TapPoint:
 
 @dataclass
 class Capture:
-    """A tensor seen at a tap, with a label for messages such as ``neck.fpn_convs.0.conv``."""
+    """A tensor seen at a tap, with a label for messages such as ``neck.fpn_convs.0.conv``.
+
+    ``extras`` is what a view adds for losses that need more, such as labels.
+    """
 
     label: str
     tensor: Tensor
+    extras: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass

@@ -191,6 +191,8 @@ class Teacher:
             path = ckpt.fetch(checkpoint, 'teacher.checkpoint')
             loaded = ckpt.load_file(path, 'teacher.checkpoint', trust_checkpoint)
             state = ckpt.state_dict_of(loaded, f'teacher.checkpoint={str(path)!r}')
+            if hasattr(model, 'adapt_state_dict'):  # a classifier reads torchvision's files, too
+                state = model.adapt_state_dict(state)
             ckpt.load_all(model, state, str(path), allow_partial)
             identity['checkpoint'] = ckpt.file_sha256(path)
             classes = ckpt.classes_of(loaded)
@@ -239,6 +241,13 @@ class Teacher:
     def move(self, fn: Any) -> None:
         """Applies a device or dtype change of the student to the teacher."""
         self.model._apply(fn)
+
+    def resume_state(self) -> dict | None:
+        """What a resumed run needs of the teacher itself; nothing, as it never changes."""
+        return None
+
+    def load_resume_state(self, state: dict) -> None:
+        """The checkpoint comes from a run with a changing teacher, of which this is none."""
 
     def close(self) -> None:
         if self.recorder is not None:

@@ -13,7 +13,8 @@ from torch.nn import functional as nnf
 from .functional.checks import widen
 from .registry import build_loss, check_keys
 from .schedule import Schedule
-from .taps import Capture, TapError, TapPoint, parse_tap
+from .taps import Capture, TapError
+from .views import View, make_view
 
 TERM_KEYS = (
     'loss',
@@ -61,6 +62,11 @@ class Term(nn.Module):
             raise ValueError(
                 f'{where}: name={self.name!r} must be a string; it is logged as loss_<name>.'
             )
+        if 'loss' in self.name:
+            raise ValueError(
+                f"{where}: name={self.name!r} must not contain 'loss': the term is logged as "
+                'loss_<name>, and MMEngine optimizes every entry with that word in its key.'
+            )
         self.where = f'{where} ({self.name!r})'
         weight = config.get('weight', 1.0)
         if not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight < 0:
@@ -76,13 +82,12 @@ class Term(nn.Module):
         self.loss_config = dict(config['loss'])
         student_tap = config['student']
         teacher_tap = config.get('teacher') or student_tap
-        self.student_points: list[TapPoint] = parse_tap(
-            student_tap, student, f'{self.where}.student'
+        self.student: View = make_view(
+            student_tap, student, first_loss.needs, f'{self.where}.student'
         )
-        self.teacher_points: list[TapPoint] = parse_tap(
-            teacher_tap, teacher, f'{self.where}.teacher'
-        )
+        self.teacher: View = make_view(teacher_tap, teacher, (), f'{self.where}.teacher')
         self.losses = nn.ModuleList()
+        self.current_weight = self.weight
         self.active = self.weight > 0
         # A tensor, so that a ramp does not recompile a compiled step; never saved.
         self.register_buffer('factor', torch.tensor(self.weight), persistent=False)
@@ -103,7 +108,10 @@ class Term(nn.Module):
             loss = build_loss(self.loss_config, f'{self.where}.loss')
             loss.rng = rng
             try:
-                loss.connect(s.tensor.shape, t.tensor.shape)
+                features = s.extras.get('features')
+                loss.connect(
+                    s.tensor.shape, t.tensor.shape, None if features is None else features.shape
+                )
             except ValueError as error:
                 raise TapError(
                     f'{self.where}: student {s.label!r} is {tuple(s.tensor.shape)}, teacher '
@@ -116,22 +124,38 @@ class Term(nn.Module):
 
     def update(self, iteration: int, epoch: int) -> None:
         """Sets activity and weight for a step."""
-        factor = self.weight * self.schedule.factor(iteration, epoch)
-        self.active = factor > 0
-        self.factor.fill_(factor)
+        self.current_weight = self.weight * self.schedule.factor(iteration, epoch)
+        self.active = self.current_weight > 0
+        self.factor.fill_(self.current_weight)
+        for loss in self.losses:
+            loss.set_progress(iteration, epoch)
 
-    def forward(self, student: Sequence[Capture], teacher: Sequence[Capture]) -> Tensor:
-        """Sum over the levels, times the current weight: a scalar."""
+    def forward(self, student: Sequence[Capture], teacher: Sequence[Capture]) -> dict[str, Tensor]:
+        """The term's entries in the loss dict, all scalars.
+
+        Returns:
+            ``loss_<name>``, the sum over the levels times the current weight; and where the loss
+            has them, ``loss_<name>_<key>`` (auxiliary losses, unweighted) and ``<name>_<key>``
+            (diagnostics, mean over the levels).
+        """
         if not len(student) == len(teacher) == len(self.losses):
             raise TapError(
                 f'{self.where}: {len(self.losses)} levels were connected, but this step '
                 f'gave {len(student)} (student) and {len(teacher)} (teacher).'
             )
-        total = 0.0
+        total, entries = 0.0, {}
         for loss, s, t in zip(self.losses, student, teacher):
             self._check_size(s, t)
-            total = total + loss(s.tensor, self._resized(t.tensor, s.tensor))
-        return total * self.factor
+            extras = {name: s.extras[name] for name in loss.needs}
+            total = total + loss(s.tensor, self._resized(t.tensor, s.tensor), **extras)
+            for key, value in loss.auxiliary.items():
+                key = f'loss_{self.name}_{key}'
+                entries[key] = entries.get(key, 0.0) + value
+            for key, value in loss.report.items():
+                key = f'{self.name}_{key}'
+                entries[key] = entries.get(key, 0.0) + value / len(self.losses)
+            loss.auxiliary, loss.report = {}, {}  # or they would keep the graph of this step
+        return {f'loss_{self.name}': total * self.factor, **entries}
 
     def idle(self) -> Tensor:
         """Zero that touches every connector, so that DDP finds no unused parameter."""

@@ -6,6 +6,7 @@ import pytest
 from torch import nn
 
 from mmkd_plugin import recipes
+from mmkd_plugin.recipes import classification, features
 
 
 class Level(nn.Module):
@@ -45,6 +46,10 @@ def model(*heads: str, neck: nn.Module | None = None) -> nn.Module:
     return net
 
 
+def terms(name: str, student: nn.Module, teacher: nn.Module) -> list:
+    return recipes.resolve(name, student, teacher)['terms']
+
+
 LAST_STAGE = dict(path='backbone', levels=[-1])
 
 
@@ -62,17 +67,17 @@ LAST_STAGE = dict(path='backbone', levels=[-1])
 def test_published_numbers_by_family(heads, family, gdd, mgd, mask_ratio, pkd):
     student, teacher = (model(*heads, neck=FPN(4)) for _ in range(2))
     assert recipes.family(student) == family
-    assert recipes.resolve('gdd', student, teacher)[0]['weight'] == gdd
-    term = recipes.resolve('mgd', student, teacher)[0]
+    assert terms('gdd', student, teacher)[0]['weight'] == gdd
+    term = terms('mgd', student, teacher)[0]
     assert term['weight'] == mgd
     assert term['loss'] == dict(type='MGDLoss', mask_ratio=mask_ratio, normalize='batch')
-    assert recipes.resolve('pkd', student, teacher)[0]['weight'] == pkd
+    assert terms('pkd', student, teacher)[0]['weight'] == pkd
 
 
 def test_gdd_noise_modes():
     net = model('bbox_head', neck=FPN(5))
-    assert recipes.resolve('gdd', net, net)[0]['loss']['noise'] == 'channel'
-    assert recipes.resolve('gdd-shared', net, net)[0]['loss']['noise'] == 'shared'
+    assert terms('gdd', net, net)[0]['loss']['noise'] == 'channel'
+    assert terms('gdd-shared', net, net)[0]['loss']['noise'] == 'shared'
 
 
 @pytest.mark.parametrize('name', recipes.names())
@@ -80,9 +85,12 @@ def test_every_recipe_builds_its_loss(name):
     import mmkd_plugin.losses  # noqa: F401
     from mmkd_plugin.registry import build_loss
 
-    for heads in (['roi_head'], ['bbox_head'], ['mask_head'], ['decode_head'], ['head']):
+    families = [['head']]
+    if name in features.RECIPES:
+        families += [['roi_head'], ['bbox_head'], ['mask_head'], ['decode_head']]
+    for heads in families:
         net = model(*heads, neck=FPN(4))
-        (term,) = recipes.resolve(name, net, net)
+        (term,) = terms(name, net, net)
         assert type(build_loss(term['loss'], 'term')).__name__ == term['loss']['type']
         assert term['weight'] > 0
         assert recipes.source(name, net)
@@ -91,7 +99,7 @@ def test_every_recipe_builds_its_loss(name):
 
 def test_fpn_with_equal_counts_taps_its_convolutions():
     student, teacher = model('bbox_head', neck=FPN(5)), model('roi_head', neck=FPN(5))
-    (term,) = recipes.resolve('gdd', student, teacher)
+    (term,) = terms('gdd', student, teacher)
     assert term['student'] == term['teacher'] == 'neck.fpn_convs.*.conv'
     assert term['weight'] == 65, 'the student decides'
 
@@ -99,7 +107,7 @@ def test_fpn_with_equal_counts_taps_its_convolutions():
 @pytest.mark.parametrize('other', [PAFPN(4, 5), OutConvsNeck(5), nn.Conv2d(8, 8, 1)])
 def test_other_necks_tap_the_neck(other):
     student, teacher = model('bbox_head', neck=FPN(5, 5)), model('bbox_head', neck=other)
-    (term,) = recipes.resolve('cwd', student, teacher)
+    (term,) = terms('cwd', student, teacher)
     assert term['student'] == term['teacher'] == 'neck'
 
 
@@ -125,12 +133,12 @@ def test_semantic_classification_and_neckless_models_use_the_last_stage():
         (['panoptic_head'], None),
     ):
         net = model(*heads, neck=neck)
-        (term,) = recipes.resolve('gdd', net, net)
+        (term,) = terms('gdd', net, net)
         assert term['student'] == term['teacher'] == LAST_STAGE
 
 
 def test_one_side_without_neck_uses_the_last_stage_on_both():
-    (term,) = recipes.resolve('gdd', model('bbox_head', neck=FPN(5)), model('panoptic_head'))
+    (term,) = terms('gdd', model('bbox_head', neck=FPN(5)), model('panoptic_head'))
     assert term['student'] == term['teacher'] == LAST_STAGE
 
 
@@ -147,3 +155,71 @@ def test_a_model_without_known_heads_is_explained():
     headed.bbox_head, headed.trunk = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
     with pytest.raises(ValueError, match='`backbone`, which the student .*bbox_head, trunk'):
         recipes.resolve('gdd', headed, model('bbox_head', neck=FPN(5)))
+
+
+def test_logit_recipes_are_for_classifiers():
+    detector = model('bbox_head', neck=FPN(5))
+    with pytest.raises(
+        ValueError, match="'dkd' distils the class logits of image classifiers.*gdd"
+    ):
+        recipes.resolve('dkd', detector, model('head'))
+
+
+@pytest.mark.parametrize(
+    'method, teacher, student, loss, weight, task_weight',
+    [
+        ('kd', 'resnet56', 'resnet20', dict(type='KDLoss', temperature=4.0), 0.9, 0.1),
+        ('kd', 'resnet34', 'resnet18', dict(type='KDLoss', temperature=1.0), 0.5, 0.5),
+        ('loca', 'vgg13', 'vgg8', dict(type='LoCaLoss', temperature=4.0, alpha=0.9), 0.9, 0.1),
+        ('ckd', 'wrn_40_2', 'wrn_40_1', dict(type='CKDLoss', temperature=2.0), 50, 1),
+        ('ckd', 'resnet32x4', 'resnet8x4', dict(type='CKDLoss', temperature=1.0), 100, 1),
+        ('ckd', 'resnet34', 'resnet18', dict(type='CKDLoss', temperature=1.0), 10, 1),
+        ('ipwd', 'vgg13', 'vgg8', dict(type='IPWDLoss', temperature=4.0), 0.9, 0.1),
+        ('funmatch', 'vgg13', 'vgg8', dict(type='KDLoss', temperature=4.0), 1, 0),
+        ('funmatch', 'resnet34', 'resnet18', dict(type='KDLoss', temperature=1.0), 1, 0),
+    ],
+)
+def test_published_numbers_by_pair(method, teacher, student, loss, weight, task_weight):
+    plan = classification.plan(method, teacher, student)
+    (term,) = plan['terms']
+    assert term['loss'] == loss and term['student'] == 'cls_logits'
+    assert term['weight'] == weight and plan['task_weight'] == task_weight
+
+
+@pytest.mark.parametrize(
+    'teacher, student, beta',
+    [
+        ('resnet56', 'resnet20', 2),
+        ('resnet110', 'resnet32', 2),
+        ('vgg13', 'vgg8', 6),
+        ('vgg13', 'mobilenet_v2_half', 6),
+        ('wrn_40_2', 'wrn_16_2', 6),
+        ('wrn_40_2', 'wrn_40_1', 6),
+        ('wrn_40_2', 'shufflenet_v1', 8),
+        ('resnet32x4', 'resnet8x4', 8),
+        ('cifar_resnet50', 'mobilenet_v2_half', 8),
+        ('resnet34', 'resnet18', 0.5),
+        ('resnet50', 'mobilenet_v1', 2),
+    ],
+)
+def test_beta_of_dkd_by_pair(teacher, student, beta):
+    (term,) = classification.plan('dkd', teacher, student)['terms']
+    imagenet = beta == 0.5 or student == 'mobilenet_v1'
+    assert term['loss']['beta'] == beta and term['loss']['alpha'] == 1
+    assert term['loss']['temperature'] == (1 if imagenet else 4)
+    assert (term['warmup'], term['by_epoch']) == (1 if imagenet else 20, True)
+
+
+@pytest.mark.parametrize(
+    'length, expected',
+    [
+        (dict(epochs=240), dict(warmup=20, by_epoch=True)),
+        (dict(epochs=60), dict(warmup=5, by_epoch=True)),
+        (dict(epochs=2), dict(warmup=1, by_epoch=True)),
+        (dict(iterations=12000), dict(warmup=1000)),
+    ],
+)
+def test_warmup_keeps_its_share_of_the_training(length, expected):
+    (term,) = classification.plan('dkd', 'resnet56', 'resnet20', **length)['terms']
+    assert {k: term[k] for k in expected} == expected
+    assert ('by_epoch' in term) == ('by_epoch' in expected)

@@ -125,12 +125,12 @@ def fitting_recipes(student: nn.Module, teacher: nn.Module) -> list[dict]:
     found = []
     for name in recipes.names():
         try:
-            term = recipes.resolve(name, student, teacher)[0]
+            term = recipes.resolve(name, student, teacher)['terms'][0]
             found.append(
                 dict(
                     recipe=name,
                     student=term['student'],
-                    teacher=term['teacher'],
+                    teacher=term.get('teacher', term['student']),
                     weight=term['weight'],
                     loss=term['loss'],
                     source=recipes.source(name, student),

@@ -66,7 +66,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='use a teacher with random weights (to try the mechanics, never to learn)',
     )
     group.add_argument(
-        '--recipe', metavar='NAME', help='method: gdd (default), gdd-shared, cwd, mgd, pkd'
+        '--recipe',
+        metavar='NAME',
+        help='method: gdd (default), gdd-shared, cwd, mgd, pkd; for classifiers also kd (their '
+        'default), dkd, loca, dkd-loca, ckd, ipwd, ipwd-inverse, funmatch. Without --teacher it '
+        'replaces the recipe of a config that names one',
     )
     group.add_argument(
         '--task-weight',
@@ -89,6 +93,9 @@ def add_distillation(cfg: Config, args: argparse.Namespace) -> None:
         UsageError: options that contradict each other or the config, missing files.
     """
     options = _given_options(args)
+    if args.teacher is None and options == ['--recipe'] and distill_hooks(cfg):
+        replace_recipe(cfg, args.recipe)
+        return
     if args.teacher is None:
         if options:
             raise UsageError(
@@ -117,7 +124,7 @@ def add_distillation(cfg: Config, args: argparse.Namespace) -> None:
     from mmkd_plugin import recipes
     from mmkd_plugin.init_student import parse_parts
 
-    recipe = args.recipe or 'gdd'
+    recipe = args.recipe or ('kd' if is_classifier(cfg) else 'gdd')
     weight = args.task_weight
     if weight is not None and not (math.isfinite(weight) and weight >= 0):
         raise UsageError(f'--task-weight {weight:g} must be a number, 0 or more.')
@@ -143,6 +150,35 @@ def add_distillation(cfg: Config, args: argparse.Namespace) -> None:
         hook['init_student'] = args.init_student
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
     add_import(cfg, 'mmkd_plugin')
+
+
+def is_classifier(cfg: Config) -> bool:
+    """Whether the config's model is an image classifier: backbone and head, and no other head."""
+    model = cfg.get('model') or {}
+    return 'head' in model and not any(key.endswith('_head') for key in model)
+
+
+def replace_recipe(cfg: Config, recipe: str) -> None:
+    """Another method for a config whose DistillHook names teacher and recipe.
+
+    Raises:
+        UsageError: an unknown recipe, or a hook with terms of its own.
+    """
+    from mmkd_plugin import recipes
+
+    try:
+        recipes.describe(recipe)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    (hook,) = distill_hooks(cfg)
+    if hook.get('terms') is not None:
+        raise UsageError(
+            f"--recipe {recipe}: the config's DistillHook has terms of its own, which a recipe "
+            'would throw away. Start from the config of the pair or of the student instead.'
+        )
+    hook['recipe'] = recipe
+    # Of the old recipe; the new one brings its own.
+    hook.pop('task_weight', None)
 
 
 def _given_options(args: argparse.Namespace) -> list[str]:

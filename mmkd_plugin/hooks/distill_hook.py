@@ -21,7 +21,8 @@ from ..attachment import attach, detach
 from ..distiller import Distiller
 from ..init_student import copy_teacher_weights, parse_parts
 from ..registry import HOOKS, check_keys
-from ..teacher import make_teacher
+from ..self_teacher import PREVIOUS_EPOCH, SelfTeacher
+from ..teacher import Teacher, make_teacher
 
 _KEYS = ('teacher', 'terms', 'recipe', 'task_weight', 'init_student', 'seed', 'probe_size')
 
@@ -37,10 +38,12 @@ class DistillHook(Hook):
 
     Args:
         teacher: ``dict(config=..., checkpoint=...)``; config as path, ``'pkg::path'``, dict or
-            Config, checkpoint as path or URL. See :meth:`mmkd_plugin.teacher.Teacher.build`.
+            Config, checkpoint as path or URL. See :meth:`mmkd_plugin.teacher.Teacher.build`. Or
+            ``'previous_epoch'``: self-distillation from the student as it was an epoch ago.
         terms: list of terms; or
         recipe: the name of a recipe that chooses terms for this pair.
-        task_weight: factor on the student's own losses.
+        task_weight: factor on the student's own losses, or ``'complement'``: one minus the current
+            weights of the terms. By default what the recipe says, else 1.
         init_student: parts to start from the teacher's weights, such as ``'neck+head'``.
         seed: seeds connectors and noise.
         probe_size: height and width of the image by which shapes are measured.
@@ -64,7 +67,7 @@ class DistillHook(Hook):
         teacher: Any,
         terms: Sequence[dict] | None = None,
         recipe: str | None = None,
-        task_weight: float = 1.0,
+        task_weight: float | str | None = None,
         init_student: str | None = None,
         seed: int = 0,
         probe_size: Sequence[int] = (256, 256),
@@ -93,16 +96,19 @@ class DistillHook(Hook):
         if self.distiller is not None or not _is_going_to_train(runner):
             return
         student = _unwrapped(runner)
-        teacher = make_teacher(self.teacher, _classes(runner))
-        terms = self.terms
+        teacher = self._make_teacher(runner, student)
+        terms, task_weight = self.terms, 1.0
         if terms is None:
-            terms = recipes.resolve(self.recipe, student, teacher.model)
+            plan = recipes.resolve(self.recipe, student, teacher.model, _length(runner))
+            terms, task_weight = plan['terms'], plan['task_weight']
+        if self.task_weight is not None:
+            task_weight = self.task_weight
         _refuse_epochs(runner, terms)
         self.distiller = attach(
             student,
             teacher,
             _plain(terms),
-            self.task_weight,
+            task_weight,
             self.seed,
             self.probe_size,
             _as_list(runner.cfg.get('activation_checkpointing')),
@@ -115,6 +121,10 @@ class DistillHook(Hook):
         # With load_from this has happened before loading, so that the loaded weights win.
         if self.distiller is not None and self.init_student and not runner._has_loaded:
             self._inherit(runner)
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        if self.distiller is not None and isinstance(self.distiller.teacher, SelfTeacher):
+            self.distiller.teacher.refresh(_unwrapped(runner), runner.epoch)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         self.distiller.set_progress(runner.iter, runner.epoch)
@@ -155,6 +165,16 @@ class DistillHook(Hook):
         if self.distiller is not None:
             detach(_unwrapped(runner))
             self.distiller = None
+
+    def _make_teacher(self, runner: Runner, student: nn.Module) -> Teacher:
+        if self.teacher != PREVIOUS_EPOCH:
+            return make_teacher(self.teacher, _classes(runner))
+        if isinstance(runner._train_loop, IterBasedTrainLoop):
+            raise ValueError(
+                "teacher='previous_epoch' needs a loop that counts epochs, but train_cfg counts "
+                'iterations. Use train_cfg=dict(by_epoch=True, max_epochs=...).'
+            )
+        return SelfTeacher(student)
 
     def _inherit(self, runner: Runner) -> None:
         copy_teacher_weights(_unwrapped(runner), self.distiller.teacher.model, self.init_student)
@@ -220,6 +240,14 @@ def _refuse_epochs(runner: Runner, terms: Sequence[dict]) -> None:
                 'is in epoch 0 from its first to its last. Give begin, end and warmup in '
                 'iterations, without by_epoch.'
             )
+
+
+def _length(runner: Runner) -> dict[str, int]:
+    """How long training is, in the unit in which the schedules of a recipe are to be written."""
+    loop = runner._train_loop
+    if isinstance(loop, IterBasedTrainLoop):
+        return dict(iterations=loop.max_iters)
+    return dict(epochs=loop.max_epochs)
 
 
 def _as_list(value: Any) -> list:

@@ -1,8 +1,8 @@
-"""Recipes: a method's name becomes the terms that fit a pair of models.
+"""Recipes on feature maps: which loss, which weight for which family, and which modules.
 
 A recipe speaks in roles ("the neck's levels", "the last backbone stage"), not in module paths. The
-roles are resolved by what a model has (``roi_head``, ``bbox_head``, ``mask_head``,
-``decode_head``), never by its class name, so a detector of your own is served like a stock one.
+roles are resolved by what a model has, never by its class name, so a detector of your own is
+served like a stock one.
 
 Evidence for every number below: *official code* = the method's own repository, *mmrazor* = the
 configs of mmrazor 1.0 for mmdet 3.x, *recommended* = a choice of this project with no published
@@ -16,16 +16,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .registry import nearest
+from .families import family
 
-FAMILIES = {
-    'two-stage': 'two-stage detector (has roi_head)',
-    'one-stage': 'one-stage or query detector (has bbox_head)',
-    'mask': 'instance segmentation without boxes (has mask_head)',
-    'query-mask': 'mask classification with queries (has panoptic_head)',
-    'semantic': 'semantic segmentation (has decode_head)',
-    'classification': 'classifier (has a head only)',
-}
 # Families whose knowledge sits in the last backbone stage; all others are tapped at the neck.
 _BACKBONE_FAMILIES = ('semantic', 'classification')
 # Necks whose `fpn_convs` are not, or not once per step, the maps the head sees.
@@ -95,7 +87,7 @@ def _pkd(family: str) -> tuple[float, dict, str]:
     return 6.0, {}, 'recommended'
 
 
-_RECIPES = {
+RECIPES = {
     'gdd': Recipe(
         'noise + generator + channel-wise KL; a new noise map for each channel',
         'GDDLoss',
@@ -110,98 +102,23 @@ _RECIPES = {
 }
 
 
-def names() -> list[str]:
-    """Names that ``resolve`` and ``recipe=...`` of the hook accept."""
-    return list(_RECIPES)
-
-
-def describe(name: str) -> str:
-    """One line about a recipe.
-
-    Raises:
-        ValueError: if there is no such recipe.
-    """
-    return _get(name).summary
-
-
 def source(name: str, model: nn.Module) -> str:
-    """Where the hyper-parameters of a recipe come from for this kind of model."""
-    return _get(name).settings(family(model))[2]
+    """Where the hyper-parameters come from for this kind of model."""
+    return RECIPES[name].settings(family(model))[2]
 
 
-def family(model: nn.Module) -> str:
-    """The family of a model: a key of ``FAMILIES``.
-
-    Raises:
-        ValueError: if the model has none of the heads the recipes know.
-    """
-
-    def has(*attributes: str) -> bool:
-        return any(isinstance(getattr(model, a, None), nn.Module) for a in attributes)
-
-    if has('roi_head'):
-        return 'two-stage'
-    if has('bbox_head'):
-        return 'one-stage'
-    if has('mask_head'):
-        return 'mask'
-    if has('panoptic_head'):
-        return 'query-mask'
-    if has('decode_head'):
-        return 'semantic'
-    if has('head') and has('backbone'):
-        return 'classification'
-    children = ', '.join(name for name, _ in model.named_children()) or 'none'
-    raise ValueError(
-        f'No recipe fits {type(model).__name__}: it has no roi_head, bbox_head, mask_head, '
-        f'panoptic_head, decode_head or head (its sub-modules: {children}). '
-        "Write the terms yourself: terms=[dict(loss=dict(type='GDDLoss'), "
-        "student='<module path>', weight=...)]; "
-        'tools/inspect_model.py lists the paths.'
-    )
-
-
-def resolve(name: str, student: nn.Module, teacher: nn.Module) -> list[dict]:
-    """Turns a recipe into terms for this pair of models.
-
-    The student's family decides on weight and hyper-parameters, both models on the tap.
-
-    Args:
-        name: one of :func:`names`.
-        student: the model to train.
-        teacher: the model to learn from.
-
-    Returns:
-        Terms as written in a config: ``dict(loss=..., student=..., teacher=..., weight=...)``.
-
-    Raises:
-        ValueError: unknown recipe, a model no recipe fits, or different numbers of levels.
-
-    Example:
-        >>> resolve('gdd', student, teacher)  # doctest: +SKIP
-        [{'loss': {'type': 'GDDLoss', 'temperature': 4.0, 'noise': 'channel'},
-          'student': 'neck.fpn_convs.*.conv', 'teacher': 'neck.fpn_convs.*.conv', 'weight': 65.0}]
-    """
-    recipe = _get(name)
+def plan(name: str, student: nn.Module, teacher: nn.Module) -> dict:
+    """Terms of a feature recipe; the student's family decides on the numbers."""
+    recipe = RECIPES[name]
     weight, arguments, _ = recipe.settings(family(student))
     student_tap, teacher_tap = _taps(name, student, teacher)
-    return [
-        dict(
-            loss=dict(type=recipe.loss, **arguments),
-            student=student_tap,
-            teacher=teacher_tap,
-            weight=weight,
-        )
-    ]
-
-
-def _get(name: str) -> Recipe:
-    if name not in _RECIPES:
-        raise ValueError(
-            f'There is no recipe {name!r}; {nearest(str(name), _RECIPES)}. '
-            f'All recipes: {", ".join(_RECIPES)}.'
-        )
-    return _RECIPES[name]
+    term = dict(
+        loss=dict(type=recipe.loss, **arguments),
+        student=student_tap,
+        teacher=teacher_tap,
+        weight=weight,
+    )
+    return dict(terms=[term], task_weight=1.0)
 
 
 Tap = str | dict

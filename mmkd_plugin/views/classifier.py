@@ -1,0 +1,109 @@
+"""Class logits of an image classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..registry import nearest
+from ..taps import Capture, Recorder, TapError, TapPoint
+from .base import View, register_view
+
+
+@register_view('cls_logits')
+class ClassifierLogits(View):
+    """The output of the last linear layer of ``model.head``: logits (N, C), before any softmax.
+
+    Serves :class:`mmkd_plugin.models.ImageClassifier` and MMPreTrain's classifiers. With
+    ``'features'`` the input (N, D) of that layer comes along, with ``'labels'`` the class indices
+    (N,) of the batch.
+    """
+
+    def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
+        self.where = where
+        self.needs = tuple(needs)
+        path = _classification_layer(model, where)
+        self.logits = TapPoint(path)
+        self.features = TapPoint(path, source='input')
+        self.points = [self.logits]
+        if 'features' in self.needs:
+            self.points.append(self.features)
+
+    @classmethod
+    def fits(cls, model: nn.Module) -> bool:
+        return isinstance(getattr(model, 'head', None), nn.Module) and hasattr(model, 'backbone')
+
+    def read(self, recorder: Recorder, data_samples: Any) -> list[Capture]:
+        (logits,) = self._single(recorder, self.logits)
+        if 'features' in self.needs:
+            (features,) = self._single(recorder, self.features)
+            logits.extras['features'] = features.tensor
+        if 'labels' in self.needs and data_samples is not None:
+            logits.extras['labels'] = _labels(data_samples, logits.tensor, self.where)
+        return [logits]
+
+    def _single(self, recorder: Recorder, point: TapPoint) -> list[Capture]:
+        captures = recorder.read([point])
+        if len(captures) != 1:
+            raise TapError(
+                f'{self.where}: {point.path!r} was called {len(captures)} times in this step; the '
+                "view 'cls_logits' reads classifiers that call it once."
+            )
+        return captures
+
+
+def _classification_layer(model: nn.Module, where: str) -> str:
+    """Path of the head's last linear layer (of those as wide as ``num_classes``, if it says so)."""
+    classes = getattr(model.head, 'num_classes', None)
+    linear = {
+        f'head.{name}' if name else 'head': module
+        for name, module in model.head.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    fitting = [
+        path
+        for path, module in linear.items()
+        if not isinstance(classes, int) or module.out_features == classes
+    ]
+    if not fitting:
+        raise TapError(
+            f"{where}: the view 'cls_logits' looks for a linear layer with num_classes={classes} "
+            f'outputs in {type(model.head).__name__}, which has '
+            + (', '.join(f'{p} ({m.out_features})' for p, m in linear.items()) or 'none')
+            + '. Tap its module path instead (tools/inspect_model.py lists them).'
+        )
+    return fitting[-1]
+
+
+def _labels(data_samples: Any, logits: Tensor, where: str) -> Tensor:
+    """Class indices (N,) of a batch: one dict for all of it, or a sample for each image."""
+    if isinstance(data_samples, dict):
+        if 'mixed_label' in data_samples:
+            raise ValueError(
+                f'{where}: the loss needs one label per image, but the images of this batch are '
+                'mixed (mixup). Use a loss without labels (KDLoss, CKDLoss), or switch mixup off.'
+            )
+        if 'gt_label' not in data_samples:
+            keys = list(data_samples)
+            raise ValueError(
+                f"{where}: the loss needs labels, but the batch has no 'gt_label' (it has {keys}; "
+                f'{nearest("gt_label", keys)}).'
+            )
+        return data_samples['gt_label'].to(logits.device)
+    labels = []
+    for sample in data_samples:
+        if getattr(sample, 'gt_score', None) is not None:
+            raise ValueError(
+                f'{where}: the loss needs one label per image, but the samples carry a gt_score '
+                '(mixup, CutMix). Use a loss without labels (KDLoss, CKDLoss), or switch it off.'
+            )
+        label = getattr(sample, 'gt_label', None)
+        if label is None:
+            raise ValueError(
+                f"{where}: the loss needs labels, but a {type(sample).__name__} has no 'gt_label'."
+            )
+        labels.append(torch.as_tensor(label).reshape(-1))
+    return torch.cat(labels).to(logits.device)
