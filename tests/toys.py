@@ -92,6 +92,44 @@ class ToyDetector(BaseModel):
         return logits if mode == 'tensor' else list(logits.softmax(-1))
 
 
+class _ClassifierHead(BaseModule):
+    """As in MMPreTrain: the last map is pooled, a linear layer follows."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.num_classes = classes
+        self.hidden = nn.Linear(channels, 5)
+        self.fc = nn.Linear(5, classes)
+
+    def forward(self, maps):
+        return self.fc(torch.relu(self.hidden(maps[-1].mean((2, 3)))))
+
+
+@MODELS.register_module()
+class ToyClassifier(BaseModel):
+    """Takes one dict per batch or one sample per image."""
+
+    def __init__(self, width=4, classes=3, dropout=0.0, data_preprocessor=None, init_cfg=None):
+        super().__init__(data_preprocessor or dict(type='ImgDataPreprocessor'), init_cfg)
+        self.backbone = _Backbone(width, dropout, True)
+        self.head = _ClassifierHead(2 * width, classes)
+
+    def extract_feat(self, inputs):
+        return self.backbone(inputs)
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        logits = self.head(self.extract_feat(inputs))
+        if mode == 'tensor':
+            return logits
+        if mode == 'predict':
+            return list(logits.softmax(-1))
+        if isinstance(data_samples, dict):
+            labels = data_samples['gt_label']
+        else:
+            labels = torch.tensor([s.label for s in data_samples], device=inputs.device)
+        return dict(loss_cls=nnf.cross_entropy(logits, labels))
+
+
 @DATASETS.register_module()
 class ToyImages(torch.utils.data.Dataset):
     """Images of noise whose brightness tells the class; item i is always the same."""
@@ -117,6 +155,13 @@ def toy_model(seed: int = 0, **kwargs) -> ToyDetector:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ToyDetector(**kwargs)
+
+
+def toy_classifier(seed: int = 0, **kwargs) -> ToyClassifier:
+    """A toy classifier with weights that depend on ``seed`` only."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ToyClassifier(**kwargs)
 
 
 def toy_batch(n: int = 4, size: int = 16, start: int = 0) -> tuple:
@@ -173,13 +218,15 @@ def runner_config(
     return Config(config)
 
 
-def train(config: Config):
-    """Builds a Runner with a name of its own, trains, and returns it."""
+def train(config: Config, *hooks):
+    """Builds a Runner with a name of its own, adds ``hooks``, trains, and returns it."""
     from mmengine.runner import Runner
 
     train.count = getattr(train, 'count', 0) + 1
     config = copy.deepcopy(config)
     config.experiment_name = f'toy_{train.count}_{id(config)}'
     runner = Runner.from_cfg(config)
+    for hook in hooks:
+        runner.register_hook(hook)
     runner.train()
     return runner
