@@ -94,6 +94,7 @@ class Distiller(nn.Module):
         self._share_weight()
         self.recorder = Recorder(student, 'student')
         self.handles: list = []
+        self.loss_keys: list[str] = []  # what the terms have added to the losses so far
         self._rows: list[PlanRow] = []
         # Not the iteration itself: a compiled step that looked at it would be compiled each time.
         self._waiting = [term.name for term in self.terms if not term.schedule.is_constant]
@@ -242,6 +243,8 @@ class Distiller(nn.Module):
                         f"{term.name!r} another name (name='...')."
                     )
                 losses[key] = value
+                if 'loss' in key and key not in self.loss_keys:
+                    self.loss_keys.append(key)
         self._finite = (names, torch.stack(finite))
 
     def _weighted(self, losses: dict) -> dict:

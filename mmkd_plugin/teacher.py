@@ -6,7 +6,7 @@ import copy
 import hashlib
 import importlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ TEACHER_KEYS = (
     'allow_partial',
     'allow_class_mismatch',
     'trust_checkpoint',
+    'compile',
 )
 
 
@@ -127,17 +128,30 @@ class Teacher:
         model: the network; it is frozen and put into eval mode in place.
         identity: what a resumed run checks: ``config`` and ``checkpoint`` hashes.
         classes: class names it was trained on, if known.
+        compile: arguments of ``torch.compile`` for the teacher's forward, ``True`` for its
+            defaults.
     """
 
     def __init__(
-        self, model: nn.Module, identity: dict | None = None, classes: Sequence[str] | None = None
+        self,
+        model: nn.Module,
+        identity: dict | None = None,
+        classes: Sequence[str] | None = None,
+        compile: bool | dict = False,
     ) -> None:
+        if not isinstance(compile, (bool, dict)):
+            raise ValueError(
+                f"teacher.compile={compile!r} must be True, False or torch.compile's arguments, "
+                "such as dict(mode='reduce-overhead')."
+            )
         self.model = revert_sync_batchnorm(model)
         self.model.requires_grad_(False)
         self.identity = identity or dict(config=None, checkpoint=None)
         self.classes = tuple(classes) if classes else None
         self.recorder: Recorder | None = None
         self._forward: PartialForward | None = None
+        self._run: Callable | None = None
+        self._compile = compile
         self._convert: InputConverter | None = None
         set_inference(self.model)
 
@@ -153,6 +167,7 @@ class Teacher:
         allow_partial: bool = False,
         allow_class_mismatch: bool = False,
         trust_checkpoint: bool = False,
+        compile: bool | dict = False,
         student_classes: Sequence[str] | None = None,
     ) -> Teacher:
         """Builds and loads a teacher.
@@ -165,6 +180,7 @@ class Teacher:
             allow_class_mismatch: go on when teacher and student know different classes (sensible
                 for feature terms only).
             trust_checkpoint: allow a checkpoint to hold pickled objects (they can run code).
+            compile: ``True`` or a dict of ``torch.compile``'s arguments for the teacher's forward.
             student_classes: class names of the student's data set, if known.
 
         Raises:
@@ -197,7 +213,7 @@ class Teacher:
             identity['checkpoint'] = ckpt.file_sha256(path)
             classes = ckpt.classes_of(loaded)
         _compare_classes(classes, student_classes, allow_class_mismatch)
-        return cls(model, identity, classes)
+        return cls(model, identity, classes, compile)
 
     def connect(self, student: nn.Module, points: Sequence[TapPoint]) -> None:
         """Listens at ``points`` and prepares the conversion from the student's inputs.
@@ -213,6 +229,10 @@ class Teacher:
             )
         # Whatever can refuse comes first: a failed call leaves no hook behind.
         self._forward = PartialForward(self.model, [p.path for p in points], 'teacher tap')
+        self._run = self._forward
+        if self._compile:
+            arguments = {} if self._compile is True else self._compile
+            self._run = torch.compile(self._forward.__call__, **arguments)
         self._convert = InputConverter(
             getattr(student, 'data_preprocessor', None),
             getattr(self.model, 'data_preprocessor', None),
@@ -234,7 +254,7 @@ class Teacher:
         with torch.no_grad():
             self.recorder.arm()
             try:
-                self._forward(self._convert(inputs, data_samples), data_samples)
+                self._run(self._convert(inputs, data_samples), data_samples)
             finally:
                 self.recorder.disarm()
 

@@ -8,6 +8,7 @@ from mmengine.utils import digit_version
 from toys import TERM, toy_batch, toy_model
 
 import mmkd_plugin
+from mmkd_plugin.teacher import Teacher
 
 pytest.importorskip('torch._dynamo.testing')
 
@@ -68,3 +69,24 @@ def test_a_ramp_does_not_recompile():
         if iteration == 1:
             settled = counter.frame_count
     assert counter.frame_count == settled
+
+
+@pytest.mark.parametrize('options', [dict(backend='aot_eager'), dict(backend='eager')])
+def test_a_compiled_teacher_gives_the_eager_numbers(options):
+    torch._dynamo.reset()
+    inputs, samples = toy_batch()
+    values = []
+    for compile in (False, options):
+        student = toy_model()
+        teacher = Teacher(toy_model(1, width=8), compile=compile)
+        mmkd_plugin.attach(student, teacher, [dict(TERM, loss=dict(type='CWDLoss'))])
+        losses = [student.train()(inputs, samples, mode='loss')['loss_gdd'] for _ in range(3)]
+        losses[-1].backward()
+        values += [loss.item() for loss in losses]
+        mmkd_plugin.detach(student)
+    assert values[:3] == pytest.approx(values[3:], rel=1e-5)
+
+
+def test_compile_is_a_switch_or_arguments():
+    with pytest.raises(ValueError, match="teacher.compile='max' must be True, False or"):
+        Teacher(toy_model(), compile='max')

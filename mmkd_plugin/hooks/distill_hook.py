@@ -136,12 +136,12 @@ class DistillHook(Hook):
     ) -> None:
         # RuntimeInfoHook has just fetched the losses; reading its numbers costs no further sync.
         logged = runner.message_hub.log_scalars
-        for term in self.distiller.terms:
-            history = logged.get(f'train/loss_{term.name}')
+        for key in self.distiller.loss_keys:
+            history = logged.get(f'train/{key}')
             if history is not None and not math.isfinite(history.current()):
                 self.distiller.raise_if_not_finite()
                 raise FloatingPointError(
-                    f'loss_{term.name} is {history.current()} at iteration {runner.iter}, though '
+                    f'{key} is {history.current()} at iteration {runner.iter}, though '
                     'its taps are finite: its connectors have diverged. Lower the learning rate '
                     'or the weight of the term. The last saved checkpoint is intact.'
                 )
