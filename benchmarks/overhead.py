@@ -2,6 +2,7 @@
 """What distillation costs: a distilled training step against the sum of its parts.
 
     python benchmarks/overhead.py                                        # the demo pair on the CPU
+    python benchmarks/overhead.py --pair resnet56-resnet20 --loss IPWDLoss --threads 1
     python benchmarks/overhead.py --pair retinanet-r50-x101 --device cuda --amp float16
 
 Four steps are timed in one run, turn by turn, and their medians compared:
@@ -50,6 +51,7 @@ class Pair:
     tap: str
     size: tuple[int, int]
     batch: int
+    loss: str = 'GDDLoss'
 
 
 PAIRS = {
@@ -74,10 +76,43 @@ PAIRS = {
         (800, 1344),
         2,
     ),
+    'resnet56-resnet20': Pair(
+        str(ROOT / 'configs/classification/cifar100/resnet20.py'),
+        str(ROOT / 'configs/classification/cifar100/resnet56.py'),
+        'cls_logits',
+        (32, 32),
+        64,
+        'KDLoss',
+    ),
+    'resnet32x4-shufflenet_v1': Pair(
+        str(ROOT / 'configs/classification/cifar100/shufflenet_v1.py'),
+        str(ROOT / 'configs/classification/cifar100/resnet32x4.py'),
+        'cls_logits',
+        (32, 32),
+        64,
+        'KDLoss',
+    ),
+    'resnet34-resnet18': Pair(
+        str(ROOT / 'configs/classification/imagenet/resnet18.py'),
+        str(ROOT / 'configs/classification/imagenet/resnet34.py'),
+        'cls_logits',
+        (224, 224),
+        32,
+        'KDLoss',
+    ),
 }
 
 
-def make_batch(
+def labelled_batch(
+    size: tuple[int, int], batch: int, classes: int, device: torch.device
+) -> tuple[Tensor, dict]:
+    """A preprocessed batch of noise for a classifier."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(classes, (batch,), generator=generator).to(device)
+    return torch.randn(batch, 3, *size, generator=generator).to(device), dict(gt_label=labels)
+
+
+def boxed_batch(
     size: tuple[int, int], batch: int, classes: int, device: torch.device
 ) -> tuple[Tensor, list]:
     """A preprocessed batch of noise with six random boxes an image."""
@@ -151,8 +186,12 @@ class Parts:
         self.plain_optimizer = self._optimizer(self.plain)
         self.optimizer = self._optimizer(distilled)
         self.terms_optimizer = self._optimizer(self.distiller)
-        classes = config.model.bbox_head.num_classes
-        self.inputs, self.samples = make_batch(size, batch, classes, device)
+        head, make = (
+            (config.model.bbox_head, boxed_batch)
+            if 'bbox_head' in config.model
+            else (config.model.head, labelled_batch)
+        )
+        self.inputs, self.samples = make(size, batch, head.num_classes, device)
         self.teacher_maps: list[Tensor] = []
         self._maps = self._record()
 
@@ -173,10 +212,8 @@ class Parts:
         seen: list[tuple[nn.Module, list, list]] = []
 
         def keep(term: nn.Module, args: tuple) -> None:
-            student = [
-                type(c)(c.label, c.tensor.detach().clone().requires_grad_()) for c in args[0]
-            ]
-            teacher = [type(c)(c.label, c.tensor.detach().clone()) for c in args[1]]
+            student = [_copied(c, True) for c in args[0]]
+            teacher = [_copied(c, False) for c in args[1]]
             self.teacher_maps += [c.tensor for c in teacher]
             seen.append((term, student, teacher))
 
@@ -207,7 +244,12 @@ class Parts:
 
     def terms(self) -> None:
         with self._autocast():
-            total = sum(term(student, teacher) for term, student, teacher in self._maps)
+            total = sum(
+                value
+                for term, student, teacher in self._maps
+                for key, value in term(student, teacher).items()
+                if 'loss' in key
+            )
         total.backward()
         for _, student, _ in self._maps:
             for capture in student:
@@ -215,6 +257,12 @@ class Parts:
         if self.terms_optimizer:
             self.terms_optimizer.step()
             self.terms_optimizer.zero_grad()
+
+
+def _copied(capture: Any, leaf: bool) -> Any:
+    extras = {name: value.detach().clone() for name, value in capture.extras.items()}
+    tensor = capture.tensor.detach().clone().requires_grad_(leaf)
+    return type(capture)(capture.label, tensor, extras)
 
 
 def measure_time(parts: Parts, iters: int, warmup: int) -> dict[str, list[float]]:
@@ -306,7 +354,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--pair', choices=list(PAIRS), default='demo')
     parser.add_argument('--student', help="config, instead of the pair's")
     parser.add_argument('--teacher', help="config, instead of the pair's")
-    parser.add_argument('--loss', default='GDDLoss', help="the term's loss (default GDDLoss)")
+    parser.add_argument('--loss', help="the term's loss, instead of the pair's")
     parser.add_argument('--tap', help="the term's tap, instead of the pair's")
     parser.add_argument(
         '--size', nargs=2, type=int, metavar=('HEIGHT', 'WIDTH'), help='of the images'
@@ -324,14 +372,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     args = parse_args(argv)
     pair = PAIRS[args.pair]
+    loss = args.loss or pair.loss
     if args.threads:
         torch.set_num_threads(args.threads)
     settings = dict(
         student=args.student or pair.student,
         teacher=args.teacher or pair.teacher,
-        terms=[
-            dict(loss=dict(type=args.loss), student=args.tap or pair.tap, weight=1.0, name='term')
-        ],
+        terms=[dict(loss=dict(type=loss), student=args.tap or pair.tap, weight=1.0, name='term')],
         size=tuple(args.size or pair.size),
         batch=args.batch or pair.batch,
     )
@@ -345,7 +392,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         amp=args.amp,
         iters=args.iters,
         pair=args.pair,
-        loss=args.loss,
+        loss=loss,
         size=settings['size'],
         batch=settings['batch'],
     )

@@ -148,6 +148,7 @@ def add_distillation(cfg: Config, args: argparse.Namespace) -> None:
         hook['task_weight'] = args.task_weight
     if args.init_student is not None:
         hook['init_student'] = args.init_student
+    change_training(cfg, recipe)
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
     add_import(cfg, 'mmkd_plugin')
 
@@ -156,6 +157,18 @@ def is_classifier(cfg: Config) -> bool:
     """Whether the config's model is an image classifier: backbone and head, and no other head."""
     model = cfg.get('model') or {}
     return 'head' in model and not any(key.endswith('_head') for key in model)
+
+
+def change_training(cfg: Config, recipe: str) -> None:
+    """FunMatch is more than a loss: it also changes mixup, optimizer and schedule of the config."""
+    if recipe != 'funmatch':
+        return
+    from mmkd_plugin.recipes import funmatch
+
+    try:
+        funmatch.apply_to(cfg)
+    except ValueError as error:
+        raise UsageError(f'--recipe funmatch: {error}') from None
 
 
 def replace_recipe(cfg: Config, recipe: str) -> None:
@@ -177,6 +190,7 @@ def replace_recipe(cfg: Config, recipe: str) -> None:
             'would throw away. Start from the config of the pair or of the student instead.'
         )
     hook['recipe'] = recipe
+    change_training(cfg, recipe)
     # Of the old recipe; the new one brings its own.
     hook.pop('task_weight', None)
 

@@ -118,3 +118,21 @@ def test_command_prints_and_writes_the_ratios(tmp_path: Path, capsys):
     assert out.count('distilled / sum = ') == 2
     assert f'{result["time"]["ratio"]:.3f}' in out and f'{result["memory"]["ratio"]:.3f}' in out
     assert json.loads(file.read_text())['time'] == result['time']
+
+
+@pytest.mark.parametrize('loss', ['KDLoss', 'IPWDLoss'])
+def test_a_classification_pair_is_measured_with_its_labels(loss):
+    pair = overhead.PAIRS['resnet56-resnet20']
+    terms = [dict(loss=dict(type=loss), student=pair.tap, weight=1.0, name='term')]
+    parts = overhead.Parts(pair.student, pair.teacher, terms, (8, 8), 4, CPU)
+    ((term, student, _),) = parts._maps
+    needs = term.losses[0].needs
+    assert set(student[0].extras) == set(needs)
+    own = [p for p in parts.distiller.parameters()]
+    assert bool(own) == (loss == 'IPWDLoss')  # the auxiliary classification layer
+    before = [p.clone() for p in own]
+    for group in parts.terms_optimizer.param_groups if own else ():
+        group['lr'] = 0.1
+    parts.terms()
+    assert all(not torch.equal(a, b) for a, b in zip(before, own)), 'its own loss trains it'
+    assert overhead.report_memory(parts)['ratio'] > 0
