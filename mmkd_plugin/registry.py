@@ -16,7 +16,7 @@ from mmengine.registry import HOOKS as _HOOKS
 from mmengine.registry import METRICS as _METRICS
 from mmengine.registry import MODELS as _MODELS
 from mmengine.registry import OPTIMIZERS as _OPTIMIZERS
-from mmengine.registry import Registry
+from mmengine.registry import Registry, root
 
 SCOPE = 'mmkd_plugin'
 
@@ -40,6 +40,12 @@ DATASETS = _child('dataset', _DATASETS)
 FUNCTIONS = _child('function', _FUNCTIONS)
 METRICS = _child('metric', _METRICS)
 OPTIMIZERS = _child('optimizer', _OPTIMIZERS)
+
+# The other kinds of parts have no component here. MMEngine looks for a registry of each in a
+# config's default scope, and warns where there is none.
+for _parent in list(vars(root).values()):
+    if isinstance(_parent, Registry) and SCOPE not in _parent.children:
+        Registry(_parent.name, parent=_parent, scope=SCOPE)
 
 
 def nearest(name: str, names: Iterable[str], count: int = 4) -> str:

@@ -284,6 +284,8 @@ def _refuse_foreign(checkpoint: dict, student: nn.Module) -> None:
     """A checkpoint without a single fitting key would be ignored key by key, in silence."""
     state = checkpoint.get('state_dict', checkpoint)
     own = student.state_dict()
+    if hasattr(student, 'adapt_state_dict'):  # a classifier reads torchvision's files, too
+        state = student.adapt_state_dict(state)
     if not any(key.removeprefix('module.') in own for key in state):
         raise ValueError(
             f'No entry of the loaded checkpoint belongs to the student: its names '

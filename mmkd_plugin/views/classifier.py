@@ -24,6 +24,8 @@ class ClassifierLogits(View):
 
     def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
         self.where = where
+        # MMPreTrain mixes here; without it a sample's gt_score is its one-hot label.
+        self.mixes = bool(getattr(model.data_preprocessor, 'batch_augments', None))
         self.needs = tuple(needs)
         path = _classification_layer(model, where)
         self.logits = TapPoint(path)
@@ -42,8 +44,44 @@ class ClassifierLogits(View):
             (features,) = self._single(recorder, self.features)
             logits.extras['features'] = features.tensor
         if 'labels' in self.needs and data_samples is not None:
-            logits.extras['labels'] = _labels(data_samples, logits.tensor, self.where)
+            logits.extras['labels'] = self._labels(data_samples, logits.tensor)
         return [logits]
+
+    def _labels(self, data_samples: Any, logits: Tensor) -> Tensor:
+        """Class indices (N,) of a batch: one dict for all of it, or a sample for each image."""
+        if isinstance(data_samples, dict):
+            labels = self._of_batch(data_samples)
+        else:
+            labels = torch.cat([self._of_sample(sample) for sample in data_samples])
+        return labels.to(logits.device)
+
+    def _of_batch(self, batch: dict) -> Tensor:
+        if 'mixed_label' in batch:
+            raise self._mixed('mixed_label')
+        if 'gt_label' not in batch:
+            raise ValueError(
+                f"{self.where}: the loss needs labels, but the batch has no 'gt_label' (it has "
+                f'{list(batch)}; {nearest("gt_label", batch)}).'
+            )
+        return batch['gt_label']
+
+    def _of_sample(self, sample: Any) -> Tensor:
+        if self.mixes and getattr(sample, 'gt_score', None) is not None:
+            raise self._mixed('gt_score')
+        label = getattr(sample, 'gt_label', None)
+        if label is None:
+            raise ValueError(
+                f'{self.where}: the loss needs labels, but a {type(sample).__name__} of the batch '
+                "has no 'gt_label'."
+            )
+        return torch.as_tensor(label).reshape(-1)
+
+    def _mixed(self, key: str) -> ValueError:
+        return ValueError(
+            f'{self.where}: the loss needs one label per image, but the images of this batch are '
+            f'mixed (they have a {key}: mixup, CutMix). Use a loss without labels (KDLoss, '
+            'CKDLoss), or switch the mixing off.'
+        )
 
     def _single(self, recorder: Recorder, point: TapPoint) -> list[Capture]:
         captures = recorder.read([point])
@@ -76,34 +114,3 @@ def _classification_layer(model: nn.Module, where: str) -> str:
             + '. Tap its module path instead (tools/inspect_model.py lists them).'
         )
     return fitting[-1]
-
-
-def _labels(data_samples: Any, logits: Tensor, where: str) -> Tensor:
-    """Class indices (N,) of a batch: one dict for all of it, or a sample for each image."""
-    if isinstance(data_samples, dict):
-        if 'mixed_label' in data_samples:
-            raise ValueError(
-                f'{where}: the loss needs one label per image, but the images of this batch are '
-                'mixed (mixup). Use a loss without labels (KDLoss, CKDLoss), or switch mixup off.'
-            )
-        if 'gt_label' not in data_samples:
-            keys = list(data_samples)
-            raise ValueError(
-                f"{where}: the loss needs labels, but the batch has no 'gt_label' (it has {keys}; "
-                f'{nearest("gt_label", keys)}).'
-            )
-        return data_samples['gt_label'].to(logits.device)
-    labels = []
-    for sample in data_samples:
-        if getattr(sample, 'gt_score', None) is not None:
-            raise ValueError(
-                f'{where}: the loss needs one label per image, but the samples carry a gt_score '
-                '(mixup, CutMix). Use a loss without labels (KDLoss, CKDLoss), or switch it off.'
-            )
-        label = getattr(sample, 'gt_label', None)
-        if label is None:
-            raise ValueError(
-                f"{where}: the loss needs labels, but a {type(sample).__name__} has no 'gt_label'."
-            )
-        labels.append(torch.as_tensor(label).reshape(-1))
-    return torch.cat(labels).to(logits.device)

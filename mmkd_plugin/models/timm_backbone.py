@@ -1,0 +1,60 @@
+"""The networks of timm as backbones; an optional extra."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from mmkd_plugin.registry import MODELS, nearest
+
+
+@MODELS.register_module()
+class TimmBackbone(nn.Module):
+    """A network of timm without its classifier; ``pip install timm``.
+
+    Meant for Big Transfer (BiT), the pre-activation ResNets with GroupNorm and weight-standardised
+    convolutions that FunMatch distils: ``resnetv2_152x2_bit`` teaches ``resnetv2_50x1_bit``. Their
+    last map is after the final norm and ReLU, and their linear layer starts at zero:
+    ``head=dict(type='LinearHead', init='zero')``.
+
+    Args:
+        name: as of ``timm.create_model``.
+        pretrained: download timm's weights of that name. They are without the linear layer; a
+            teacher takes a whole file as its ``checkpoint``.
+        **kwargs: passed on to ``timm.create_model``, for example ``drop_path_rate=0.1``.
+
+    Shape:
+        - input: (N, 3, H, W)
+        - output: one map (N, D, h, w), the result of timm's ``forward_features``
+
+    Raises:
+        ImportError: timm is not installed.
+        ValueError: timm has no such network, or one whose features are no map.
+    """
+
+    def __init__(
+        self, name: str = 'resnetv2_50x1_bit', pretrained: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__()
+        try:
+            import timm
+        except ImportError as error:
+            raise ImportError(
+                f'TimmBackbone(name={name!r}) needs timm, which is not installed: pip install timm'
+            ) from error
+        base = str(name).partition('.')[0]  # the rest names a set of weights
+        if not timm.is_model(base):
+            raise ValueError(f'timm has no network {name!r}; {nearest(base, timm.list_models())}.')
+        self.net = timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
+        self.out_channels = int(self.net.num_features)
+        self.arch = base
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        out = self.net.forward_features(x)
+        if out.dim() != 4 or out.shape[1] != self.out_channels:
+            raise ValueError(
+                f'TimmBackbone takes networks whose features are one map (N, {self.out_channels}, '
+                f'h, w); those of {self.arch!r} have shape {tuple(out.shape)}.'
+            )
+        return (out,)
