@@ -54,6 +54,10 @@ EXTRAS = {
         'opencv-python<4.12',
         'numpy<2',
     ],
+    # backbones of timm (BiT for FunMatch); classifiers of MMPreTrain; Shampoo
+    'timm': ['timm'],
+    'mmpretrain': ['onedl-mmpretrain'],
+    'shampoo': ['pytorch-optimizer'],
     'demo': ['scikit-learn', 'matplotlib', 'rich', 'tensorboard'],
     'dev': ['pytest', 'pytest-xdist', 'pytest-timeout', 'ruff'],
 }

@@ -171,10 +171,11 @@ def test_set_up_completes_a_half_finished_environment(stub_env):
     done = set_up(stub_env)
     assert done.returncode == 0, done.stdout
     calls = (stub_env / 'calls').read_text().splitlines()
-    torch, stack, extras, checkout = calls
+    torch, stack, extras, optional, checkout = calls
     assert 'constraints/onedl.txt torch torchvision' in torch
     assert stack.startswith('1 ') and '--no-build-isolation' in stack and 'onedl-mmcv' in stack
     assert 'pytest' in extras and checkout.endswith('-e .')
+    assert 'timm' in optional and 'onedl-mmpretrain' in optional
     assert 'minutes' in done.stdout  # says beforehand that it takes long
 
 

@@ -33,6 +33,9 @@ log=$venv/setup.log
 stamp=$venv/.ready
 base=(torch torchvision numpy setuptools wheel ninja)
 extras=(pytest pytest-xdist pytest-timeout ruff scikit-learn matplotlib rich tensorboard)
+# What mmkd_plugin can work with but does not need; the tests that use one skip where it is missing.
+optional=()
+if [ "$lane" = onedl ]; then optional=(timm onedl-mmpretrain pytorch-optimizer); fi
 
 say() { printf '[set-up] %s\n' "$*"; }
 die() { printf '\n[set-up] %s\n' "$@" >&2; exit 1; }
@@ -175,6 +178,10 @@ fi
 
 say "step 3 of 3: tools for tests and demo, and this repository itself (editable)"
 have "${extras[@]}" || pip install -q -c "$constraints" "${extras[@]}"
+if [ ${#optional[@]} -gt 0 ] && ! have "${optional[@]}"; then
+    pip install -q --no-build-isolation -c "$constraints" "${optional[@]}" ||
+        say "  ${optional[*]} could not be installed (error above): going on without, the tests that use them will skip"
+fi
 pip install -q --no-build-isolation --no-deps -e .
 
 (cd / && "$py" -c "

@@ -97,13 +97,12 @@ def test_one_sample_per_image_as_in_mmpretrain():
         (dict(gt_lable=torch.zeros(4).long()), "no 'gt_label' .*nearest: 'gt_lable'"),
         (dict(gt_label=torch.zeros(4).long(), mixed_label=torch.zeros(4).long()), 'mixed'),
         ([BaseDataElement() for _ in range(4)], "a BaseDataElement of the batch has no 'gt_label'"),
-        ([BaseDataElement(gt_score=torch.ones(3)) for _ in range(4)], 'gt_score'),
+        ([BaseDataElement(gt_score=torch.tensor([0.7, 0.3, 0])) for _ in range(4)], 'gt_score'),
     ],
 )
 def test_labels_that_are_missing_or_mixed_are_explained(samples, message):
     term = dict(loss=dict(type=SpyLoss), student='cls_logits', name='spy')
-    student, _, distiller = attached(term)
-    distiller.terms[0].student.mixes = True
+    student, _, _ = attached(term)
     images, good = batch()
     student.forward = lambda inputs, data_samples=None, mode='tensor': toy_forward(student, inputs)
     with pytest.raises(ValueError, match=message):
