@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from mmdet.datasets import CocoDataset
 
-from mmkd_plugin.registry import DATASETS
-
 from .digits import CLASSES, PALETTE, ensure_digits
 from .digits_scene import SPLITS
 
 
-@DATASETS.register_module()
 class DigitsCocoDataset(CocoDataset):
     """MMDetection's ``CocoDataset`` over the digits set, which is made on first use.
 

@@ -1,1 +1,5 @@
 """Metrics."""
+
+from .cls_accuracy import ClsAccuracy
+
+__all__ = ['ClsAccuracy']

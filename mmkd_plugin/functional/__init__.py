@@ -4,6 +4,8 @@ Every function accepts any float dtype, computes in float32 or wider (float64 st
 no gradient to the teacher, and works in log space, so that large logits stay finite.
 """
 
+from .contrastive import contrastive
+from .dkd import dkd, dkd_parts
 from .features import (
     add_noise,
     channel_kl,
@@ -12,15 +14,24 @@ from .features import (
     pearson_distance,
     standardize_channels,
 )
+from .ipw import ipw_weights
+from .loca import loca_calibrate
 from .logits import binary_kl, kl_divergence
+from .mixup import mixup
 
 __all__ = [
     'add_noise',
     'binary_kl',
     'channel_kl',
+    'contrastive',
+    'dkd',
+    'dkd_parts',
     'feature_mse',
+    'ipw_weights',
     'kl_divergence',
+    'loca_calibrate',
     'mask_positions',
+    'mixup',
     'pearson_distance',
     'standardize_channels',
 ]

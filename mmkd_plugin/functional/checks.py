@@ -10,6 +10,10 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from ..compat import is_compiling
+
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """Raises ValueError unless ``value`` is one of ``choices``."""
@@ -29,11 +33,17 @@ def check_number(name: str, value: object, low: float, high: float = math.inf) -
         raise ValueError(f'{name} must be a number of {limit}, got {value!r}.')
 
 
+def check_inside(name: str, value: object, low: float, high: float = math.inf) -> None:
+    """Raises ValueError unless ``value`` is a finite number with ``low < value < high``."""
+    good = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not (good and low < value < high):
+        limit = f'above {low}' if math.isinf(high) else f'above {low} and below {high}'
+        raise ValueError(f'{name} must be a finite number {limit}, got {value!r}.')
+
+
 def check_temperature(value: object) -> None:
     """Raises ValueError unless ``value`` is a finite number above 0."""
-    good = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not (good and value > 0):
-        raise ValueError(f'temperature must be a finite number above 0, got {value!r}.')
+    check_inside('temperature', value, 0)
 
 
 def check_tensor(name: str, x: object, ndim: int, layout: str) -> None:
@@ -56,6 +66,32 @@ def check_pair(student: object, teacher: object, ndim: int, layout: str) -> None
             f'student and teacher must have the same shape {layout}, '
             f'got student {tuple(student.shape)} and teacher {tuple(teacher.shape)}.'
         )
+
+
+def check_labels(labels: object, num_samples: int, num_classes: int) -> None:
+    """Raises ValueError unless ``labels`` are ``num_samples`` class indices, one per row.
+
+    Whether they lie in 0 to ``num_classes - 1`` is looked at where that is free: on the CPU and
+    outside of ``torch.compile``. An accelerator would have to be waited for; there the assertion of
+    ``gather`` on the device speaks.
+    """
+    if not isinstance(labels, Tensor):
+        raise ValueError(f'labels must be a tensor of shape (N,), got a {type(labels).__name__}.')
+    if labels.dtype not in INTEGERS:
+        raise ValueError(f'labels must be integer class indices, got dtype {labels.dtype}.')
+    if labels.ndim != 1 or labels.shape[0] != num_samples:
+        raise ValueError(
+            f'labels must have shape (N,) = ({num_samples},), one class index per row of the '
+            f'logits, got {tuple(labels.shape)}.'
+        )
+    if labels.device.type != 'cpu' or is_compiling() or not labels.numel():
+        return
+    for value in (int(labels.min()), int(labels.max())):
+        if not 0 <= value < num_classes:
+            raise ValueError(
+                f'labels must lie in 0 to {num_classes - 1}, for the logits have {num_classes} '
+                f'classes, got {value}.'
+            )
 
 
 def widen(x: Tensor) -> Tensor:

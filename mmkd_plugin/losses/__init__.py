@@ -4,19 +4,27 @@ A method adds its name to this list, its file, and nothing else.
 """
 
 from .base import DistillLoss, FeatureLoss, GenerativeLoss, LogitLoss
+from .ckd import CKDLoss
 from .cwd import CWDLoss
+from .dkd import DKDLoss
 from .gdd import GDDLoss
+from .ipwd import IPWDLoss
 from .kd import KDLoss
+from .loca import LoCaLoss
 from .mgd import MGDLoss
 from .pkd import PKDLoss
 
 __all__ = [
+    'CKDLoss',
     'CWDLoss',
+    'DKDLoss',
     'DistillLoss',
     'FeatureLoss',
     'GDDLoss',
     'GenerativeLoss',
+    'IPWDLoss',
     'KDLoss',
+    'LoCaLoss',
     'LogitLoss',
     'MGDLoss',
     'PKDLoss',

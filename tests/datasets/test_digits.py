@@ -255,7 +255,7 @@ def test_the_registered_data_set_makes_the_files_and_gives_masks(tmp_path):
 
 def test_the_data_set_refuses_an_unknown_split():
     pytest.importorskip('mmdet')
-    from mmkd_plugin.datasets import DigitsCocoDataset
+    from mmkd_plugin.datasets.digits_coco import DigitsCocoDataset
 
     with pytest.raises(ValueError, match="'split' = 'test'"):
         DigitsCocoDataset(split='test')
