@@ -7,61 +7,35 @@ import inspect
 
 import pytest
 import torch
+from loss_cases import (
+    LOSSES,
+    QUIET,
+    Rng,
+    build,
+    each_feature_loss,
+    each_loss,
+    extras,
+    inputs,
+    objective,
+)
 from torch import nn
 
-from mmkd_plugin.losses import DistillLoss, FeatureLoss, GenerativeLoss
+from mmkd_plugin.losses import GenerativeLoss
 from mmkd_plugin.registry import MODELS
-
-LOSSES = {
-    name: cls
-    for name, cls in sorted(MODELS.module_dict.items())
-    if inspect.isclass(cls) and issubclass(cls, DistillLoss)
-}
-FEATURE = [name for name, cls in LOSSES.items() if issubclass(cls, FeatureLoss)]
-# options that switch the random part off
-QUIET = dict(GDDLoss=dict(noise='none'), MGDLoss=dict(mask_ratio=0.0))
-each_loss = pytest.mark.parametrize('name', LOSSES)
-each_feature_loss = pytest.mark.parametrize('name', FEATURE)
-
-
-class Rng:
-    """Stands for the distiller's source of random numbers."""
-
-    def __init__(self, seed: int) -> None:
-        self.source = torch.Generator().manual_seed(seed)
-
-    def generator(self, device: torch.device) -> torch.Generator:
-        assert torch.device(device).type == 'cpu'
-        return self.source
-
-
-def inputs(name: str, batch: int = 4, seed: int = 0, equal: bool = False):
-    """Feature losses get maps of 4 and 6 channels (or 6 and 6), the others logits of 6 classes."""
-    g = torch.Generator().manual_seed(seed)
-    if name not in FEATURE:
-        return tuple(2 * torch.randn(batch, 6, generator=g) for _ in 'st')
-    student = torch.randn(batch, 6 if equal else 4, 5, 7, generator=g)
-    return 2 * student, 2 * torch.randn(batch, 6, 5, 7, generator=g)
-
-
-def build(name: str, s: torch.Tensor, t: torch.Tensor, **kwargs) -> DistillLoss:
-    torch.manual_seed(0)
-    loss = MODELS.build(dict(type=name, **kwargs))
-    loss.connect(s.shape, t.shape)
-    return loss
 
 
 def test_the_pinned_losses_are_registered():
-    assert {'KDLoss', 'GDDLoss', 'CWDLoss', 'MGDLoss', 'PKDLoss'} <= set(LOSSES)
+    pinned = 'KDLoss DKDLoss LoCaLoss CKDLoss IPWDLoss GDDLoss CWDLoss MGDLoss PKDLoss'
+    assert set(pinned.split()) <= set(LOSSES)
 
 
 @each_loss
 def test_scalar_float32_finite_and_no_gradient_for_the_teacher(name):
     s, t = (x.requires_grad_() for x in inputs(name))
     loss = build(name, s, t)
-    value = loss(s, t)
+    value = loss(s, t, **extras(name, s))
     assert value.shape == () and value.dtype == torch.float32 and value.isfinite() and value > 0
-    value.backward()
+    objective(loss, value).backward()
     assert t.grad is None
     assert s.grad.isfinite().all() and s.grad.abs().sum() > 0
     assert all(p.grad is not None and p.grad.isfinite().all() for p in loss.parameters())
@@ -70,9 +44,11 @@ def test_scalar_float32_finite_and_no_gradient_for_the_teacher(name):
 @each_loss
 def test_float64_stays_float64(name):
     s, t = (x.double() for x in inputs(name))
-    assert MODELS.build(dict(type=name))(s, t).dtype == torch.float64  # connects itself
+    more = extras(name, s)
+    assert MODELS.build(dict(type=name))(s, t, **more).dtype == torch.float64  # connects itself
     loss = build(name, s, t).double()
-    assert loss(s, t).dtype == torch.float64
+    assert loss(s, t, **more).dtype == torch.float64
+    assert all(x.dtype == torch.float64 for x in loss.auxiliary.values())
 
 
 @each_loss
@@ -82,9 +58,10 @@ def test_half_precision_inputs(name, dtype, autocast):
     s, t = (x.to(dtype).requires_grad_() for x in inputs(name))
     loss = build(name, s, t)
     with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
-        value = loss(s, t)
-    value.backward()
-    assert value.dtype == torch.float32 and value.isfinite()
+        value = loss(s, t, **extras(name, s))
+    total = objective(loss, value)
+    total.backward()
+    assert value.dtype == total.dtype == torch.float32 and total.isfinite()
     assert s.grad.dtype == dtype and s.grad.isfinite().all()
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in loss.parameters())
 
@@ -95,10 +72,11 @@ def test_the_maths_does_not_run_in_the_precision_of_autocast(name):
     loss = build(name, s, t, **QUIET.get(name, {}))
     if isinstance(loss, GenerativeLoss):
         loss.generator = nn.Identity()
-    expected = loss(s, t)
+    more = extras(name, s)
+    expected = objective(loss, loss(s, t, **more))
     with torch.autocast('cpu', torch.bfloat16):
         assert (s @ s.mT).dtype == torch.bfloat16  # autocast is on
-        value = loss(s, t)
+        value = objective(loss, loss(s, t, **more))
     assert torch.equal(value, expected)
 
 
@@ -122,9 +100,12 @@ def test_convolutions_use_autocast(name):
 def test_large_inputs_stay_finite(name, size, dtype):
     s, t = inputs(name, equal=True)
     s, t = (x.sign().mul(size).to(dtype).requires_grad_() for x in (s, t))
-    value = build(name, s, t)(s, t)
+    loss = build(name, s, t)
+    more = {k: x.sign().mul(size) if k == 'features' else x for k, x in extras(name, s).items()}
+    value = objective(loss, loss(s, t, **more))
     value.backward()
     assert value.isfinite() and s.grad.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in loss.parameters())
 
 
 @each_loss
@@ -133,9 +114,9 @@ def test_same_seed_same_loss(name):
     loss = build(name, s, t)
     loss.rng = Rng(3)
     state = torch.get_rng_state()
-    first = loss(s, t)
+    first = loss(s, t, **extras(name, s))
     loss.rng = Rng(3)
-    assert torch.equal(loss(s, t), first)
+    assert torch.equal(loss(s, t, **extras(name, s)), first)
     assert torch.equal(torch.get_rng_state(), state), 'drew from the global state despite rng'
 
 
@@ -143,40 +124,48 @@ def test_same_seed_same_loss(name):
 def test_random_numbers_resume_from_the_generator_state(name):
     s, t = inputs(name)
     loss = build(name, s, t)
+    more = extras(name, s)
     loss.rng = Rng(3)
-    loss(s, t)
+    loss(s, t, **more)
     state = loss.rng.source.get_state()
-    expected = [loss(s, t), loss(s, t)]
+    expected = [loss(s, t, **more), loss(s, t, **more)]
     loss.rng = Rng(0)
     loss.rng.source.set_state(state)
-    assert all(torch.equal(loss(s, t), e) for e in expected)
+    assert all(torch.equal(loss(s, t, **more), e) for e in expected)
 
 
 @each_loss
 def test_state_dict_round_trip(name):
     s, t = inputs(name)
+    more = extras(name, s)
     loss = build(name, s, t, **QUIET.get(name, {}))
     with torch.no_grad():
         for parameter in loss.parameters():
             parameter.add_(torch.rand_like(parameter))
     other = build(name, s, t, **QUIET.get(name, {}))
-    assert (name not in FEATURE) or not torch.equal(other(s, t), loss(s, t))
+    expected = loss(s, t, **more)
+    assert not list(loss.parameters()) or not torch.equal(other(s, t, **more), expected)
     other.load_state_dict(loss.state_dict(), strict=True)
-    assert torch.equal(other(s, t), loss(s, t))
-    assert torch.equal(copy.deepcopy(loss)(s, t), loss(s, t))
+    assert torch.equal(other(s, t, **more), expected)
+    assert torch.equal(copy.deepcopy(loss)(s, t, **more), expected)
 
 
 @each_loss
 def test_a_split_batch_shows_whether_samples_are_coupled(name):
     s, t = (x.double() for x in inputs(name, batch=6))
     loss = build(name, s, t, **QUIET.get(name, {})).double()
-    whole = loss(s, t)
-    halves = (loss(s[:3], t[:3]) + loss(s[3:], t[3:])) / 2
-    assert torch.allclose(whole, halves, rtol=1e-9, atol=0) == (not LOSSES[name].batch_coupled)
-    if not LOSSES[name].batch_coupled:
-        tiled = loss(s.repeat(2, *[1] * (s.ndim - 1)), t.repeat(2, *[1] * (t.ndim - 1)))
-        torch.testing.assert_close(tiled, whole)
-    stated = 'Couples the samples' if LOSSES[name].batch_coupled else 'Does not couple the samples'
+    more = extras(name, s)
+
+    def of(rows: list[int]) -> torch.Tensor:
+        return objective(loss, loss(s[rows], t[rows], **{k: x[rows] for k, x in more.items()}))
+
+    whole = of([0, 1, 2, 3, 4, 5])
+    halves = (of([0, 1, 2]) + of([3, 4, 5])) / 2
+    assert torch.allclose(whole, halves, rtol=1e-9, atol=0) == (not loss.batch_coupled)
+    if not loss.batch_coupled:
+        torch.testing.assert_close(of(2 * [0, 1, 2, 3, 4, 5]), whole)
+    torch.testing.assert_close(of([4, 0, 3, 5, 1, 2]), whole)
+    stated = 'Couples the samples' if loss.batch_coupled else 'Does not couple the samples'
     assert stated in LOSSES[name].__doc__
 
 
@@ -194,12 +183,29 @@ def test_tiled_positions_leave_the_loss_as_it_is(name):
 def test_compiles_into_one_graph(name):
     s, t = inputs(name)
     loss = build(name, s, t)
+    more = extras(name, s)
     torch._dynamo.reset()
     compiled = torch.compile(loss, backend='eager', fullgraph=True)
     torch.manual_seed(1)
-    expected = loss(s, t)
+    expected = objective(loss, loss(s, t, **more))
+    report = dict(loss.report)
+    loss.report, loss.auxiliary = {}, {}
     torch.manual_seed(1)
-    torch.testing.assert_close(compiled(s, t), expected)
+    torch.testing.assert_close(objective(loss, compiled(s, t, **more)), expected)
+    torch.testing.assert_close(loss.report, report)
+
+
+@each_loss
+def test_reports_are_detached_scalars_and_auxiliary_losses_train_the_connectors(name):
+    s, t = (x.requires_grad_() for x in inputs(name))
+    loss = build(name, s, t)
+    loss(s, t, **extras(name, s))
+    for value in loss.report.values():
+        assert value.shape == () and value.dtype == torch.float32 and not value.requires_grad
+    for value in loss.auxiliary.values():
+        assert value.shape == () and value.isfinite()
+        grads = torch.autograd.grad(value, loss.parameters(), allow_unused=True)
+        assert any(g is not None and g.any() for g in grads)
 
 
 @each_feature_loss

@@ -1,0 +1,145 @@
+"""CKDLoss: pinned numbers, its limit, and two gloo processes against one."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmkd_plugin import functional as F
+from mmkd_plugin.losses import CKDLoss, ckd
+
+STUDENT = torch.tensor([[2, 1, 1], [1, 1, 0], [0, 1, 2]], dtype=torch.float64)
+TEACHER = torch.tensor([[4, 1, 0], [0, 2, 1], [1, 0, 3]], dtype=torch.float64)
+
+VARIANTS = ('ts', 'sym', 'ss')
+BATCHES = {'equal': (3, 3), 'unequal': (4, 2), 'idle': (6, 0)}  # samples of the two processes
+
+
+def test_pinned():
+    assert CKDLoss()(STUDENT, TEACHER).item() == pytest.approx(0.95743814, abs=1e-8)
+    assert CKDLoss(temperature=2.0)(STUDENT, TEACHER).item() == pytest.approx(1.02028355, abs=1e-8)
+    assert CKDLoss(variant='sym')(STUDENT, TEACHER).item() == pytest.approx(1.91449221, abs=1e-8)
+    assert CKDLoss(variant='ss')(STUDENT, TEACHER).item() == pytest.approx(0.97607928, abs=1e-8)
+    for weight, expected in ((0.1, 0.0957438135), (100, 95.7438135)):
+        value = weight * CKDLoss()(STUDENT, TEACHER)
+        assert value.item() == pytest.approx(expected, rel=1e-8)
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_gathering_without_other_processes_changes_nothing(variant):
+    loss = CKDLoss(variant=variant, gather=True)
+    assert torch.equal(loss(STUDENT, TEACHER), CKDLoss(variant=variant)(STUDENT, TEACHER))
+
+
+def test_too_many_samples_are_refused(monkeypatch):
+    monkeypatch.setattr(ckd, 'MAX_SAMPLES', 3)
+    CKDLoss()(STUDENT, TEACHER)
+    with pytest.raises(ValueError, match='every sample with every other, at most 3, but got 4'):
+        CKDLoss()(torch.zeros(1, 5, 2, 2), torch.zeros(1, 5, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (dict(temperature=0), 'temperature must be a finite number above 0, got 0'),
+        (dict(variant='tss'), "variant must be one of 'ts', 'sym', 'ss'.*did you mean 'ts'"),
+    ],
+)
+def test_wrong_options_raise(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        CKDLoss(**kwargs)
+
+
+def data(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(6, 5, generator=g, dtype=torch.float64) for _ in 'xt')
+
+
+SCRIPT = """
+import os, sys
+sys.path[:0] = [{root!r}, {tests!r}]
+import torch
+import torch.distributed as dist
+import test_ckd as case
+from mmkd_plugin.losses import CKDLoss
+
+dist.init_process_group('gloo')
+rank = dist.get_rank()
+results = dict()
+for name, counts in case.BATCHES.items():
+    x, t = (rows.split(counts)[rank] for rows in case.data())
+    for variant in case.VARIANTS:
+        for gather in (True, False):
+            model = torch.nn.Linear(5, 5).double()
+            with torch.no_grad():
+                model.weight.copy_(torch.eye(5)), model.bias.zero_()
+            wrapped = torch.nn.parallel.DistributedDataParallel(model)
+            value = CKDLoss(0.5, variant, gather=gather)(wrapped(x), t)
+            value.backward()
+            results[name, variant, gather] = (value.item(), model.weight.grad, model.bias.grad)
+torch.save(results, f'{out}/{{rank}}.pth')
+dist.destroy_process_group()
+print('DONE')
+"""
+
+
+@pytest.fixture(scope='module')
+def ranks(tmp_path_factory) -> list[dict]:
+    out = tmp_path_factory.mktemp('gather')
+    tests = Path(__file__).parent
+    with socket.socket() as sock:
+        sock.bind(('127.0.0.1', 0))
+        port = sock.getsockname()[1]
+    code = SCRIPT.format(root=str(tests.parents[1]), tests=str(tests), out=str(out))
+    processes = [
+        subprocess.Popen(
+            [sys.executable, '-c', code],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=dict(
+                os.environ,
+                RANK=str(rank),
+                WORLD_SIZE='2',
+                MASTER_ADDR='127.0.0.1',
+                MASTER_PORT=str(port),
+                OMP_NUM_THREADS='1',
+                CUDA_VISIBLE_DEVICES='',
+            ),
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        output = process.communicate(timeout=240)[0]
+        assert process.returncode == 0 and 'DONE' in output, output[-3000:]
+    return [torch.load(out / f'{rank}.pth') for rank in range(2)]
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+@pytest.mark.parametrize('name', BATCHES)
+def test_two_processes_that_gather_equal_one_with_the_whole_batch(ranks, name, variant):
+    x, t = data()
+    weight = torch.eye(5, dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(5, dtype=torch.float64, requires_grad=True)
+    value = F.contrastive(x @ weight.T + bias, t, 0.5, variant)
+    value.backward()
+    for results in ranks:
+        loss, *grads = results[name, variant, True]
+        assert loss == pytest.approx(value.item(), abs=1e-12)
+        torch.testing.assert_close(grads, [weight.grad, bias.grad], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_without_gathering_every_process_has_its_own_contrast(ranks, variant):
+    x, t = data()
+    for rank, results in enumerate(ranks):
+        rows = slice(3 * rank, 3 * rank + 3)
+        expected = F.contrastive(x[rows], t[rows], 0.5, variant).item()
+        assert results['equal', variant, False][0] == pytest.approx(expected, abs=1e-12)
+        assert results['equal', variant, True][0] != pytest.approx(expected, abs=1e-2)
