@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 # Helpers, not tests: --doctest-modules would import them a second time, under another name.
-collect_ignore = ['classification_toys.py', 'coco_mini.py', 'detectors.py', 'toys.py']
+collect_ignore = [
+    'classification_toys.py',
+    'coco_mini.py',
+    'detectors.py',
+    'loss_cases.py',
+    'toys.py',
+]
 
 DIGITS = dict(image_size=128, train=24, val=12, seed=0)
 

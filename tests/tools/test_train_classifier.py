@@ -1,0 +1,171 @@
+"""tools/train.py and tools/test.py on classifiers: real runs on scikit-learn's digits."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+REPO = Path(__file__).resolve().parents[2]
+DIGITS = REPO / 'configs/classification/digits'
+STUDENT = DIGITS / 'resnet8-narrow_digits.py'
+TEACHER = DIGITS / 'resnet14_digits.py'
+SHORT = ['train_cfg.max_epochs=2', 'train_dataloader.dataset.num_samples=60']
+
+pytest.importorskip('sklearn')
+
+
+@pytest.fixture(scope='module')
+def tool():
+    """tools/train.py as a module; each call of its main is a training."""
+    sys.path.insert(0, str(REPO / 'tools'))
+    spec = importlib.util.spec_from_file_location('train_tool', REPO / 'tools' / 'train.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    sys.path.remove(str(REPO / 'tools'))
+
+
+@pytest.fixture(scope='module')
+def teacher(tool, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp('teacher')
+    here = os.getcwd()
+    os.chdir(REPO)
+    try:
+        train(tool, TEACHER, folder)
+    finally:
+        os.chdir(here)
+    return folder / 'epoch_2.pth'
+
+
+def train(tool, config: Path, folder: Path, *arguments: object, options=SHORT) -> dict:
+    """Trains; returns the last line of training in the log."""
+    # MMEngine keeps one visualizer per name and process, with the folder of the first run.
+    name = f'visualizer.name=v{abs(hash(str(folder)))}'
+    argv = [config, '--work-dir', folder, *arguments, '--cfg-options', *options, name]
+    tool.main([str(a) for a in argv])
+    lines = sorted(folder.glob('*/vis_data/scalars.json'))[-1].read_text().splitlines()
+    return [json.loads(line) for line in lines if '"loss"' in line][-1]
+
+
+def from_teacher(checkpoint: Path) -> list:
+    return ['--teacher', TEACHER, '--teacher-checkpoint', checkpoint]
+
+
+@pytest.mark.parametrize(
+    'recipe, keys',
+    [
+        ('kd', {'loss_kd'}),
+        ('dkd', {'loss_dkd'}),
+        ('loca', {'loss_loca', 'loca_mis_instruction'}),
+        ('dkd-loca', {'loss_dkd_loca', 'dkd_loca_mis_instruction'}),
+        ('ckd', {'loss_ckd'}),
+        ('ipwd', {'loss_ipwd', 'loss_ipwd_cls', 'ipwd_weight_mean', 'ipwd_weight_max'}),
+        ('ipwd-inverse', {'loss_ipwd_inverse', 'loss_ipwd_inverse_cls'}),
+        ('funmatch', {'loss_funmatch', 'task_cls'}),
+    ],
+)
+def test_every_recipe_trains_on_the_command_line(
+    tool, teacher, tmp_path, monkeypatch, recipe, keys
+):
+    monkeypatch.chdir(REPO)
+    log = train(tool, STUDENT, tmp_path, *from_teacher(teacher), '--recipe', recipe)
+    assert keys <= set(log) and all(log[key] == log[key] for key in keys)
+    total = sum(log[key] for key in log if key.startswith('loss_'))
+    assert log['loss'] == pytest.approx(total, rel=1e-3)
+    state = torch.load(tmp_path / 'epoch_2.pth', weights_only=False)
+    plain = torch.load(teacher, weights_only=False)
+    assert not any('distiller' in key for key in state['state_dict'])
+    assert 'distiller' in state and 'distiller' not in plain
+    saved = Config.fromfile(tmp_path / STUDENT.name)
+    hook = next(h for h in saved.custom_hooks if h.type.endswith('DistillHook'))
+    assert hook.recipe == recipe
+    if recipe == 'funmatch':
+        assert log['loss_cls'] == 0 and saved.model.data_preprocessor.mixup == 1
+        assert saved.optim_wrapper.optimizer.type == 'AdamW'
+
+
+def test_kd_is_what_a_classifier_gets_without_a_recipe(tool, teacher, tmp_path, monkeypatch):
+    monkeypatch.chdir(REPO)
+    log = train(tool, STUDENT, tmp_path, *from_teacher(teacher))
+    assert 'loss_kd' in log
+
+
+def test_another_recipe_for_the_config_of_a_pair(tool, teacher, tmp_path, monkeypatch):
+    monkeypatch.chdir(REPO)
+    pair = tmp_path / 'pair.py'
+    pair.write_text(
+        f'_base_ = {str(STUDENT)!r}\n'
+        f'hook = dict(type="DistillHook", teacher=dict(config={str(TEACHER)!r}, '
+        f'checkpoint={str(teacher)!r}), recipe="kd", task_weight=0.3)\n'
+        'custom_hooks = [hook]\n'
+    )
+    log = train(tool, pair, tmp_path / 'work', '--recipe', 'ckd')
+    assert 'loss_ckd' in log and 'loss_kd' not in log
+    saved = Config.fromfile(tmp_path / 'work' / 'pair.py')
+    assert 'task_weight' not in saved.custom_hooks[0], 'that was the share of KD'
+    with pytest.raises(SystemExit, match="no recipe 'ckdd'; nearest: 'ckd'"):
+        train(tool, pair, tmp_path / 'other', '--recipe', 'ckdd')
+
+
+def test_a_recipe_does_not_throw_terms_away(tool, tmp_path, monkeypatch):
+    monkeypatch.chdir(REPO)
+    config = REPO / 'configs/classification/cifar100/kd_resnet56_resnet20.py'
+    with pytest.raises(SystemExit, match='has terms of its own'):
+        train(tool, config, tmp_path, '--recipe', 'dkd')
+
+
+def test_funmatch_needs_our_preprocessor_and_epochs(tool, teacher, tmp_path, monkeypatch):
+    monkeypatch.chdir(REPO)
+    extra = [*from_teacher(teacher), '--recipe', 'funmatch']
+    with pytest.raises(SystemExit, match='mixes the images in ClsDataPreprocessor, but.*ImgData'):
+        other = ['model.data_preprocessor.type=ImgDataPreprocessor']
+        train(tool, STUDENT, tmp_path, *extra, options=other)
+    with pytest.raises(SystemExit, match='train_cfg has no max_epochs'):
+        train(tool, STUDENT, tmp_path, *extra, options=['train_cfg.max_epochs=None'])
+
+
+def test_a_killed_run_goes_on_exactly(tool, teacher, tmp_path, monkeypatch):
+    """Crops, IPWD's auxiliary layer and its optimizer state, warm-up: all as if uninterrupted."""
+    monkeypatch.chdir(REPO)
+    extra = [*from_teacher(teacher), '--recipe', 'ipwd']
+    four = ['train_cfg.max_epochs=4', SHORT[1]]
+    train(tool, STUDENT, tmp_path / 'whole', *extra, options=four)
+
+    class Killed(Exception):
+        pass
+
+    from mmkd_plugin.hooks import DistillHook
+
+    def kill(self, runner):
+        if runner.epoch == 2:
+            raise Killed
+
+    monkeypatch.setattr(DistillHook, 'before_train_epoch', kill)
+    with pytest.raises(Killed):
+        train(tool, STUDENT, tmp_path / 'parts', *extra, options=four)
+    monkeypatch.undo()
+    monkeypatch.chdir(REPO)
+    train(tool, STUDENT, tmp_path / 'parts', *extra, '--resume', options=four)
+    whole, parts = (
+        torch.load(tmp_path / name / 'epoch_4.pth', weights_only=False)
+        for name in ('whole', 'parts')
+    )
+    for key, value in whole['state_dict'].items():
+        assert torch.equal(value, parts['state_dict'][key]), key
+    for key, value in whole['distiller']['connectors'].items():
+        assert torch.equal(value, parts['distiller']['connectors'][key]), key
+
+
+def test_the_students_file_is_tested_without_a_teacher(teacher, tmp_path):
+    command = [sys.executable, REPO / 'tools/test.py', TEACHER, teacher, '--work-dir', tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPO)
+    assert done.returncode == 0, done.stderr
+    assert 'accuracy/top1' in done.stdout + done.stderr
