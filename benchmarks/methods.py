@@ -1,4 +1,8 @@
-"""What ``detection.py`` compares: data sets, methods, and one fixed weight for each method."""
+"""What ``detection.py`` compares: data sets, methods, and one fixed weight for each method.
+
+And what a benchmark of any task has: a student alone, and metrics. The methods of
+``classification.py`` are in ``cls_methods.py``.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,38 @@ from dataclasses import dataclass
 from typing import Any
 
 BASELINE = 'student'
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is measured.
+
+    Args:
+        metrics: Column name to the evaluator's key; the first one is compared.
+        scale: Factor that turns a metric into points (0 to 100).
+        evaluations: Of a run, evenly spaced; None means one after every epoch.
+    """
+
+    metrics: dict[str, str]
+    scale: float
+    evaluations: int | None
+
+    @property
+    def main(self) -> str:
+        return next(iter(self.metrics))
+
+
+TASKS = {
+    'detection': Task(
+        dict(AP='coco/bbox_mAP', AP50='coco/bbox_mAP_50', AP75='coco/bbox_mAP_75'),
+        scale=100.0,
+        evaluations=3,
+    ),
+    'classification': Task(
+        dict(top1='accuracy/top1', top5='accuracy/top5'), scale=1.0, evaluations=None
+    ),
+}
+DETECTION = TASKS['detection']
 
 # The loss of each method. All listen at the same place (the neck's levels), so that only the loss
 # differs.

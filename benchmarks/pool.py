@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from benchmarks.methods import TASKS
+
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = ROOT / 'benchmarks' / 'worker.py'
 PACKAGES = (
@@ -24,6 +26,8 @@ PACKAGES = (
     'onedl-mmcv',
     'mmdet',
     'onedl-mmdetection',
+    'timm',
+    'scikit-learn',
 )
 
 
@@ -73,15 +77,27 @@ def prepare_run(folder: Path, run: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
+def headline(result: dict[str, Any]) -> str:
+    """The number that counts, as text: ``'AP 41.3'``."""
+    task = TASKS[result.get('task', 'detection')]
+    return f'{task.main} {task.scale * result[task.main]:.1f}'
+
+
+def label(folder: Path) -> str:
+    """A run as the log names it: ``'runs/pkd-seed0'``."""
+    return '/'.join(folder.parts[-2:])
+
+
 class Pool:
     """Runs workers as processes.
 
     Args:
         jobs: How many at a time.
         threads: CPU threads of each.
+        env: Further environment variables, such as which GPU to use.
     """
 
-    def __init__(self, jobs: int, threads: int) -> None:
+    def __init__(self, jobs: int, threads: int, env: dict[str, str] | None = None) -> None:
         self.jobs = jobs
         threads = str(threads)
         # Threads that wait must not spin: the cores are shared with the other runs.
@@ -90,6 +106,7 @@ class Pool:
             'OMP_NUM_THREADS': threads,
             'MKL_NUM_THREADS': threads,
             'OMP_WAIT_POLICY': 'PASSIVE',
+            **(env or {}),
         }
 
     def start(self, folder: Path) -> subprocess.Popen:
@@ -110,7 +127,7 @@ class Pool:
             while waiting or working:
                 while waiting and len(working) < self.jobs:
                     folder = waiting.pop(0)
-                    print(f'start {folder.name}', flush=True)
+                    print(f'start {label(folder)}', flush=True)
                     working[folder] = self.start(folder)
                 time.sleep(0.2)
                 for folder in [f for f, process in working.items() if process.poll() is not None]:
@@ -119,13 +136,12 @@ class Pool:
                     if code or result is None:
                         failed.append(folder)
                         log = folder / 'log.txt'
-                        print(f'FAILED {folder.name} (exit code {code}): see {log}', flush=True)
+                        print(f'FAILED {label(folder)} (exit code {code}): see {log}', flush=True)
                         continue
                     left = (time.perf_counter() - begin) / done * (len(folders) - done) / 60
                     print(
-                        f'done  {folder.name}: AP {100 * result["AP"]:.1f}, '
-                        f'{result["seconds"]:.0f} s [{done}/{len(folders)}, about {left:.0f} min '
-                        'left]',
+                        f'done  {label(folder)}: {headline(result)}, {result["seconds"]:.0f} s '
+                        f'[{done}/{len(folders)}, about {left:.0f} min left]',
                         flush=True,
                     )
         finally:

@@ -8,14 +8,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.methods import BASELINE, TITLES
+from benchmarks.methods import BASELINE, DETECTION, TITLES, Task
 
 MIN_SEEDS = 3
-METRICS = ('AP', 'AP50', 'AP75')
-RUN_FIELDS = (
-    'dataset', 'split', 'method', 'weight', 'seed', 'epochs',
-    *METRICS, *(f'best_{m}' for m in METRICS), 'seconds', 'parameters',
-)  # fmt: skip
+METRICS = tuple(DETECTION.metrics)
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
@@ -23,7 +19,24 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def summarise(runs: Iterable[dict[str, Any]], methods: Sequence[str]) -> list[dict[str, Any]]:
+def columns(task: Task) -> tuple[str, ...]:
+    """Names of a run's metrics: of its last epoch, then the best of its evaluations."""
+    return (*task.metrics, *(f'best_{m}' for m in task.metrics))
+
+
+def run_fields(task: Task) -> tuple[str, ...]:
+    """Columns of the CSV file."""
+    # The older task's files stay as they are: its only pair is no column.
+    pair = () if task is DETECTION else ('pair',)
+    return (
+        'dataset', 'split', *pair, 'method', 'weight', 'seed', 'epochs',
+        *columns(task), 'seconds', 'parameters',
+    )  # fmt: skip
+
+
+def summarise(
+    runs: Iterable[dict[str, Any]], methods: Sequence[str], task: Task = DETECTION
+) -> list[dict[str, Any]]:
     """One row per method, over its seeds.
 
     A gain is a difference between two runs of the same seed, then averaged. A row with fewer than
@@ -31,8 +44,9 @@ def summarise(runs: Iterable[dict[str, Any]], methods: Sequence[str]) -> list[di
     reason and no numbers.
 
     Args:
-        runs: Finished runs with the fields of ``RUN_FIELDS``.
+        runs: Finished runs with the fields of :func:`run_fields`.
         methods: The rows wanted, in order.
+        task: What was measured; the gain is one in its first metric.
 
     Returns:
         Rows with ``method``, ``seeds``, ``incomplete`` and, where complete, ``<metric>`` and
@@ -53,18 +67,21 @@ def summarise(runs: Iterable[dict[str, Any]], methods: Sequence[str]) -> list[di
         elif unpaired:
             row['incomplete'] = f'no student alone for seed {", ".join(map(str, unpaired))}'
         else:
-            for metric in (*METRICS, *(f'best_{m}' for m in METRICS)):
+            for metric in columns(task):
                 row[metric] = spread([found[s][metric] for s in seeds])
-            gains = [found[s]['AP'] - baseline[s]['AP'] for s in seeds]
+            gains = [found[s][task.main] - baseline[s][task.main] for s in seeds]
             row['gain'] = spread(gains)
             row['wins'] = sum(g > 0 for g in gains)
         rows.append(row)
     return rows
 
 
-def _points(pair: tuple[float, float], sign: bool = False) -> str:
-    mean, std = (100 * x for x in pair)
-    return f'{mean:+.1f} ± {std:.1f}' if sign else f'{mean:.1f} ± {std:.1f}'
+def points(
+    pair: tuple[float, float], sign: bool = False, scale: float = 100.0, digits: int = 1
+) -> str:
+    """Mean and deviation in points: ``'73.12 ± 0.20'``."""
+    mean, std = (scale * x for x in pair)
+    return f'{mean:{"+" if sign else ""}.{digits}f} ± {std:.{digits}f}'
 
 
 def to_markdown(rows: Sequence[dict[str, Any]], weights: dict[str, float] | None = None) -> str:
@@ -85,11 +102,11 @@ def to_markdown(rows: Sequence[dict[str, Any]], weights: dict[str, float] | None
             ('–', '–')
             if alone
             else (
-                _points(row['gain'], sign=True),
+                points(row['gain'], sign=True),
                 f'{row["wins"]}/{len(row["seeds"])}',
             )
         )
-        numbers = ' | '.join(_points(row[m]) for m in (*METRICS, 'best_AP'))
+        numbers = ' | '.join(points(row[m]) for m in (*METRICS, 'best_AP'))
         lines.append(f'| {title} | {weight} | {numbers} | {gain} | {wins} |')
     return '\n'.join(lines) + '\n'
 
@@ -111,10 +128,10 @@ def to_selection_markdown(runs: Sequence[dict[str, Any]]) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def write_csv(path: Path, runs: Sequence[dict[str, Any]]) -> None:
+def write_csv(path: Path, runs: Sequence[dict[str, Any]], task: Task = DETECTION) -> None:
     """Every single run, one line each."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open('w', newline='') as file:
-        writer = csv.DictWriter(file, RUN_FIELDS, extrasaction='ignore', lineterminator='\n')
+        writer = csv.DictWriter(file, run_fields(task), extrasaction='ignore', lineterminator='\n')
         writer.writeheader()
         writer.writerows(runs)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""One training run of ``detection.py``, in a process of its own: ``python benchmarks/worker.py
+"""One training run of a benchmark, in a process of its own: ``python benchmarks/worker.py
 RUN_FOLDER``.
 
 The folder's ``run.json`` says what to train. Started again after a kill, it goes on from its last
@@ -23,11 +23,9 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner, find_latest_checkpoint
 
 import mmkd_plugin  # noqa: F401  (registers the hooks)
-from benchmarks.summary import METRICS
+from benchmarks.methods import DETECTION, TASKS, Task
+from benchmarks.summary import columns
 from mmkd_plugin.hooks import mend_last_checkpoint
-
-EVALUATIONS = 3  # of a run; the last one is reported
-COCO_KEYS = dict(AP='coco/bbox_mAP', AP50='coco/bbox_mAP_50', AP75='coco/bbox_mAP_75')
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -44,8 +42,9 @@ class RecordHook(Hook):
     killed.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, task: Task = DETECTION) -> None:
         self.file = file
+        self.task = task
         self.history: dict[str, dict[str, float]] = (
             json.loads(file.read_text()) if file.is_file() else {}
         )
@@ -61,7 +60,7 @@ class RecordHook(Hook):
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         # A detector that finds nothing at all makes CocoMetric return no numbers: its AP is 0.
         self.history[str(runner.epoch)] = {
-            name: float(metrics.get(key, 0.0)) for name, key in COCO_KEYS.items()
+            name: float(metrics.get(key, 0.0)) for name, key in self.task.metrics.items()
         }
         write_json(self.file, self.history)
 
@@ -73,13 +72,18 @@ def seconds(runner: Runner) -> float:
 
 
 def set_epochs(cfg: Config, epochs: int) -> None:
-    """Trains for ``epochs``; schedules that ended with the old last epoch end with the new one."""
+    """Trains for ``epochs``; schedules that ended with the old last epoch end with the new one.
+
+    The milestones of a step schedule keep their share of the run: 150 of 240 are 37 of 60.
+    """
     old, cfg.train_cfg.max_epochs = cfg.train_cfg.max_epochs, epochs
     for scheduler in cfg.param_scheduler:
         if scheduler.get('by_epoch', True):
             for key in ('end', 'T_max'):
                 if scheduler.get(key) == old:
                     scheduler[key] = epochs
+            if 'milestones' in scheduler:
+                scheduler.milestones = [m * epochs // old for m in scheduler.milestones]
 
 
 def build_config(run: dict[str, Any], folder: Path) -> Config:
@@ -88,11 +92,13 @@ def build_config(run: dict[str, Any], folder: Path) -> Config:
     cfg.merge_from_dict(run['options'])
     if run['epochs']:
         set_epochs(cfg, run['epochs'])
+    set_speed(cfg, run.get('amp'), run.get('compile'))
     cfg.work_dir = str(folder)
     cfg.resume = True
     cfg.randomness = dict(seed=run['seed'])
     epochs = cfg.train_cfg.max_epochs
-    cfg.train_cfg.val_interval = max(1, -(-epochs // EVALUATIONS))
+    evaluations = TASKS[run.get('task', 'detection')].evaluations or epochs
+    cfg.train_cfg.val_interval = max(1, -(-epochs // evaluations))
     if run['split'] == 'test':
         cfg.val_dataloader, cfg.val_evaluator = cfg.test_dataloader, cfg.test_evaluator
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
@@ -108,16 +114,32 @@ def build_config(run: dict[str, Any], folder: Path) -> Config:
     cfg.custom_imports = imports
     if run['terms']:
         teacher = {key: run['teacher'][key] for key in ('config', 'checkpoint')}
-        hook = dict(type='mmkd_plugin.DistillHook', teacher=teacher, terms=run['terms'])
+        hook = dict(
+            type='mmkd_plugin.DistillHook',
+            teacher=teacher,
+            terms=run['terms'],
+            task_weight=run.get('task_weight', 1.0),
+        )
         cfg.custom_hooks = [*cfg.get('custom_hooks', []), hook]
     return cfg
+
+
+def set_speed(cfg: Config, amp: str | None, compile: str | None) -> None:
+    """Mixed precision (a dtype's name) and ``torch.compile`` (a mode's name)."""
+    if amp:
+        # The small exponents of float16 need loss scaling; bfloat16 has float32's.
+        scale: Any = 'dynamic' if amp == 'float16' else dict(enabled=False)
+        cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype=amp, loss_scale=scale)
+    if compile:
+        cfg.compile = dict(mode=compile)
 
 
 def train(folder: Path) -> dict[str, Any]:
     """Trains (or goes on training) the run of ``folder`` and writes its ``results.json``."""
     run = json.loads((folder / 'run.json').read_text())
+    task = TASKS[run.get('task', 'detection')]
     cfg = build_config(run, folder)
-    record = RecordHook(folder / 'history.json')
+    record = RecordHook(folder / 'history.json', task)
     mend_last_checkpoint(folder)
     runner = Runner.from_cfg(cfg)
     runner.register_hook(record)
@@ -127,20 +149,24 @@ def train(folder: Path) -> dict[str, Any]:
     if str(epochs) not in record.history:  # killed between the last checkpoint and its evaluation
         runner.val_loop.run()
     last = record.history[str(epochs)]
-    best = max(record.history.values(), key=lambda m: m['AP'])
+    best = max(record.history.values(), key=lambda m: m[task.main])
+    numbers = [last[m] for m in task.metrics] + [best[m] for m in task.metrics]
     results = dict(
+        task=run.get('task', 'detection'),
         dataset=run['dataset'],
+        config=run['config'],
+        pair=run.get('pair'),
         split=run['split'],
         method=run['method'],
         weight=run['weight'],
         seed=run['seed'],
         epochs=epochs,
-        **{m: last[m] for m in METRICS},
-        **{f'best_{m}': best[m] for m in METRICS},
+        **dict(zip(columns(task), numbers)),
         history=record.history,
         seconds=round(seconds(runner), 2),
         parameters=parameters,
         threads=torch.get_num_threads(),
+        device=torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu',
         checkpoint=Path(find_latest_checkpoint(str(folder))).name,
     )
     write_json(folder / 'results.json', results)

@@ -1,0 +1,3 @@
+"""What the networks of ../cifar100 share; a network's file names its backbone only."""
+
+_base_ = ['./datasets/cifar100.py', './schedules/cifar_240e.py', './runtime.py']

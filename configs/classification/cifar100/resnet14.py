@@ -1,0 +1,3 @@
+_base_ = '../_base_/cifar100_240e.py'
+
+model = dict(backbone=dict(type='CIFARResNet', depth=14))

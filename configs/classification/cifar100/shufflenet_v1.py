@@ -1,0 +1,4 @@
+_base_ = '../_base_/cifar100_240e.py'
+
+model = dict(backbone=dict(type='CIFARShuffleNetV1'))
+optim_wrapper = dict(optimizer=dict(lr=0.01))  # RepDistiller and mdistiller, official code

@@ -1,0 +1,3 @@
+_base_ = '../_base_/clothing10.py'
+
+model = dict(backbone=dict(type='TorchvisionBackbone', name='shufflenet_v2_x0_5'))

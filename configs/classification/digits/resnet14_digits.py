@@ -1,0 +1,4 @@
+_base_ = '../_base_/digits.py'
+
+model = dict(backbone=dict(type='CIFARResNet', depth=14))
+optim_wrapper = dict(optimizer=dict(lr=0.02))

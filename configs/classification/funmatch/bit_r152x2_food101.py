@@ -1,0 +1,18 @@
+"""The teacher: BiT-M R152x2, pre-trained on ImageNet-21k, fine-tuned. The schedule is recommended."""
+
+_base_ = '../_base_/funmatch_food101.py'
+
+model = dict(
+    # timm fetches these weights once and keeps them; the classification layer is new.
+    backbone=dict(name='resnetv2_152x2_bit.goog_in21k', pretrained=True),
+    data_preprocessor=dict(mixup=0.1),
+)
+train_cfg = dict(max_iters=10000, val_interval=2000)
+optim_wrapper = dict(
+    optimizer=dict(_delete_=True, type='SGD', lr=3e-3, momentum=0.9), paramwise_cfg=None
+)
+param_scheduler = [
+    dict(type='LinearLR', by_epoch=False, begin=0, end=500, start_factor=0.01),
+    dict(type='MultiStepLR', by_epoch=False, milestones=[3000, 6000, 9000], gamma=0.1),
+]
+default_hooks = dict(checkpoint=dict(interval=2000))

@@ -1,0 +1,3 @@
+_base_ = '../_base_/imagenet_100e.py'
+
+model = dict(backbone=dict(type='TorchvisionBackbone', name='resnet18'))
