@@ -21,7 +21,6 @@ __all__ = [
     'CIFARVGG',
     'CIFARWideResNet',
     'ClsDataPreprocessor',
-    'ClsDataPreprocessor',
     'ImageClassifier',
     'LinearHead',
     'MobileNetV1',
