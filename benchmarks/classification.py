@@ -235,6 +235,14 @@ def choose_device(name: str | None) -> tuple[str, str | None]:
     return kind, '' if kind == 'cpu' else number or None
 
 
+def positive(text: str) -> int:
+    """A whole number from 1, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f'{text} must be 1 or more')
+    return value
+
+
 def build_parser(description: str) -> argparse.ArgumentParser:
     """The options that all data sets share."""
     parser = argparse.ArgumentParser(
@@ -246,10 +254,10 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     add('--methods', nargs='+', choices=METHODS, default=default, metavar='METHOD',
         help=f'of {", ".join(METHODS)}; default: {", ".join(default)}')  # fmt: skip
     add('--seeds', nargs='+', type=int, default=[0, 1, 2])
-    add('--jobs', type=int, default=1, help='runs at a time (default 1)')
-    add('--threads', type=int, default=1, help='CPU threads of each run (default 1)')
-    add('--epochs', type=int, help="of the students; default: the config's")
-    add('--teacher-epochs', type=int, help='default: as --epochs')
+    add('--jobs', type=positive, default=1, help='runs at a time (default 1)')
+    add('--threads', type=positive, default=1, help='CPU threads of each run (default 1)')
+    add('--epochs', type=positive, help="of the students; default: the config's")
+    add('--teacher-epochs', type=positive, help='default: as --epochs')
     add('--device', help='cpu, cuda or cuda:N; default: a GPU if there is one')
     add('--amp', choices=['bfloat16', 'float16'], help='mixed precision (GPU)')
     add('--compile', nargs='?', const='default', metavar='MODE', help='torch.compile the step')
@@ -266,8 +274,10 @@ def finish(args: argparse.Namespace, argv: list[str], command: str) -> argparse.
     args.argv, args.command = argv, command
     args.options = getattr(args, 'options', {})
     args.fast = getattr(args, 'fast', False)
+    if args.fast and args.epochs:
+        raise SystemExit('--fast is a schedule of 60 epochs: give --fast or --epochs, not both.')
     if args.fast:
-        args.epochs = args.epochs or 60
+        args.epochs = 60
     args.select_lr = parse_grid(args.select_lr)
     if args.select_lr and benchmark.select is None:
         raise SystemExit(f'--select-lr: {args.dataset} has no split to choose on.')

@@ -37,7 +37,8 @@ def tables(
                 row['seconds'] = statistics.fmean(r['seconds'] / r['epochs'] for r in found)
                 row['parameters'] = found[0]['parameters']
             row['published'] = benchmark.published.get(pair, {}).get(row['method'])
-            row['verdict'] = verdict(row, benchmark.epochs)
+            taught = teachers.get(teacher, {}).get('epochs') if row['method'] != BASELINE else None
+            row['verdict'] = verdict(row, benchmark.epochs, taught)
         made[pair] = dict(teacher=teacher, student=student, result=teachers.get(teacher), rows=rows)
     return made
 
@@ -46,11 +47,11 @@ def _alone(run: dict[str, Any], config: str) -> bool:
     return run['method'] == BASELINE and run['config'] == config
 
 
-def verdict(row: dict[str, Any], epochs: int | None) -> str:
+def verdict(row: dict[str, Any], epochs: int | None, teacher_epochs: int | None = None) -> str:
     """What a row may claim about its published result.
 
-    ``'reproduced'`` takes three seeds or more, the full published schedule, and a best accuracy
-    (mean over the seeds) no more than ``TOLERANCE`` below the published one.
+    ``'reproduced'`` takes three seeds or more, the full published schedule (the teacher's, too),
+    and a best accuracy (mean over the seeds) no more than ``TOLERANCE`` below the published one.
     """
     if row['incomplete']:
         return f'incomplete: {row["incomplete"]}'
@@ -59,6 +60,8 @@ def verdict(row: dict[str, Any], epochs: int | None) -> str:
     if row['epochs'] != [epochs]:
         trained = ', '.join(map(str, row['epochs']))
         return f'incomplete: {trained} of {epochs} epochs'
+    if teacher_epochs not in (None, epochs):
+        return f'incomplete: a teacher of {teacher_epochs} of {epochs} epochs'
     difference = row['best_top1'][0] - row['published']
     if difference >= -TOLERANCE:
         return 'reproduced'

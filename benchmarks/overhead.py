@@ -93,8 +93,8 @@ PAIRS = {
         'KDLoss',
     ),
     'resnet34-resnet18': Pair(
-        str(ROOT / 'configs/classification/imagenet/resnet18.py'),
-        str(ROOT / 'configs/classification/imagenet/resnet34.py'),
+        str(ROOT / 'configs/classification/imagenet/resnet18_imagenet.py'),
+        str(ROOT / 'configs/classification/imagenet/resnet34_imagenet.py'),
         'cls_logits',
         (224, 224),
         32,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
@@ -73,7 +74,9 @@ def prepare_run(folder: Path, run: dict[str, Any]) -> dict[str, Any] | None:
             )
         return read_results(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    spec.write_text(json.dumps(run, indent=1) + '\n')
+    part = spec.with_name('run.json.part')  # a kill leaves a whole file or none
+    part.write_text(json.dumps(run, indent=1) + '\n')
+    os.replace(part, spec)
     return None
 
 
@@ -109,11 +112,23 @@ class Pool:
             **(env or {}),
         }
 
-    def start(self, folder: Path) -> subprocess.Popen:
-        """Starts the worker of one run; it writes to ``log.txt``."""
-        with (folder / 'log.txt').open('ab') as log:
+    def start(self, folder: Path) -> subprocess.Popen | None:
+        """Starts the worker of one run; it writes to ``log.txt``.
+
+        Returns:
+            The process; None if the run is being trained already, such as by a worker that has
+            outlived a killed benchmark.
+        """
+        with (folder / 'log.txt').open('ab') as log, (folder / 'lock').open('ab') as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return None
             command = [sys.executable, str(WORKER), str(folder)]
-            return subprocess.Popen(command, cwd=ROOT, env=self.env, stdout=log, stderr=log)
+            # The worker inherits the lock, which lasts as long as it lives.
+            return subprocess.Popen(
+                command, cwd=ROOT, env=self.env, stdout=log, stderr=log, pass_fds=[lock.fileno()]
+            )
 
     def run(self, folders: list[Path]) -> list[Path]:
         """Works through ``folders``; returns those that failed, which does not stop the others.
@@ -122,13 +137,25 @@ class Pool:
         """
         waiting, failed, done = list(folders), [], 0
         working: dict[Path, subprocess.Popen] = {}
+        elsewhere: set[Path] = set()
         begin = time.perf_counter()
         try:
             while waiting or working:
-                while waiting and len(working) < self.jobs:
-                    folder = waiting.pop(0)
-                    print(f'start {label(folder)}', flush=True)
-                    working[folder] = self.start(folder)
+                for folder in list(waiting):
+                    if len(working) >= self.jobs:
+                        break
+                    if folder in elsewhere and read_results(folder) is not None:
+                        waiting.remove(folder)
+                        done += 1
+                        continue
+                    process = self.start(folder)
+                    if process is not None:
+                        waiting.remove(folder)
+                        working[folder] = process
+                        print(f'start {label(folder)}', flush=True)
+                    elif folder not in elsewhere:
+                        elsewhere.add(folder)
+                        print(f'wait  {label(folder)}: another process trains it', flush=True)
                 time.sleep(0.2)
                 for folder in [f for f, process in working.items() if process.poll() is not None]:
                     code, result = working.pop(folder).returncode, read_results(folder)

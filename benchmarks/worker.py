@@ -89,9 +89,9 @@ def set_epochs(cfg: Config, epochs: int) -> None:
 def build_config(run: dict[str, Any], folder: Path) -> Config:
     """The config of a run: the student's own, and for a method the hook with its terms."""
     cfg = Config.fromfile(run['config'])
-    cfg.merge_from_dict(run['options'])
     if run['epochs']:
         set_epochs(cfg, run['epochs'])
+    cfg.merge_from_dict(run['options'])  # schedules among them are made for these epochs
     set_speed(cfg, run.get('amp'), run.get('compile'))
     cfg.work_dir = str(folder)
     cfg.resume = True
@@ -131,7 +131,8 @@ def set_speed(cfg: Config, amp: str | None, compile: str | None) -> None:
         scale: Any = 'dynamic' if amp == 'float16' else dict(enabled=False)
         cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype=amp, loss_scale=scale)
     if compile:
-        cfg.compile = dict(mode=compile)
+        # The last batch of an epoch is smaller: compiled once more, not for any size.
+        cfg.compile = dict(mode=compile, dynamic=False)
 
 
 def train(folder: Path) -> dict[str, Any]:

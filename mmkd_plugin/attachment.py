@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import nn
 
+from .compat import guard_modules
 from .distiller import Distiller
 from .teacher import Teacher, make_teacher
 
@@ -27,7 +28,7 @@ def attach(
     student: nn.Module,
     teacher: Any,
     terms: Sequence[dict],
-    task_weight: float = 1.0,
+    task_weight: float | str = 1.0,
     seed: int = 0,
     probe_size: Sequence[int] = (256, 256),
     checkpointed: Sequence[str] = (),
@@ -42,7 +43,8 @@ def attach(
         student: a detector, segmenter or classifier built on MMEngine's ``BaseModel``.
         teacher: a module, ``dict(config=..., checkpoint=...)`` or a :class:`Teacher`.
         terms: list of terms, each ``dict(loss=dict(type=...), student=TAP, ...)``.
-        task_weight: factor on the student's own losses (0.1 in classic distillation).
+        task_weight: factor on the student's own losses (0.1 in classic distillation), or
+            ``'complement'``: one minus the current weights of the terms.
         seed: seeds connectors and noise; global random states are left alone.
         probe_size: height and width of the image by which shapes are measured.
         checkpointed: modules that activation checkpointing will wrap later.
@@ -69,6 +71,9 @@ def attach(
     like = next(student.parameters())
     handle.model.to(device=like.device, dtype=like.dtype)
     distiller = Distiller(student, handle, terms, task_weight, seed, probe_size, checkpointed)
+    # The weights of the terms, too: a single tensor of the host's keeps CUDA graphs from a
+    # compiled step.
+    distiller.to(device=like.device)
     distiller.handles = [
         student.register_forward_pre_hook(_before_forward, with_kwargs=True),
         student.register_forward_hook(_after_forward, with_kwargs=True),
@@ -76,6 +81,7 @@ def attach(
         student.register_load_state_dict_post_hook(_drop_from_missing),
     ]
     student.add_module(ATTRIBUTE, distiller)
+    guard_modules()
     return distiller
 
 

@@ -29,12 +29,13 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be used; the message says what to do."""
 
 
-def fetch(checkpoint: str, key: str) -> Path:
+def fetch(checkpoint: str, key: str, advice: str = '') -> Path:
     """Path of a checkpoint on this machine; a URL is downloaded once into torch's cache.
 
     Args:
         checkpoint: path or http(s) URL.
         key: config key, for messages.
+        advice: how to get the file, said if it is missing.
 
     Raises:
         CheckpointError: if there is no such file; lists similar files of the same folder.
@@ -50,7 +51,8 @@ def fetch(checkpoint: str, key: str) -> Path:
             hint = f' {nearest(str(path), files)}.' if files else f' In {place} is no *.pth file.'
         else:
             hint = f' There is no folder {folder}, seen from {Path.cwd()}.'
-        raise CheckpointError(f'{key}={str(checkpoint)!r} does not exist.{hint}')
+        advice = advice and f' {advice}'
+        raise CheckpointError(f'{key}={str(checkpoint)!r} does not exist.{hint}{advice}')
     return path
 
 

@@ -26,7 +26,7 @@ except ImportError:
             return False
 
 
-__all__ = ['StackError', 'check_stack', 'is_compiling']
+__all__ = ['StackError', 'check_stack', 'guard_modules', 'is_compiling']
 
 import_module = (
     importlib.import_module
@@ -41,6 +41,19 @@ PROVIDERS = {
     'mmpretrain': ('onedl-mmpretrain', 'mmpretrain'),
 }
 PIP = 'python -m pip'
+
+
+def guard_modules() -> None:
+    """Makes ``torch.compile`` compile anew when an attribute of a module has changed.
+
+    Old torch (seen: 2.1) takes modules for constant: a term that begins later than training would
+    never act in a compiled step.
+    """
+    version = importlib.import_module('torch').__version__
+    if tuple(int(part) for part in version.split('.')[:2]) >= (2, 5):
+        return  # always guarded there, and importing dynamo takes a second
+    config = importlib.import_module('torch._dynamo').config
+    config.guard_nn_modules = True
 
 
 class StackError(ImportError):

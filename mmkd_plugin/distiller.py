@@ -121,7 +121,7 @@ class Distiller(nn.Module):
         )
         self.recorder.disarm()
         with rng_kept():
-            self.teacher.run(image, samples)
+            self.teacher.run(image, samples, compiled=False)
             for recorder in (self.recorder, self.teacher.recorder):
                 # References everywhere; a copy only where the model overwrites its output.
                 recorder.protect(recorder.overwritten())
@@ -309,6 +309,10 @@ class Distiller(nn.Module):
 
     # -- state -------------------------------------------------------------------------------
 
+    def term_types(self) -> dict[str, str]:
+        """The loss of each term by the term's name."""
+        return {term.name: type(term.losses[0]).__name__ for term in self.terms}
+
     def resume_state(self) -> dict:
         """What a resumed run needs beside the student's own state."""
         connectors = {k: v.detach().cpu() for k, v in self.terms.state_dict().items()}
@@ -317,6 +321,7 @@ class Distiller(nn.Module):
             connectors=connectors,
             teacher=dict(self.teacher.identity),
             seed=self.rng.seed,
+            terms=self.term_types(),
         )
         changing = self.teacher.resume_state()
         return state if changing is None else dict(state, teacher_state=changing)

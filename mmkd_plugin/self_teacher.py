@@ -34,7 +34,8 @@ class SelfTeacher(Teacher):
             self.epoch = epoch
 
     def resume_state(self) -> dict:
-        return dict(epoch=self.epoch, weights=copy.deepcopy(self.model.state_dict()))
+        weights = {k: v.to('cpu', copy=True) for k, v in self.model.state_dict().items()}
+        return dict(epoch=self.epoch, weights=weights)
 
     def load_resume_state(self, state: dict) -> None:
         self.model.load_state_dict(state['weights'])

@@ -101,6 +101,16 @@ def build_model(config: Config) -> nn.Module:
         return ROOT_MODELS.build(ConfigDict(model))
 
 
+def _how_to_get(config: Any) -> str:
+    """Where a teacher's weights come from, if the config is a file."""
+    if not isinstance(config, (str, Path)):
+        return ''
+    return (
+        f'Train the teacher first (python tools/train.py {config}), or name its file '
+        '(teacher.checkpoint in the config, --teacher-checkpoint of tools/train.py).'
+    )
+
+
 def _current_scope() -> str | None:
     current = DefaultScope.get_current_instance()
     return current.scope_name if current else None
@@ -204,7 +214,7 @@ class Teacher:
                 logging.WARNING,
             )
         else:
-            path = ckpt.fetch(checkpoint, 'teacher.checkpoint')
+            path = ckpt.fetch(checkpoint, 'teacher.checkpoint', _how_to_get(config))
             loaded = ckpt.load_file(path, 'teacher.checkpoint', trust_checkpoint)
             state = ckpt.state_dict_of(loaded, f'teacher.checkpoint={str(path)!r}')
             if hasattr(model, 'adapt_state_dict'):  # a classifier reads torchvision's files, too
@@ -245,8 +255,11 @@ class Teacher:
         """How deep it runs: ``'backbone'``, ``'neck'``, ``'head'`` or ``'full'``."""
         return self._forward.depth
 
-    def run(self, inputs: Tensor, data_samples: list | None = None) -> None:
+    def run(self, inputs: Tensor, data_samples: list | None = None, compiled: bool = True) -> None:
         """Fills the recorder with what the taps see on the student's own (augmented) batch.
+
+        ``compiled=False`` is for the probe: the compiler would take the two image sizes for a sign
+        that sizes change, and make slower code for all of them.
 
         Runs without gradient (``no_grad``, not ``inference_mode``, whose tensors a loss could not
         save for its backward) and under whatever autocast the student runs.
@@ -254,7 +267,8 @@ class Teacher:
         with torch.no_grad():
             self.recorder.arm()
             try:
-                self._run(self._convert(inputs, data_samples), data_samples)
+                forward = self._run if compiled else self._forward
+                forward(self._convert(inputs, data_samples), data_samples)
             finally:
                 self.recorder.disarm()
 

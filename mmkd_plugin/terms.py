@@ -124,9 +124,11 @@ class Term(nn.Module):
 
     def update(self, iteration: int, epoch: int) -> None:
         """Sets activity and weight for a step."""
-        self.current_weight = self.weight * self.schedule.factor(iteration, epoch)
-        self.active = self.current_weight > 0
-        self.factor.fill_(self.current_weight)
+        weight = self.weight * self.schedule.factor(iteration, epoch)
+        if weight != self.current_weight:  # or a kernel would be launched for nothing
+            self.current_weight = weight
+            self.factor.fill_(weight)
+        self.active = weight > 0
         for loss in self.losses:
             loss.set_progress(iteration, epoch)
 
@@ -146,7 +148,7 @@ class Term(nn.Module):
         total, entries = 0.0, {}
         for loss, s, t in zip(self.losses, student, teacher):
             self._check_size(s, t)
-            extras = {name: s.extras[name] for name in loss.needs}
+            extras = self._extras(loss, s)
             total = total + loss(s.tensor, self._resized(t.tensor, s.tensor), **extras)
             for key, value in loss.auxiliary.items():
                 key = f'loss_{self.name}_{key}'
@@ -156,6 +158,15 @@ class Term(nn.Module):
                 entries[key] = entries.get(key, 0.0) + value / len(self.losses)
             loss.auxiliary, loss.report = {}, {}  # or they would keep the graph of this step
         return {f'loss_{self.name}': total * self.factor, **entries}
+
+    def _extras(self, loss: nn.Module, capture: Capture) -> dict[str, Tensor]:
+        missing = [name for name in loss.needs if name not in capture.extras]
+        if missing:
+            raise ValueError(
+                f'{self.where}: {type(loss).__name__} needs {" and ".join(missing)}, but this step '
+                'brought none: call the student with data_samples that hold gt_label.'
+            )
+        return {name: capture.extras[name] for name in loss.needs}
 
     def idle(self) -> Tensor:
         """Zero that touches every connector, so that DDP finds no unused parameter."""

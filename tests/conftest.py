@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from mmengine.registry import DefaultScope
 
 # Helpers, not tests: --doctest-modules would import them a second time, under another name.
 collect_ignore = [
@@ -33,3 +34,9 @@ def digits_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def no_environment_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runner lists compilers and GPUs at every start, which takes longer than a tiny training."""
     monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def no_default_scope():
+    """A Runner of another test file leaves its default scope behind, in which nothing is found."""
+    DefaultScope._instance_dict.clear()

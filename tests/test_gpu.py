@@ -9,6 +9,8 @@ import torch
 from toys import TERM, hook_config, runner_config, toy_batch, toy_model, train
 
 import mmkd_plugin
+from mmkd_plugin.models import ImageClassifier
+from mmkd_plugin.recipes import classification as recipes
 
 pytestmark = [
     pytest.mark.gpu,
@@ -55,3 +57,84 @@ def test_noise_is_drawn_on_the_device():
     mmkd_plugin.attach(student, teacher=toy_model(1), terms=[dict(TERM)], probe_size=(16, 16))
     assert student.distiller.rng.generator('cuda').device.type == 'cuda'
     assert next(student.distiller.teacher.model.parameters()).is_cuda
+
+
+def classifiers(recipe: str, device: str) -> ImageClassifier:
+    """A student with its teacher, both the same on every device."""
+    models = []
+    for depth in (8, 14):
+        torch.manual_seed(depth)
+        backbone = dict(type='CIFARResNet', depth=depth)
+        head = dict(type='LinearHead', num_classes=5)
+        augments = [dict(type='BatchRandomCrop', size=16, padding=2), dict(type='BatchRandomFlip')]
+        preprocessor = dict(
+            type='ClsDataPreprocessor', mean=[127.5], std=[127.5], batch_augments=augments
+        )
+        models.append(ImageClassifier(backbone, head, preprocessor).to(device))
+    plan = recipes.plan(recipe, 'resnet56', 'resnet20', epochs=240)
+    mmkd_plugin.attach(*models, **plan, probe_size=(16, 16))
+    return models[0].train()
+
+
+def image_batch(device: str, count: int = 8) -> tuple[torch.Tensor, dict]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(count, 3, 16, 16, generator=generator).to(device)
+    return images, dict(gt_label=(torch.arange(count) % 5).to(device))
+
+
+@pytest.mark.parametrize('recipe', recipes.names())
+@pytest.mark.parametrize('dtype', [None, torch.bfloat16, torch.float16])
+def test_logit_losses_are_those_of_the_cpu(recipe, dtype):
+    values = []
+    for device in ('cpu', 'cuda'):
+        student = classifiers(recipe, device)
+        student.distiller.set_progress(0)
+        half = dtype is not None and device == 'cuda'
+        with torch.autocast(device, dtype or torch.bfloat16, enabled=half):
+            losses = student(*image_batch(device), mode='loss')
+        assert {v.dtype for v in losses.values()} == {torch.float32}
+        values.append({key: value.item() for key, value in losses.items()})
+    tolerance = dict(rel=1e-3, abs=1e-4) if dtype is None else dict(rel=0.1, abs=0.05)
+    assert values[1] == pytest.approx(values[0], **tolerance)
+
+
+@pytest.mark.parametrize('recipe', recipes.names())
+def test_a_classification_step_does_not_synchronise(recipe):
+    student, (images, samples) = classifiers(recipe, 'cuda'), image_batch('cuda')
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    for iteration in range(3):
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode('error' if iteration else 'default')
+        try:
+            student.distiller.set_progress(iteration)
+            data = dict(inputs=images * 60 + 127, data_samples=samples)
+            data = student.data_preprocessor(data, True)
+            losses = student(**data, mode='loss')
+            optimizer.zero_grad()
+            sum(v for k, v in losses.items() if 'loss' in k).backward()
+            optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode('default')
+    assert all(value.isfinite() for value in losses.values())
+
+
+@pytest.mark.parametrize('recipe', ['kd', 'dkd', 'ipwd'])
+def test_a_compiled_step_uses_cuda_graphs_and_learns_the_same(recipe):
+    """The whole step of mode='reduce-overhead', of full batches and of the last, smaller one."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    values = []
+    for compiled in (False, True):
+        student = classifiers(recipe, 'cuda')
+        run = torch.compile(student, mode='reduce-overhead') if compiled else student
+        optimizer = torch.optim.SGD(student.parameters(), lr=0.01)
+        for iteration in range(8):
+            student.distiller.set_progress(iteration, iteration // 4)
+            losses = run(*image_batch('cuda', 5 if iteration % 4 == 3 else 8), mode='loss')
+            optimizer.zero_grad()
+            sum(v for k, v in losses.items() if 'loss' in k).backward()
+            optimizer.step()
+            values.append({key: value.item() for key, value in losses.items()})
+    for eager, graphed in zip(values[:8], values[8:]):
+        assert graphed == pytest.approx(eager, rel=0.02, abs=1e-3)
+    assert torch._dynamo.utils.counters['inductor']['cudagraph_skips'] == 0

@@ -157,6 +157,16 @@ def test_a_model_without_known_heads_is_explained():
         recipes.resolve('gdd', headed, model('bbox_head', neck=FPN(5)))
 
 
+def test_logit_recipes_want_the_same_classes():
+    student, teacher = model('head'), model('head')
+    student.head.num_classes, teacher.head.num_classes = 100, 1000
+    with pytest.raises(ValueError, match="'kd' compares.*student has 100 .*teacher 1000.*gdd"):
+        terms('kd', student, teacher)
+    assert terms('gdd', student, teacher)
+    teacher.head.num_classes = 100
+    assert terms('kd', student, teacher)
+
+
 def test_logit_recipes_are_for_classifiers():
     detector = model('bbox_head', neck=FPN(5))
     with pytest.raises(
@@ -184,6 +194,15 @@ def test_published_numbers_by_pair(method, teacher, student, loss, weight, task_
     (term,) = plan['terms']
     assert term['loss'] == loss and term['student'] == 'cls_logits'
     assert term['weight'] == weight and plan['task_weight'] == task_weight
+
+
+@pytest.mark.parametrize('arch', ['resnet56', None, ['some', 'table'], dict(num_blocks=[2, 4])])
+def test_an_architecture_without_a_name_gets_the_defaults(arch):
+    model = nn.Module()
+    model.backbone, model.head = nn.Conv2d(3, 4, 1), nn.Linear(4, 2)
+    model.backbone.arch = arch
+    plan = recipes.resolve('dkd', model, model, dict(epochs=240))
+    assert plan['terms'][0]['loss'] == dict(type='DKDLoss', temperature=4.0, alpha=1.0, beta=8.0)
 
 
 @pytest.mark.parametrize(
@@ -223,3 +242,12 @@ def test_warmup_keeps_its_share_of_the_training(length, expected):
     (term,) = classification.plan('dkd', 'resnet56', 'resnet20', **length)['terms']
     assert {k: term[k] for k in expected} == expected
     assert ('by_epoch' in term) == ('by_epoch' in expected)
+
+
+@pytest.mark.parametrize('classes, temperature', [(1000, 1.0), (10, 4.0)])
+def test_imagenets_numbers_are_for_imagenets_classes(classes, temperature):
+    student, teacher = model('head'), model('head')
+    for net, arch in ((student, 'resnet18'), (teacher, 'resnet34')):
+        net.backbone.arch, net.head.num_classes = arch, classes
+    (term,) = terms('kd', student, teacher)
+    assert term['loss']['temperature'] == temperature

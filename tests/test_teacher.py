@@ -166,6 +166,10 @@ def test_a_missing_file_lists_its_neighbours(saved, tmp_path):
     refused(empty / 'a.pth', 'does not exist', 'is no *.pth file')
     refused(empty / 'no' / 'a.pth', 'does not exist', 'There is no folder')
     refused(tmp_path, 'does not exist')  # a folder
+    config = tmp_path / 'teacher.py'
+    config.write_text("model = dict(type='ToyDetector')")
+    with pytest.raises(CheckpointError, match=f'Train the teacher.*train.py {config}'):
+        Teacher.build(str(config), 'work_dirs/teacher/epoch_80.pth')
 
 
 @pytest.mark.parametrize('trust', [False, True])

@@ -190,18 +190,24 @@ def show_recipes(console: Console, found: Sequence[dict], with_teacher: bool) ->
     if all('error' in item for item in found):  # one reason, told once
         console.print(f'  none fits: {found[0]["error"]}', markup=False, highlight=False)
         return
+    reasons: dict[str, list[dict]] = {}
     for item in found:
-        if 'error' in item:
-            console.print(f'  {item["recipe"]:<11} does not fit: {item["error"]}', markup=False)
+        if 'error' in item:  # told once for the recipes that share it
+            reason = item['error'].replace(repr(item['recipe']), '')
+            reasons.setdefault(reason, []).append(item)
         else:
             taps = _tap_text(item['student'])
             if item['teacher'] != item['student']:
                 taps += f' <- {_tap_text(item["teacher"])}'
             console.print(
-                f'  {item["recipe"]:<11} {taps}  weight {item["weight"]:g}  ({item["source"]})',
+                f'  {item["recipe"]:<12} {taps}  weight {item["weight"]:g}  ({item["source"]})',
                 markup=False,
                 highlight=False,
             )
+    for items in reasons.values():
+        names = ', '.join(item['recipe'] for item in items)
+        verb = 'does' if len(items) == 1 else 'do'
+        console.print(f'  {names} {verb} not fit: {items[0]["error"]}', markup=False)
 
 
 def _tap_text(tap: Any) -> str:

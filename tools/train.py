@@ -7,6 +7,10 @@ A config with a DistillHook, or any plain config, trains as with mmdet's own scr
 A config that says nothing about distillation is distilled by naming a teacher::
 
     python tools/train.py CONFIG --teacher CONFIG --teacher-checkpoint FILE [--recipe gdd]
+
+Of a config that names its teacher, the same options without ``--teacher`` change the hook::
+
+    python tools/train.py CONFIG [--recipe dkd] [--teacher-checkpoint FILE]
 """
 
 from __future__ import annotations
@@ -53,7 +57,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='go on from a checkpoint; without a file, from the last in the work dir',
     )
     add_runner_arguments(parser)
-    group = parser.add_argument_group('distillation of a config that has none')
+    group = parser.add_argument_group(
+        'distillation',
+        'of a config that has none; without --teacher, changes to the DistillHook of one that has',
+    )
     group.add_argument(
         '--teacher', metavar='CONFIG', help="the teacher's config: path or 'package::path'"
     )
@@ -69,8 +76,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--recipe',
         metavar='NAME',
         help='method: gdd (default), gdd-shared, cwd, mgd, pkd; for classifiers also kd (their '
-        'default), dkd, loca, dkd-loca, ckd, ipwd, ipwd-inverse, funmatch. Without --teacher it '
-        'replaces the recipe of a config that names one',
+        'default), dkd, loca, dkd-loca, ckd, ipwd, ipwd-inverse, funmatch',
     )
     group.add_argument(
         '--task-weight',
@@ -93,21 +99,20 @@ def add_distillation(cfg: Config, args: argparse.Namespace) -> None:
         UsageError: options that contradict each other or the config, missing files.
     """
     options = _given_options(args)
-    if args.teacher is None and options == ['--recipe'] and distill_hooks(cfg):
-        replace_recipe(cfg, args.recipe)
-        return
     if args.teacher is None:
-        if options:
+        if options and distill_hooks(cfg):
+            change_hook(cfg, args)
+        elif options:
             raise UsageError(
-                f'{", ".join(options)} needs --teacher CONFIG: without a teacher there is '
-                'nothing to distil. (A teacher written in the config is changed in the '
-                'config or by --cfg-options.)'
+                f'without --teacher CONFIG there is nothing to distil, so {", ".join(options)} '
+                'would have no effect; the config has no DistillHook in custom_hooks either.'
             )
         return
     if distill_hooks(cfg):
         raise UsageError(
             'the config already has a DistillHook in custom_hooks, so --teacher would make '
-            'two. Train without --teacher, or remove the hook from the config.'
+            'two. Train without --teacher (--teacher-checkpoint, --recipe, --task-weight and '
+            '--init-student then change that hook), or start from the config of the student alone.'
         )
     if args.teacher_checkpoint is None and not args.teacher_random:
         raise UsageError(
@@ -115,26 +120,9 @@ def add_distillation(cfg: Config, args: argparse.Namespace) -> None:
             'teaches noise. Only to try the mechanics, --teacher-random allows one '
             '(allow_random=True in a config).'
         )
-    if args.teacher_checkpoint is not None and args.teacher_random:
-        raise UsageError('--teacher-random and --teacher-checkpoint exclude each other.')
     find_config(args.teacher)
-    if args.teacher_checkpoint is not None and '://' not in args.teacher_checkpoint:
-        existing_file(args.teacher_checkpoint, 'teacher checkpoint', suffixes=('.pth', '.pt'))
-
-    from mmkd_plugin import recipes
-    from mmkd_plugin.init_student import parse_parts
-
     recipe = args.recipe or ('kd' if is_classifier(cfg) else 'gdd')
-    weight = args.task_weight
-    if weight is not None and not (math.isfinite(weight) and weight >= 0):
-        raise UsageError(f'--task-weight {weight:g} must be a number, 0 or more.')
-    try:
-        recipes.describe(recipe)
-        if args.init_student is not None:
-            parse_parts(args.init_student)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-
+    check_options(args, recipe)
     hook: dict[str, Any] = dict(
         type='mmkd_plugin.DistillHook',
         teacher=dict(
@@ -148,9 +136,34 @@ def add_distillation(cfg: Config, args: argparse.Namespace) -> None:
         hook['task_weight'] = args.task_weight
     if args.init_student is not None:
         hook['init_student'] = args.init_student
-    change_training(cfg, recipe)
+    change_training(cfg, recipe, args.cfg_options)
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
     add_import(cfg, 'mmkd_plugin')
+
+
+def check_options(args: argparse.Namespace, recipe: str | None) -> None:
+    """What can be wrong with the options whatever the config says.
+
+    Raises:
+        UsageError: options that contradict each other, a missing file, a bad value.
+    """
+    from mmkd_plugin import recipes
+    from mmkd_plugin.init_student import parse_parts
+
+    if args.teacher_checkpoint is not None and args.teacher_random:
+        raise UsageError('--teacher-random and --teacher-checkpoint exclude each other.')
+    if args.teacher_checkpoint is not None and '://' not in args.teacher_checkpoint:
+        existing_file(args.teacher_checkpoint, 'teacher checkpoint', suffixes=('.pth', '.pt'))
+    weight = args.task_weight
+    if weight is not None and not (math.isfinite(weight) and weight >= 0):
+        raise UsageError(f'--task-weight {weight:g} must be a number, 0 or more.')
+    try:
+        if recipe is not None:
+            recipes.describe(recipe)
+        if args.init_student is not None:
+            parse_parts(args.init_student)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def is_classifier(cfg: Config) -> bool:
@@ -159,8 +172,11 @@ def is_classifier(cfg: Config) -> bool:
     return 'head' in model and not any(key.endswith('_head') for key in model)
 
 
-def change_training(cfg: Config, recipe: str) -> None:
-    """FunMatch is more than a loss: it also changes mixup, optimizer and schedule of the config."""
+def change_training(cfg: Config, recipe: str, cfg_options: dict | None) -> None:
+    """FunMatch is more than a loss: it also changes mixup, optimizer and schedule of the config.
+
+    What the command line says about these wins over the recipe.
+    """
     if recipe != 'funmatch':
         return
     from mmkd_plugin.recipes import funmatch
@@ -169,30 +185,72 @@ def change_training(cfg: Config, recipe: str) -> None:
         funmatch.apply_to(cfg)
     except ValueError as error:
         raise UsageError(f'--recipe funmatch: {error}') from None
+    changed = ('model', 'optim_wrapper', 'param_scheduler')
+    own = {k: v for k, v in (cfg_options or {}).items() if k.split('.')[0] in changed}
+    try:
+        cfg.merge_from_dict(own)
+    except (AssertionError, KeyError, TypeError) as error:
+        raise UsageError(
+            f'--cfg-options {", ".join(own)} does not fit what --recipe funmatch has changed '
+            f'({error}): its optimizer is {dict(cfg.optim_wrapper.optimizer)} and it has '
+            f'{len(cfg.param_scheduler)} schedulers.'
+        ) from None
 
 
-def replace_recipe(cfg: Config, recipe: str) -> None:
+def change_hook(cfg: Config, args: argparse.Namespace) -> None:
+    """Command line before config, for a config that has a DistillHook.
+
+    Raises:
+        UsageError: a bad option, or one that this hook has no use for.
+    """
+    check_options(args, args.recipe)
+    (hook,) = distill_hooks(cfg)
+    if args.teacher_checkpoint is not None or args.teacher_random:
+        if not isinstance(hook.get('teacher'), dict):
+            raise UsageError(
+                f"the config's DistillHook has teacher={hook.get('teacher')!r}, which takes no "
+                'checkpoint: leave --teacher-checkpoint and --teacher-random out.'
+            )
+        hook['teacher'].update(checkpoint=args.teacher_checkpoint, allow_random=args.teacher_random)
+    if args.recipe is not None:
+        replace_recipe(cfg, hook, args.recipe, args.cfg_options)
+    if args.task_weight is not None:
+        hook['task_weight'] = args.task_weight
+    if args.init_student is not None:
+        hook['init_student'] = args.init_student
+
+
+def replace_recipe(cfg: Config, hook: dict, recipe: str, cfg_options: dict | None) -> None:
     """Another method for a config whose DistillHook names teacher and recipe.
 
     Raises:
-        UsageError: an unknown recipe, or a hook with terms of its own.
+        UsageError: a hook with terms of its own.
     """
-    from mmkd_plugin import recipes
-
-    try:
-        recipes.describe(recipe)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    (hook,) = distill_hooks(cfg)
     if hook.get('terms') is not None:
         raise UsageError(
             f"--recipe {recipe}: the config's DistillHook has terms of its own, which a recipe "
             'would throw away. Start from the config of the pair or of the student instead.'
         )
     hook['recipe'] = recipe
-    change_training(cfg, recipe)
+    change_training(cfg, recipe, cfg_options)
     # Of the old recipe; the new one brings its own.
     hook.pop('task_weight', None)
+
+
+def refuse_lost_options(cfg: Config, cfg_options: dict | None) -> None:
+    """Configs copy a variable ``teacher`` into their hook before ``--cfg-options`` are applied.
+
+    Raises:
+        UsageError: an option that would change the variable and nothing else.
+    """
+    lost = [key for key in cfg_options or {} if key.split('.')[0] == 'teacher']
+    for i, hook in enumerate(cfg.get('custom_hooks') or []):
+        if lost and hook in distill_hooks(cfg) and hook.get('teacher') != cfg.get('teacher'):
+            raise UsageError(
+                f'--cfg-options {lost[0]}=... changes a variable that the config has already '
+                f'copied into its DistillHook. Write custom_hooks.{i}.{lost[0]}=..., or '
+                '--teacher-checkpoint FILE.'
+            )
 
 
 def _given_options(args: argparse.Namespace) -> list[str]:
@@ -255,6 +313,7 @@ def apply_train_options(cfg: Config, args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     cfg = load_config(args.config, args.cfg_options)
+    refuse_lost_options(cfg, args.cfg_options)
     prepare_scope(cfg)
     set_work_dir(cfg, args.work_dir, args.config)
     apply_train_options(cfg, args)

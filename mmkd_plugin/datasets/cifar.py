@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torchvision.datasets as tv
@@ -12,6 +13,27 @@ import torchvision.datasets as tv
 from ..functional.checks import check_choice
 from ..registry import DATASETS
 from .arrays import ArrayDataset
+
+# All that pickled arrays and lists name; other names in a file without a checksum could run code.
+_PLAIN = {
+    ('_codecs', 'encode'),
+    ('numpy', 'dtype'),
+    ('numpy', 'ndarray'),
+    *((f'numpy.{core}.multiarray', '_reconstruct') for core in ('core', '_core')),
+    *((f'numpy.{core}.numeric', '_frombuffer') for core in ('core', '_core')),
+}
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _PLAIN:
+            raise pickle.UnpicklingError(f'it names {module}.{name}, which is no data')
+        return super().find_class(module, name)
+
+
+def _read_plain(file: Path) -> dict:
+    with open(file, 'rb') as stream:
+        return _PlainUnpickler(stream, encoding='latin1').load()
 
 
 class _AnyRowOrder(tv.CIFAR100):
@@ -60,6 +82,9 @@ class CIFAR100(ArrayDataset):
             _check_files(folder)
         reader = tv.CIFAR100 if check_md5 else _AnyRowOrder
         try:
+            if not check_md5:
+                for name in (split, 'meta'):
+                    _read_plain(folder / name)  # torchvision reads whatever is in there
             read = reader(str(folder.parent), train=split == 'train', download=download)
             labels = np.asarray(read.targets, dtype=np.int64)
         except (pickle.UnpicklingError, EOFError, KeyError, ValueError, TypeError, AttributeError,
@@ -67,6 +92,12 @@ class CIFAR100(ArrayDataset):
             raise ValueError(
                 f'{_damaged(folder, split)} is damaged ({type(error).__name__}: {error}). Remove '
                 f'the folder {folder} and get the data again, for example with download=True.'
+            ) from error
+        except OSError as error:
+            raise FileNotFoundError(
+                f'CIFAR-100 could not be {"downloaded to" if download else "read from"} {folder} '
+                f'({error}). Get cifar-100-python.tar.gz of '
+                'https://www.cs.toronto.edu/~kriz/cifar.html by hand and unpack it into data_root.'
             ) from error
         except RuntimeError as error:  # torchvision's word for a failed checksum
             raise ValueError(
@@ -82,7 +113,8 @@ def _check_files(folder: Path) -> None:
     missing = [name for name in ('train', 'test', 'meta') if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(
-            f'CIFAR-100 is not complete in {folder}: {", ".join(missing)} is missing. Set '
+            f'CIFAR-100 is not complete in {folder}, which lacks {", ".join(missing)}. Point '
+            'data_root (CIFAR100_ROOT for the configs of this project) to where it is, set '
             'download=True, or unpack cifar-100-python.tar.gz of '
             "https://www.cs.toronto.edu/~kriz/cifar.html into data_root. Without it, type='"
             "SklearnDigits' is a set that needs no download."
@@ -93,8 +125,7 @@ def _damaged(folder: Path, split: str) -> Path:
     """Which of the two files that were read is at fault."""
     for name, key in ((split, 'fine_labels'), ('meta', 'fine_label_names')):
         try:
-            with open(folder / name, 'rb') as file:
-                pickle.load(file, encoding='latin1')[key]
+            _read_plain(folder / name)[key]
         except Exception:
             return folder / name
     return folder / split

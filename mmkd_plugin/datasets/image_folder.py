@@ -16,8 +16,7 @@ from mmengine.logging import print_log
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from ..functional.checks import check_choice
-from ..registry import DATASETS
+from ..registry import DATASETS, nearest
 from .arrays import ArrayDataset
 
 
@@ -114,11 +113,9 @@ def _how_to_get(root: Path, split: str) -> str:
             f'data_root {root} does not exist. {hint} Point data_root to your own images, or get '
             "such a set first; type='SklearnDigits' is a set that needs no download."
         )
-    try:
-        check_choice('split', split, _folders(root))
-    except ValueError as error:
-        return f'{root} has no folder {split!r}: {error} {hint}'
-    return hint
+    folders = _folders(root)
+    near = f'{nearest(split, folders)}.' if folders else 'it has no folder at all.'
+    return f'{root} has no folder {split!r} (split); {near} {hint}'
 
 
 def _folders(folder: Path) -> list[str]:

@@ -194,8 +194,10 @@ def _open(cls: type, root: Path, split: str, download: bool, kwargs: dict) -> An
         kwargs['download'] = download
     try:
         return cls(root=str(root), **kwargs)
-    except (RuntimeError, FileNotFoundError) as error:
+    except (RuntimeError, OSError) as error:  # OSError: no such file, or no connection
         way = 'Set download=True' if 'download' in own else 'Download it from its official site'
+        if download and 'download' in own:
+            way = 'Download it from its official site by hand'
         if cls is tv.ImageFolder:
             way = f'Expected is {root}/<class>/<image>; put your images there'
         raise FileNotFoundError(

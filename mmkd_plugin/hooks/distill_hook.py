@@ -104,6 +104,8 @@ class DistillHook(Hook):
         if self.task_weight is not None:
             task_weight = self.task_weight
         _refuse_epochs(runner, terms)
+        if isinstance(teacher, SelfTeacher):
+            _refuse_first_epoch(runner, terms)
         self.distiller = attach(
             student,
             teacher,
@@ -115,6 +117,11 @@ class DistillHook(Hook):
         )
         if any(p.requires_grad for p in self.distiller.parameters()):
             _rebuild_around(runner, student)
+        if self.recipe is not None:
+            runner.logger.info(
+                f'Recipe {self.recipe!r} ({recipes.source(self.recipe, student)}): '
+                f'task_weight={task_weight}, terms={list(terms)}'
+            )
         runner.logger.info(_describe(self.distiller))
 
     def before_train(self, runner: Runner) -> None:
@@ -201,6 +208,13 @@ class DistillHook(Hook):
                     logging.WARNING,
                 )
                 break
+        terms = self.distiller.term_types()
+        if state.get('terms', terms) != terms:  # older files do not have it
+            print_log(
+                f'The run was started with the terms {state["terms"]} and goes on with {terms}.',
+                'current',
+                logging.WARNING,
+            )
         self.distiller.load_resume_state(state)
 
 
@@ -242,12 +256,27 @@ def _refuse_epochs(runner: Runner, terms: Sequence[dict]) -> None:
             )
 
 
+def _refuse_first_epoch(runner: Runner, terms: Sequence[dict]) -> None:
+    """A student that is its own teacher has nobody to learn from in its first epoch."""
+    length = len(runner.train_dataloader)
+    for i, term in enumerate(terms):
+        if not isinstance(term, dict):
+            continue  # attach says what is wrong with it
+        begin, first = term.get('begin', 0), 1 if term.get('by_epoch') else length
+        if isinstance(begin, int) and begin < first:
+            raise ValueError(
+                f"terms[{i}] begins in the first epoch, when teacher='previous_epoch' is still the "
+                'student before its training. Let it begin with the second: begin=1, by_epoch=True.'
+            )
+
+
 def _length(runner: Runner) -> dict[str, int]:
     """How long training is, in the unit in which the schedules of a recipe are to be written."""
     loop = runner._train_loop
     if isinstance(loop, IterBasedTrainLoop):
         return dict(iterations=loop.max_iters)
-    return dict(epochs=loop.max_epochs)
+    epochs = getattr(loop, 'max_epochs', None)  # a loop of the user's own need not say
+    return {} if epochs is None else dict(epochs=epochs)
 
 
 def _as_list(value: Any) -> list:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 import torch.distributed as dist
+from mmengine.logging import print_log
 from torch import Tensor
 
 from mmkd_plugin import functional as F
@@ -37,7 +40,8 @@ class CKDLoss(LogitLoss):
             each other, as earlier versions and a summary of the paper have it; for ablations.
         gather: Contrast the samples of all processes of a distributed run: every process computes
             the loss of the whole batch, and DDP's average of the gradients is its gradient.
-            Default False, the samples of the own process, as in the official code.
+            Default False, the samples of the own process, as in the official code. It waits for the
+            device once per step, to learn how many samples each process has.
 
     Shape:
         - student, teacher: (B, C), or maps (N, C, H, W) whose every position is a sample.
@@ -63,6 +67,7 @@ class CKDLoss(LogitLoss):
         self.temperature = temperature
         self.variant = variant
         self.gather = gather
+        self._told = False  # that a batch of one has nothing to learn from
 
     def compute(self, student: Tensor, teacher: Tensor) -> Tensor:
         if self.gather and dist.is_available() and dist.is_initialized():
@@ -71,6 +76,15 @@ class CKDLoss(LogitLoss):
             raise ValueError(
                 f'CKDLoss compares every sample with every other, at most {MAX_SAMPLES}, but got '
                 f'{student.shape[0]}; select samples before it.'
+            )
+        if student.shape[0] == 1 and not self._told:
+            self._told = True
+            print_log(
+                'CKDLoss got a batch of one sample: there is nothing to contrast it with, so its '
+                'loss is 0. Raise train_dataloader.batch_size, or take another loss. (Harmless if '
+                'it is the last batch of an epoch only; drop_last=True leaves that out.)',
+                'current',
+                logging.WARNING,
             )
         return F.contrastive(student, teacher, self.temperature, self.variant)
 

@@ -17,6 +17,7 @@ from mmkd_plugin.registry import MODELS, check_keys, nearest
 
 from .heads import as_batch
 
+_KEYS = ('backbone', 'head', 'data_preprocessor', 'init_cfg')
 # How other projects call the last linear layer of a classifier.
 _CLASSIFIER = re.compile(
     r'(fc|linear|head|head\.fc|heads\.head|classifier(\.\d+)?)\.(?P<kind>weight|bias)'
@@ -53,7 +54,9 @@ class ImageClassifier(BaseModel):
         head: nn.Module | dict,
         data_preprocessor: nn.Module | dict | None = None,
         init_cfg: dict | None = None,
+        **unknown: Any,
     ) -> None:
+        check_keys(unknown, _KEYS, 'ImageClassifier')
         if isinstance(data_preprocessor, dict):
             data_preprocessor = _build(
                 dict(data_preprocessor), 'data_preprocessor', 'ClsDataPreprocessor'

@@ -108,7 +108,7 @@ class ClsDataPreprocessor(BaseDataPreprocessor):
         """
         data = self.cast_data(data)
         images = _batch(data['inputs'], 'inputs')
-        samples = dict(data.get('data_samples') or {})
+        samples = _samples(data.get('data_samples'))
         if not training:
             for transform in self.eval_transforms:
                 images = transform(images)
@@ -161,8 +161,8 @@ class ClsDataPreprocessor(BaseDataPreprocessor):
     ) -> tuple[Tensor, Tensor | None]:
         if len(images) < 2:
             raise ValueError(
-                'mixup needs two images or more in a batch, but this one has 1. Set drop_last=True '
-                'in train_dataloader, or another batch_size.'
+                f'mixup needs two images or more in a batch, but this one has {len(images)}. Set '
+                'drop_last=True in train_dataloader, or another batch_size.'
             )
         lam = self._draw_lam(images)
         samples['mixed_lam'] = lam
@@ -215,6 +215,18 @@ def _batch(images: Any, name: str) -> Tensor:
             'TorchvisionDataset).'
         )
     return images
+
+
+def _samples(samples: Any) -> dict:
+    if not samples:
+        return {}
+    if not isinstance(samples, dict):
+        raise ValueError(
+            'data_samples must be one dict for the batch, such as dict(gt_label=int64 tensor '
+            f"(N,)), got a {type(samples).__name__}. Set collate_fn=dict(type='whole_batch') in "
+            "the data loader (or 'stack_batch' for TorchvisionDataset)."
+        )
+    return dict(samples)
 
 
 def _checked_view(view: dict | None) -> dict | None:

@@ -30,7 +30,8 @@ class TimmBackbone(nn.Module):
 
     Raises:
         ImportError: timm is not installed.
-        ValueError: timm has no such network, or one whose features are no map.
+        ValueError: timm has no such network, or one whose features are no map, or its weights could
+            not be downloaded.
     """
 
     def __init__(
@@ -46,7 +47,16 @@ class TimmBackbone(nn.Module):
         base = str(name).partition('.')[0]  # the rest names a set of weights
         if not timm.is_model(base):
             raise ValueError(f'timm has no network {name!r}; {nearest(base, timm.list_models())}.')
-        self.net = timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
+        try:
+            self.net = timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
+        except OSError as error:  # what the hub's client raises without a connection
+            if not pretrained:
+                raise
+            raise ValueError(
+                f"timm's weights of {name!r} could not be downloaded ({error}). Get the file by "
+                'other means and name it: pretrained=True, pretrained_cfg_overlay=dict(file=...); '
+                'or start from random weights: pretrained=False.'
+            ) from error
         self.out_channels = int(self.net.num_features)
         self.arch = base
 

@@ -66,7 +66,17 @@ def resolve(
                 f'{role} ({type(model).__name__}) is a {FAMILIES[family(model)]}. '
                 f'For its features: {", ".join(features.RECIPES)}.'
             )
-    return classification.plan(name, _arch(teacher), _arch(student), **(length or {}))
+    counts = [getattr(model.head, 'num_classes', None) for model in (student, teacher)]
+    if None not in counts and counts[0] != counts[1]:
+        raise ValueError(
+            f'The recipe {name!r} compares class logits, but the student has {counts[0]} classes '
+            f'and the teacher {counts[1]} (num_classes of their heads). Take a teacher of the '
+            f"student's classes, or distil features: {', '.join(features.RECIPES)}."
+        )
+    pair = _arch(teacher), _arch(student)
+    if pair in classification.IMAGENET_DKD_BETA and counts[0] != 1000:
+        pair = None, None  # the same networks on other data
+    return classification.plan(name, *pair, **(length or {}))
 
 
 def _kind(name: str):
@@ -81,4 +91,5 @@ def _kind(name: str):
 
 
 def _arch(model: nn.Module) -> str | None:
-    return getattr(model.backbone, 'arch', None)
+    arch = getattr(model.backbone, 'arch', None)
+    return arch if isinstance(arch, str) else None  # MMPreTrain's may be a whole table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -98,7 +99,13 @@ def make_view(
         if name not in _VIEWS:
             raise TapError(f'{where}: there is no view {name!r}; {nearest(str(name), _VIEWS)}.')
     if not isinstance(name, str) or name not in _VIEWS:
-        return TapView(config, model, needs, where)
+        try:
+            return TapView(config, model, needs, where)
+        except TapError as error:
+            meant = difflib.get_close_matches(str(config), _VIEWS, n=1, cutoff=0.8)
+            if not meant:
+                raise
+            raise TapError(f'{error} Did you mean the view {meant[0]!r}?') from None
     for cls in _VIEWS[name]:
         if cls.fits(model):
             return cls(model, needs, where)

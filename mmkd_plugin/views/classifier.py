@@ -25,7 +25,8 @@ class ClassifierLogits(View):
     def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
         self.where = where
         # MMPreTrain mixes here; without it a sample's gt_score is its one-hot label.
-        self.mixes = bool(getattr(model.data_preprocessor, 'batch_augments', None))
+        preprocessor = getattr(model, 'data_preprocessor', None)
+        self.mixes = bool(getattr(preprocessor, 'batch_augments', None))
         self.needs = tuple(needs)
         path = _classification_layer(model, where)
         self.logits = TapPoint(path)
@@ -81,7 +82,7 @@ class ClassifierLogits(View):
         return ValueError(
             f'{self.where}: the loss needs one label per image, but the images of this batch are '
             f'mixed (they have a {key}: mixup, CutMix). Use a loss without labels (KDLoss, '
-            'CKDLoss), or switch the mixing off.'
+            'CKDLoss), or switch the mixing off (data_preprocessor.mixup=0).'
         )
 
     def _single(self, recorder: Recorder, point: TapPoint) -> list[Capture]:

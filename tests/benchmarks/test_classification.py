@@ -24,6 +24,7 @@ from benchmarks import (
     summary,
     worker,
 )
+from mmkd_plugin.recipes import funmatch
 
 TASK = methods.TASKS['classification']
 CIFAR = cls_methods.BENCHMARKS['cifar100']
@@ -74,6 +75,34 @@ def test_reproduced_takes_seeds_schedule_and_accuracy(values, epochs, expected):
     (line,) = [x for x in text.splitlines() if x.startswith('| KD |')]
     assert ('reproduced' in line) == ('reproduced' in expected)
     assert ('±' in line) == (len(values) >= 3)
+
+
+@pytest.mark.parametrize('taught, claim', [(240, 'reproduced'), (60, 'a teacher of 60 of 240')])
+def test_a_teacher_of_fewer_epochs_reproduces_nothing(taught, claim):
+    row = dict(incomplete=None, published=70.66, epochs=[240], best_top1=(70.7, 0.1))
+    assert claim in cls_summary.verdict(row, 240, taught)
+
+
+@pytest.mark.parametrize('epochs', [1600, 80])
+def test_the_schedule_of_a_method_is_not_scaled_again(tmp_path, epochs):
+    """1600 // 20 is the 80 epochs of the config: its end was taken for the end of the run."""
+    benchmark = cls_methods.BENCHMARKS['digits']
+    run = dict(
+        task='classification', config=benchmark.config('resnet8-narrow_digits'), pair=None,
+        method='student', terms=[], seed=0, split='test', epochs=epochs, options={},
+    )  # fmt: skip
+    run.update(cls_methods.build_run('student', run, benchmark, 'adamw'))
+    ramp, cosine = worker.build_config(run, tmp_path).param_scheduler
+    assert (ramp['end'], cosine['end'], cosine['T_max']) == (
+        epochs // 20, epochs, epochs - epochs // 20,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize('flag', ['--epochs', '--jobs', '--threads'])
+def test_counts_below_one_are_refused(flag, capsys):
+    with pytest.raises(SystemExit):
+        classification.main(['--dataset', 'digits', flag, '0'])
+    assert 'must be 1 or more' in capsys.readouterr().err
 
 
 def test_nothing_is_claimed_where_nothing_was_published():
@@ -174,6 +203,14 @@ def test_methods_change_what_they_are_about_and_nothing_else(method, tmp_path):
     assert cfg.train_cfg.val_interval == 1
 
 
+@pytest.mark.parametrize('epochs', [1, 13, 80, 240])
+def test_funmatch_trains_as_its_recipe_but_for_rate_and_ramp(epochs):
+    ours = cls_methods.adamw(0.02, epochs)
+    optim_wrapper, schedule = funmatch.training(epochs, 0.02, warmup=max(1, epochs // 20))
+    assert ours['param_scheduler'] == schedule
+    assert ours['optim_wrapper'] == dict(optim_wrapper, type='OptimWrapper', _delete_=True)
+
+
 def test_published_ckd_schedule_takes_its_batch_size(tmp_path):
     study = make_study(
         tmp_path, '--pairs', 'wrn_40_2_wrn_40_1', PAIR, '--methods', 'ckd-480e', '--seeds', '0'
@@ -214,13 +251,20 @@ def test_fast_cifar_is_the_fast_config(tmp_path, monkeypatch):
     assert cfg.test_dataloader.dataset.check_md5 is False
 
 
+def test_fast_is_a_schedule_of_its_own(tmp_path, monkeypatch):
+    """With 240 epochs it would not be the published schedule, but look like it in the table."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match='give --fast or --epochs, not both'):
+        cifar100.main(['--fast', '--epochs', '240', '--pairs', PAIR, '--device', 'cpu'])
+
+
 @pytest.mark.parametrize('amp, scale', [('bfloat16', dict(enabled=False)), ('float16', 'dynamic')])
 def test_amp_and_compile_reach_the_config(tmp_path, amp, scale):
     run = plan(make_study(tmp_path, '--pairs', PAIR, '--methods', 'kd'))[f'{PAIR}/kd-seed0']
     cfg = worker.build_config({**run, 'amp': amp, 'compile': 'max-autotune'}, tmp_path)
     wrapper = cfg.optim_wrapper
     assert (wrapper.type, wrapper.dtype, wrapper.loss_scale) == ('AmpOptimWrapper', amp, scale)
-    assert cfg.compile == dict(mode='max-autotune')
+    assert cfg.compile == dict(mode='max-autotune', dynamic=False)
     assert 'compile' not in worker.build_config(run, tmp_path)
 
 

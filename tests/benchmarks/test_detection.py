@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -122,6 +123,29 @@ def test_a_failed_run_does_not_stop_the_others(tmp_path: Path, monkeypatch: pyte
         folder.mkdir()
     assert pool.Pool(2, 1).run(folders) == [folders[0]]
     assert all((f / 'results.json').is_file() for f in folders[1:])
+
+
+def test_a_run_is_never_trained_twice_at_a_time(tmp_path: Path, monkeypatch, capsys):
+    """A worker outlives a benchmark that is killed; the next one waits for it."""
+    script = tmp_path / 'fake_worker.py'
+    script.write_text(
+        'import pathlib, sys, time; f = pathlib.Path(sys.argv[1])\n'
+        'with (f / "started").open("a") as file: file.write("x")\n'
+        'while not (f / "go").exists(): time.sleep(0.02)\n'
+        '(f / "results.json").write_text(\'{"AP": 0.5, "seconds": 1}\')\n'
+    )
+    monkeypatch.setattr(pool, 'WORKER', script)
+    orphan, other = tmp_path / 'orphan', tmp_path / 'other'
+    for folder in (orphan, other):
+        folder.mkdir()
+    (other / 'go').touch()
+    process = pool.Pool(1, 1).start(orphan)
+    assert pool.Pool(1, 1).start(orphan) is None
+    threading.Timer(1.0, (orphan / 'go').touch).start()
+    assert pool.Pool(1, 1).run([orphan, other]) == []
+    assert process.wait() == 0
+    assert (orphan / 'started').read_text() == (other / 'started').read_text() == 'x'
+    assert capsys.readouterr().out.count('another process trains it') == 1
 
 
 def test_set_epochs_moves_the_end_of_the_schedule():

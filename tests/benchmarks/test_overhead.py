@@ -120,6 +120,13 @@ def test_command_prints_and_writes_the_ratios(tmp_path: Path, capsys):
     assert json.loads(file.read_text())['time'] == result['time']
 
 
+@pytest.mark.parametrize('name', overhead.PAIRS)
+def test_the_configs_of_a_pair_exist(name):
+    pair = overhead.PAIRS[name]
+    for config in (pair.student, pair.teacher):
+        assert '::' in config or Path(config).is_file(), config
+
+
 @pytest.mark.parametrize('loss', ['KDLoss', 'IPWDLoss'])
 def test_a_classification_pair_is_measured_with_its_labels(loss):
     pair = overhead.PAIRS['resnet56-resnet20']

@@ -19,6 +19,7 @@ from mmengine.runner import Runner
 from mmkd_plugin.models import ClsDataPreprocessor, ImageClassifier
 from mmkd_plugin.recipes import classification as recipes
 from mmkd_plugin.registry import build_loss
+from mmkd_plugin.schedule import Schedule
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs' / 'classification'
@@ -176,20 +177,38 @@ def test_written_out_configs_are_the_recipes(method):
     assert hook.task_weight == plan['task_weight']
 
 
-def test_imagenet_configs_are_the_recipes():
-    hook = hook_of(read('imagenet/dkd_resnet34_resnet18_imagenet'))
-    plan = recipes.plan('dkd', 'resnet34', 'resnet18', epochs=100)
+@pytest.mark.parametrize(
+    'name', ['dkd_resnet34_resnet18_imagenet', 'ckd_resnet34_resnet18_200e_imagenet']
+)
+def test_imagenet_configs_are_the_recipes(name):
+    hook = hook_of(read(f'imagenet/{name}'))
+    plan = recipes.plan(name[:3], 'resnet34', 'resnet18', epochs=100)
     assert [settings(t) for t in hook.terms] == [settings(t) for t in plan['terms']]
+    assert hook.task_weight == plan['task_weight']
+
+
+def test_imagenet_schedules():
     config = read('imagenet/resnet34_resnet18_imagenet')
     assert (
         config.optim_wrapper.optimizer.lr == 0.2
         and config.optim_wrapper.optimizer.weight_decay == 1e-4
     )
     assert config.param_scheduler[0].milestones == [30, 60, 90]
-    assert arch('imagenet/resnet34_imagenet'), arch('imagenet/resnet18_imagenet') == (
-        'resnet34',
-        'resnet18',
-    )
+    assert config.train_dataloader.batch_size == 512
+    longer = read('imagenet/ckd_resnet34_resnet18_200e_imagenet')
+    assert longer.train_cfg.max_epochs == 200
+    rates = learning_rates(longer, 1, [0, 100, 199])
+    assert list(rates.values()) == pytest.approx([0.2, 0.1, 0.0], abs=1e-4)
+
+
+@pytest.mark.parametrize('pair', recipes.IMAGENET_DKD_BETA)
+def test_imagenet_networks_are_those_of_the_recipes(pair):
+    names = [name for name in ALL if name.startswith('imagenet/') and hook_of(read(name)) is None]
+    assert set(pair) <= {arch(name) for name in names}
+    teacher, student = pair
+    hook = hook_of(read(f'imagenet/{teacher}_{student}_imagenet'))
+    assert Path(hook.teacher.config).stem == f'{teacher}_imagenet'
+    assert arch(f'imagenet/{teacher}_{student}_imagenet') == student
 
 
 def test_imagenet_teachers_are_torchvisions():
@@ -423,6 +442,25 @@ def test_pair_configs_train(teacher, student, cifar_root, tmp_path):
     assert losses['loss_kd'] > 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('name', PARAMETERS)
+def test_network_configs_train(name, cifar_root, tmp_path):
+    assert run_briefly(cifar_config(name, cifar_root), tmp_path)['loss_cls'] > 0
+
+
+def test_self_distillation_reaches_its_share_at_the_end():
+    for name in ('ps_kd_resnet20', 'ipwd_self_resnet20'):
+        config = read(f'cifar100/{name}')
+        hook = hook_of(config)
+        (term,) = hook.terms
+        assert hook.task_weight == 'complement' and term.weight == 0.8 and term.by_epoch
+        schedule = Schedule(term.begin, warmup=term.warmup, by_epoch=True)
+        epochs = config.train_cfg.max_epochs
+        assert [schedule.factor(0, e) for e in (0, epochs - 2, epochs - 1)] == [
+            0.0, pytest.approx(1 - 1 / 239), 1.0
+        ]  # fmt: skip
+
+
 def test_digits_pair_trains(tmp_path):
     config = Config.fromfile(CONFIGS / 'digits' / 'resnet14_resnet8-narrow_digits.py')
     config.train_dataloader.dataset.num_samples = 20
@@ -440,6 +478,22 @@ def draw_images(root: Path, splits: tuple[str, ...], classes: int = 10) -> None:
             folder.mkdir(parents=True)
             pixels = draw.randint(0, 256, (96, 80, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / 'image.jpg')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', [n for n in ALL if n.startswith('imagenet/')])
+def test_imagenet_configs_train(name, tmp_path):
+    """Data, networks and method as they are; ten images of noise."""
+    draw_images(tmp_path, ('train', 'val'))
+    config = Config.fromfile(CONFIGS / f'{name}.py')
+    for part in ('train', 'val', 'test'):
+        loader = config[f'{part}_dataloader']
+        loader.update(num_workers=0, pin_memory=False)
+        loader.dataset.data_root = str(tmp_path)
+    losses = run_briefly(config, tmp_path / 'work')
+    distilled = [v for k, v in losses.items() if k not in ('loss', 'loss_cls')]
+    assert losses['loss_cls'] > 0 and len(distilled) == bool(hook_of(config))
+    assert all(v > 0 for v in distilled)
 
 
 def test_clothing_pair_trains(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -68,6 +69,26 @@ def test_labels_out_of_range(root):
     path.write_bytes(pickle.dumps(content))
     with pytest.raises(ValueError, match=r'Labels must lie in 0\.\.99'):
         CIFAR100(root, check_md5=False)
+
+
+def test_code_in_a_file_is_not_run(root, tmp_path):
+    class Code:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / 'ran',)
+
+    (root / 'cifar-100-python' / 'train').write_bytes(pickle.dumps(dict(data=Code())))
+    with pytest.raises(ValueError, match='cifar-100-python/train is damaged .*which is no data'):
+        CIFAR100(root, check_md5=False)
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_a_failed_download_is_explained(tmp_path, monkeypatch):
+    def offline(self):
+        raise URLError('no connection')
+
+    monkeypatch.setattr('torchvision.datasets.CIFAR100.download', offline)
+    with pytest.raises(FileNotFoundError, match='not be downloaded.*no connection.*by hand'):
+        CIFAR100(tmp_path, download=True)
 
 
 def test_bad_split(root):

@@ -100,6 +100,11 @@ def test_missing_folders(root, tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder 'tain'.*'train'"):
         CachedImageFolder(root, 'tain')
     (root / 'empty').mkdir()
+    (tmp_path / 'bare').mkdir()
+    with pytest.raises(
+        FileNotFoundError, match="no folder 'train' .split.; it has no folder at all"
+    ):
+        CachedImageFolder(tmp_path / 'bare', size=4)
     with pytest.raises(FileNotFoundError, match='holds no image'):
         CachedImageFolder(root, 'empty')
 

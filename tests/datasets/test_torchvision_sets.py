@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -60,6 +61,15 @@ def test_grey_images_become_rgb(tmp_path):
     (tmp_path / 'train' / 'a').mkdir(parents=True)
     Image.new('L', (5, 5), 40).save(tmp_path / 'train' / 'a' / '0.png')
     assert (make(tmp_path)[0]['inputs'] == 40).all()
+
+
+def test_a_failed_download_is_explained(tmp_path, monkeypatch):
+    def offline(self):
+        raise URLError('no connection')
+
+    monkeypatch.setattr('torchvision.datasets.Flowers102.download', offline)
+    with pytest.raises(FileNotFoundError, match='no connection.*by hand.*point data_root'):
+        TorchvisionDataset('Flowers102', tmp_path, download=True)
 
 
 def test_slices_are_disjoint_complete_and_mix_the_classes(root):

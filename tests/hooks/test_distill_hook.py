@@ -131,7 +131,7 @@ def test_checkpoint_holds_a_plain_student_and_the_rest_apart(tmp_path, teacher_f
     runner = train(runner_config(tmp_path, hook))
     saved = weights(tmp_path / 'iter_4.pth')
     assert list(saved['state_dict']) == list(toy_model().state_dict())
-    assert set(saved['distiller']) == {'version', 'connectors', 'teacher', 'seed'}
+    assert set(saved['distiller']) == {'version', 'connectors', 'teacher', 'seed', 'terms'}
     assert len(saved['distiller']['teacher']['checkpoint']) == 64
     assert not hasattr(runner.model, 'distiller')  # given back after the run
     width = weights(teacher_file)['state_dict']['backbone.stem.0.weight'].shape
@@ -191,6 +191,16 @@ def test_resume_with_other_terms_is_refused(tmp_path):
     other = hook_config(dict(TERM, student='neck.convs.0'))
     with pytest.raises(ValueError, match='terms are not those'):
         train(runner_config(tmp_path, other, max_iters=4, resume=True))
+
+
+def test_resume_with_another_loss_warns(tmp_path, capsys):
+    """Without connectors nothing else tells the two apart."""
+    term = dict(TERM, loss=dict(type='PKDLoss'))
+    train(runner_config(tmp_path, hook_config(term), max_iters=2))
+    other = hook_config(dict(term, loss=dict(type='CWDLoss')))
+    train(runner_config(tmp_path, other, max_iters=4, resume=True))
+    expected = "started with the terms {'gdd': 'PKDLoss'} and goes on with {'gdd': 'CWDLoss'}"
+    assert expected in capsys.readouterr().out
 
 
 def test_foreign_load_from_is_refused(tmp_path):

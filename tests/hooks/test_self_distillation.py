@@ -7,7 +7,9 @@ import copy
 import pytest
 import torch
 from mmengine.hooks import Hook
-from toys import runner_config, train
+from toys import runner_config, toy_classifier, train
+
+from mmkd_plugin.self_teacher import SelfTeacher
 
 EPOCHS = 4
 KD = dict(
@@ -83,6 +85,27 @@ def test_a_resumed_run_continues_exactly(tmp_path):
     assert first.losses + second.losses == whole.losses
     for key, value in reference.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[key]), key
+
+
+@pytest.mark.parametrize('begin', [dict(begin=0, by_epoch=True), dict(begin=1, by_epoch=False)])
+def test_a_term_of_the_first_epoch_is_refused(tmp_path, begin):
+    """The student before its training has random weights, and load_from does not reach it."""
+    term = {**KD, 'warmup': 0, **begin}
+    with pytest.raises(ValueError, match=r'terms\[0\] begins in the first epoch'):
+        train(config(tmp_path, dict(SELF, terms=[term])))
+
+
+def test_what_is_saved_is_a_copy():
+    teacher = SelfTeacher(toy_classifier(0))
+    state = teacher.resume_state()
+    before = {key: value.clone() for key, value in state['weights'].items()}
+    teacher.refresh(toy_classifier(1), epoch=1)
+    moved = teacher.model.state_dict()
+    assert all(torch.equal(value, before[key]) for key, value in state['weights'].items())
+    assert any(not torch.equal(value, before[key]) for key, value in moved.items())
+    assert {value.device.type for value in state['weights'].values()} == {'cpu'}
+    teacher.load_resume_state(state)
+    assert all(torch.equal(v, before[k]) for k, v in teacher.model.state_dict().items())
 
 
 def test_a_loop_without_epochs_is_refused(tmp_path):

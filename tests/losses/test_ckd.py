@@ -37,6 +37,16 @@ def test_gathering_without_other_processes_changes_nothing(variant):
     assert torch.equal(loss(STUDENT, TEACHER), CKDLoss(variant=variant)(STUDENT, TEACHER))
 
 
+def test_a_batch_of_one_is_told_once(monkeypatch):
+    lines = []
+    monkeypatch.setattr(ckd, 'print_log', lambda text, *args: lines.append(text))
+    loss = CKDLoss()
+    loss(STUDENT[:2], TEACHER[:2])
+    assert not lines
+    assert [loss(STUDENT[:1], TEACHER[:1]).item() for _ in range(2)] == [0, 0]
+    assert len(lines) == 1 and 'batch of one sample' in lines[0] and 'batch_size' in lines[0]
+
+
 def test_too_many_samples_are_refused(monkeypatch):
     monkeypatch.setattr(ckd, 'MAX_SAMPLES', 3)
     CKDLoss()(STUDENT, TEACHER)

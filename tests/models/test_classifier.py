@@ -220,6 +220,11 @@ class TestConfig:
         with pytest.raises(ValueError, match=message):
             ImageClassifier(backbone or RESNET8, head or dict(type='LinearHead', num_classes=4))
 
+    def test_an_unknown_key(self):
+        head = dict(type='LinearHead', num_classes=4)
+        with pytest.raises(ValueError, match="unknown key 'bakbone'; nearest: 'backbone'"):
+            ImageClassifier(RESNET8, head, bakbone=1)
+
     def test_a_backbone_without_out_channels(self):
         head = dict(type='LinearHead', num_classes=4, in_channels=3)
         assert ImageClassifier(ForeignBackbone(), head)(images()).shape == (4, 4)

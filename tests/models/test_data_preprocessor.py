@@ -194,8 +194,9 @@ def test_images_in_a_list_are_stacked():
 
 
 def test_mixup_of_one_image_is_refused():
-    with pytest.raises(ValueError, match='drop_last=True'):
-        make(mixup=1.0)(batch(1), True)
+    for count in (1, 0):
+        with pytest.raises(ValueError, match=f'this one has {count}. Set drop_last=True'):
+            make(mixup=1.0)(batch(count), True)
     assert make(mixup=1.0)(batch(1), False)['inputs'].shape[0] == 1
 
 
@@ -225,6 +226,13 @@ def test_bad_arguments(kwargs, message):
 def test_bad_inputs(inputs):
     with pytest.raises(ValueError, match='inputs must be one tensor .*whole_batch'):
         make()(dict(inputs=inputs))
+
+
+def test_one_sample_per_image_is_not_what_it_takes():
+    data = batch(2)
+    data['data_samples'] = [dict(gt_label=0), dict(gt_label=1)]
+    with pytest.raises(ValueError, match='data_samples must be one dict .*list.*whole_batch'):
+        make()(data, True)
 
 
 @pytest.mark.gpu

@@ -107,6 +107,16 @@ class TestWithTimm:
         with torch.no_grad():  # timm's linear layer is a 1x1 convolution: rounding differs
             torch.testing.assert_close(model(image), net(image), rtol=1e-4, atol=1e-4)
 
+    def test_weights_that_cannot_be_downloaded(self, timm, monkeypatch):
+        def offline(*args, **kwargs):
+            raise OSError('no connection')
+
+        monkeypatch.setattr(timm, 'create_model', offline)
+        backbone = dict(type='TimmBackbone', name='resnetv2_50x1_bit', pretrained=True)
+        head = dict(type='LinearHead', num_classes=10)
+        with pytest.raises(ValueError, match='not be downloaded.*no connection.*pretrained=False'):
+            ImageClassifier(backbone, head)
+
     def test_mistakes(self):
         with pytest.raises(ValueError, match="no network 'resnetv2_50x1_bits'; nearest: 'resnetv2"):
             TimmBackbone('resnetv2_50x1_bits')

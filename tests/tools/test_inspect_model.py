@@ -88,6 +88,19 @@ def test_recipes_say_where_they_tap(tool, configs, capsys):
     assert recipes['gdd']['student'] == 'neck.fpn_convs.*.conv' and recipes['gdd']['weight'] == 65
 
 
+def test_a_reason_that_recipes_share_is_told_once(tool, capsys, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '1000')
+    folder = Path(__file__).resolve().parents[2] / 'configs/classification'
+    student, teacher = folder / 'cifar100/resnet20.py', folder / 'digits/resnet14_digits.py'
+    tool.main([str(student), '--teacher', str(teacher)])
+    text = capsys.readouterr().out
+    assert text.count('compares class logits, but the student has 100 classes') == 1
+    assert 'kd, dkd, loca, dkd-loca, ckd, ipwd, ipwd-inverse, funmatch do not fit:' in text
+    tool.main([str(student)])
+    text = capsys.readouterr().out
+    assert 'ipwd-inverse cls_logits' in text and 'not fit' not in text
+
+
 def test_filter_and_depth(tool, configs, capsys):
     student = configs / 'student.py'
     paths = [p['path'] for p in as_json(tool, capsys, student, '--depth', '1')['places']]

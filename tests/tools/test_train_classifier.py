@@ -115,6 +115,55 @@ def test_another_recipe_for_the_config_of_a_pair(tool, teacher, tmp_path, monkey
         train(tool, pair, tmp_path / 'other', '--recipe', 'ckdd')
 
 
+PAIR = DIGITS / 'resnet14_resnet8-narrow_digits.py'
+
+
+def changed(tool, *arguments) -> Config:
+    """The config of the digits' pair with command-line options applied."""
+    args = tool.parse_args([str(PAIR), *map(str, arguments)])
+    cfg = Config.fromfile(PAIR)
+    tool.add_distillation(cfg, args)
+    return cfg
+
+
+def test_options_change_the_hook_of_a_pair(tool, tmp_path):
+    (tmp_path / 'mine.pth').touch()
+    options = ['--teacher-checkpoint', tmp_path / 'mine.pth', '--task-weight', '0.5']
+    (hook,) = changed(tool, *options, '--recipe', 'dkd', '--init-student', 'head').custom_hooks
+    assert hook.teacher.checkpoint == str(tmp_path / 'mine.pth')
+    assert hook.teacher.config == 'configs/classification/digits/resnet14_digits.py'
+    assert (hook.recipe, hook.task_weight, hook.init_student) == ('dkd', 0.5, 'head')
+    (hook,) = changed(tool, '--teacher-random').custom_hooks
+    assert hook.teacher.checkpoint is None and hook.teacher.allow_random
+    assert hook.recipe == 'kd' and 'task_weight' not in hook
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['--teacher-checkpoint', 'nope.pth'], 'teacher checkpoint: there is no file nope.pth'),
+        (['--task-weight', '-1'], '--task-weight -1 must be'),
+        (['--teacher', str(TEACHER), '--teacher-random'], 'make two.*then change that hook'),
+    ],
+)
+def test_bad_options_for_a_pair(tool, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        changed(tool, *arguments)
+
+
+def test_self_distillation_takes_no_checkpoint(tool):
+    config = REPO / 'configs/classification/cifar100/ps_kd_resnet20.py'
+    args = tool.parse_args([str(config), '--teacher-random'])
+    with pytest.raises(SystemExit, match="teacher='previous_epoch', which takes no checkpoint"):
+        tool.add_distillation(Config.fromfile(config), args)
+
+
+def test_a_lost_option_is_refused(tool, tmp_path, monkeypatch):
+    monkeypatch.chdir(REPO)
+    with pytest.raises(SystemExit, match=r'Write custom_hooks\.0\.teacher\.checkpoint='):
+        train(tool, PAIR, tmp_path, options=['teacher.checkpoint=mine.pth'])
+
+
 def test_a_recipe_does_not_throw_terms_away(tool, tmp_path, monkeypatch):
     monkeypatch.chdir(REPO)
     config = REPO / 'configs/classification/cifar100/kd_resnet56_resnet20.py'
@@ -130,6 +179,18 @@ def test_funmatch_needs_our_preprocessor_and_epochs(tool, teacher, tmp_path, mon
         train(tool, STUDENT, tmp_path, *extra, options=other)
     with pytest.raises(SystemExit, match='train_cfg has no max_epochs'):
         train(tool, STUDENT, tmp_path, *extra, options=['train_cfg.max_epochs=None'])
+
+
+def test_the_command_line_wins_over_funmatch(tool):
+    options = ['optim_wrapper.optimizer.lr=0.001', 'model.data_preprocessor.mixup=0.5']
+    options.append('optim_wrapper.clip_grad.max_norm=2.0')
+    args = tool.parse_args([str(PAIR), '--recipe', 'funmatch', '--cfg-options', *options])
+    cfg = Config.fromfile(PAIR)
+    cfg.merge_from_dict(args.cfg_options)
+    tool.add_distillation(cfg, args)
+    assert cfg.optim_wrapper.optimizer == dict(type='AdamW', lr=0.001, weight_decay=0.1)
+    assert cfg.model.data_preprocessor.mixup == 0.5
+    assert cfg.optim_wrapper.clip_grad.max_norm == 2.0
 
 
 def test_a_killed_run_goes_on_exactly(tool, teacher, tmp_path, monkeypatch):

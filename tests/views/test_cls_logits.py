@@ -110,6 +110,23 @@ def test_labels_that_are_missing_or_mixed_are_explained(samples, message):
     student(images, good, mode='loss')  # and the student is usable afterwards
 
 
+def test_a_step_without_samples_is_explained():
+    term = dict(loss=dict(type='DKDLoss'), student='cls_logits')
+    student, _, _ = attached(term)
+    images, _ = batch()
+    student.forward = lambda inputs, data_samples=None, mode='tensor': toy_forward(student, inputs)
+    with pytest.raises(ValueError, match="'dkd'.*DKDLoss needs labels, but this step brought none"):
+        student(images, mode='loss')
+
+
+def test_a_teacher_of_another_project_needs_no_data_preprocessor():
+    student, teacher = toy_classifier(0), toy_classifier(1)
+    del teacher.data_preprocessor
+    mmkd_plugin.attach(student, teacher, [KD], probe_size=(16, 16))
+    images, samples = batch()
+    assert student.train()(images, samples, mode='loss')['loss_kd'] > 0
+
+
 def toy_forward(student, inputs):
     return dict(loss_cls=student.head(student.extract_feat(inputs)).sum())
 
@@ -153,6 +170,8 @@ def test_view_dicts_and_unknown_names():
     assert make_view(dict(view='cls_logits'), model).points == make_view('cls_logits', model).points
     with pytest.raises(TapError, match="no view 'cls_logit'; nearest: 'cls_logits'"):
         make_view(dict(view='cls_logit'), model)
+    with pytest.raises(TapError, match="no module.*matches 'cls_logit'.*the view 'cls_logits'"):
+        make_view('cls_logit', model)
 
 
 def test_teacher_gets_its_own_view_of_the_batch():

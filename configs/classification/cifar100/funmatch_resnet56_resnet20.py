@@ -25,7 +25,7 @@ custom_hooks = [
         task_weight=0.0,  # official code: no label term of any kind
     ),
     # recommended: batch norm learns its statistics on mixed images and is tested on plain ones
-    dict(type='RecalibrateBNHook'),
+    dict(type='RecalibrateBNHook', num_batches=20),
 ]
 optim_wrapper = dict(
     _delete_=True,

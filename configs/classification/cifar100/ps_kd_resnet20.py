@@ -12,7 +12,7 @@ custom_hooks = [
                 student='cls_logits',
                 weight=0.8,  # recommended; reached at the end of the run
                 begin=1,  # the first epoch has no previous one
-                warmup=240,
+                warmup=239,  # from the second epoch to the last
                 by_epoch=True,
                 name='ps_kd',
             )
