@@ -47,9 +47,10 @@ def teacher(tool, tmp_path_factory) -> Path:
 
 def train(tool, config: Path, folder: Path, *arguments: object, options=SHORT) -> dict:
     """Trains; returns the last line of training in the log."""
-    # MMEngine keeps one visualizer per name and process, with the folder of the first run.
-    name = f'visualizer.name=v{abs(hash(str(folder)))}'
-    argv = [config, '--work-dir', folder, *arguments, '--cfg-options', *options, name]
+    # MMEngine keeps one visualizer and one log per name (by default: per second) and process.
+    train.count = getattr(train, 'count', 0) + 1
+    names = [f'visualizer.name=v{train.count}', f'experiment_name=run{train.count}']
+    argv = [config, '--work-dir', folder, *arguments, '--cfg-options', *options, *names]
     tool.main([str(a) for a in argv])
     lines = sorted(folder.glob('*/vis_data/scalars.json'))[-1].read_text().splitlines()
     return [json.loads(line) for line in lines if '"loss"' in line][-1]
