@@ -50,6 +50,12 @@ class RecordHook(Hook):
         )
 
     def before_train_epoch(self, runner: Runner) -> None:
+        # Killed between a checkpoint and its evaluation: that is made up for, or "best" would
+        # depend on when the run was killed.
+        epoch = runner.epoch
+        due = epoch > 0 and epoch % runner.train_loop.val_interval == 0
+        if due and str(epoch) not in self.history:
+            runner.val_loop.run()
         self._start = time.perf_counter()
 
     def after_train_epoch(self, runner: Runner) -> None:
