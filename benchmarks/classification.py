@@ -191,7 +191,9 @@ class Study:
         text = '\n\n'.join([*lines, text])
         summary.write_csv(args.results / f'{name}.csv', [*teachers.values(), *runs], TASK)
         (args.results / f'{name}.md').write_text(text)
-        content = dict(command=command, machine=about, teachers=teachers, tables=tables, runs=runs)
+        # Every epoch's accuracy stays in the work directory.
+        short = [{k: v for k, v in run.items() if k != 'history'} for run in runs]
+        content = dict(command=command, machine=about, teachers=teachers, tables=tables, runs=short)
         (args.results / f'{name}.json').write_text(json.dumps(content, indent=1) + '\n')
         print('\n' + text)
 
