@@ -67,6 +67,10 @@ class DistillLoss(nn.Module):
             f'{type(self).__name__} must implement compute(student, teacher).'
         )
 
+    def __getstate__(self) -> dict:
+        # The last auxiliary loss hangs on a graph, which can be neither copied nor pickled.
+        return dict(self.__dict__, auxiliary={})
+
     def random_generator(self, device: torch.device) -> torch.Generator | None:
         """The generator to draw from on ``device``; None is the global state."""
         return None if self.rng is None else self.rng.generator(device)

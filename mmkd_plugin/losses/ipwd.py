@@ -184,10 +184,6 @@ class IPWDLoss(LogitLoss):
         self.auxiliary['cls'] = self.aux_weight * reduce(cls, 'mean')
         return reduce(weights * rows, 'mean')
 
-    def __getstate__(self) -> dict:
-        # The last auxiliary loss hangs on a graph, which cannot be copied or pickled.
-        return dict(self.__dict__, auxiliary={})
-
     def extra_repr(self) -> str:
         options = ''.join(f', {key}={value!r}' for key, value in self.weighting.items())
         return f'temperature={self.temperature}{options}, base={self.base!r}'
