@@ -15,7 +15,7 @@ from .features import (
     standardize_channels,
 )
 from .ipw import ipw_weights
-from .loca import loca_calibrate
+from .loca import loca_calibrate, loca_margin
 from .logits import binary_kl, kl_divergence
 from .mixup import mixup
 
@@ -30,6 +30,7 @@ __all__ = [
     'ipw_weights',
     'kl_divergence',
     'loca_calibrate',
+    'loca_margin',
     'mask_positions',
     'mixup',
     'pearson_distance',

@@ -68,10 +68,13 @@ def check_pair(student: object, teacher: object, ndim: int, layout: str) -> None
         )
 
 
-def check_labels(labels: object, num_samples: int, num_classes: int) -> None:
+def check_labels(
+    labels: object, num_samples: int, num_classes: int, background: bool = False
+) -> None:
     """Raises ValueError unless ``labels`` are ``num_samples`` class indices, one per row.
 
-    Whether they lie in 0 to ``num_classes - 1`` is looked at where that is free: on the CPU and
+    Whether they lie in 0 to ``num_classes - 1``, or with ``background`` to ``num_classes``, the
+    label of a row without any of the classes, is looked at where that is free: on the CPU and
     outside of ``torch.compile``. An accelerator would have to be waited for; there the assertion of
     ``gather`` on the device speaks.
     """
@@ -86,10 +89,11 @@ def check_labels(labels: object, num_samples: int, num_classes: int) -> None:
         )
     if labels.device.type != 'cpu' or is_compiling() or not labels.numel():
         return
+    highest = num_classes if background else num_classes - 1
     for value in (int(labels.min()), int(labels.max())):
-        if not 0 <= value < num_classes:
+        if not 0 <= value <= highest:
             raise ValueError(
-                f'labels must lie in 0 to {num_classes - 1}, for the logits have {num_classes} '
+                f'labels must lie in 0 to {highest}, for the logits have {num_classes} '
                 f'classes, got {value}.'
             )
 
@@ -105,3 +109,12 @@ def reduce(values: Tensor, reduction: str) -> Tensor:
     if reduction == 'none':
         return values
     return values.sum() / max(values.numel(), 1)
+
+
+def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Mean of the values (N,), weighted by ``weights`` (N,) of at least 0; 0 if nothing counts."""
+    if weights is None:
+        return reduce(values, 'mean')
+    total = weights.sum()
+    # The quotient lies in 0 to 1. Dividing the sum instead could overflow in a scaled backward.
+    return (values * (weights / torch.where(total > 0, total, 1)).to(values.dtype)).sum()

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from .checks import check_choice, check_pair, check_temperature, widen
+from .checks import check_choice, check_pair, check_temperature, weighted_mean, widen
 
 VARIANTS = ('ts', 'sym', 'ss')
+REDUCTIONS = ('mean', 'none')
 EPS = 1e-12  # of the norm; too small for half precision, which is widened first
 
 
 def contrastive(
-    student: Tensor, teacher: Tensor, temperature: float = 1.0, variant: str = 'ts'
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float = 1.0,
+    variant: str = 'ts',
+    weights: Tensor | None = None,
+    groups: Tensor | None = None,
+    reduction: str = 'mean',
 ) -> Tensor:
     r"""InfoNCE between the logit vectors of teacher and student (CKD, Zhu et al. 2024).
 
@@ -30,16 +39,22 @@ def contrastive(
         variant: ``'ts'`` as above, as the released code has it. ``'sym'`` adds the same with
             :math:`M` transposed (a sum, not a mean). ``'ss'`` takes :math:`\cos(s_i, s_j)` off the
             diagonal.
+        weights: How much each row counts as an anchor, at least 0; None is 1. Rows of weight 0 are
+            left out: they are no negatives of others either.
+        groups: Group of each row, such as its image; rows are compared within their group only.
+        reduction: ``'mean'`` over the (weighted) rows or ``'none'``.
 
     Returns:
-        A scalar; 0 for a batch of one sample or none.
+        A scalar for ``'mean'``, 0 for a batch of one sample or none; one value per row for
+        ``'none'``, without the weights, and meaningless where they are 0.
 
     Shape:
         - student, teacher: (B, C)
-        - output: ()
+        - weights, groups: (B,)
+        - output: () or (B,)
 
     Raises:
-        ValueError: for unequal shapes, or an invalid temperature or variant.
+        ValueError: for unequal shapes, or an invalid temperature, variant or reduction.
 
     Example:
         >>> import torch
@@ -49,8 +64,16 @@ def contrastive(
     check_pair(student, teacher, 2, '(B, C)')
     check_temperature(temperature)
     check_choice('variant', variant, VARIANTS)
+    check_choice('reduction', reduction, REDUCTIONS)
+    for name, x in (('weights', weights), ('groups', groups)):
+        if x is not None and tuple(x.shape) != (student.shape[0],):
+            raise ValueError(
+                f'{name} must have shape (B,) = ({student.shape[0]},), got {tuple(x.shape)}.'
+            )
     if not student.shape[0]:
-        return widen(student).sum() * 0
+        return widen(student).sum() * 0 if reduction == 'mean' else widen(student).sum(1)
+    inner = 'mean' if weights is None else 'none'
+    inner = 'none' if reduction == 'none' else inner
     with torch.autocast(student.device.type, enabled=False):  # it would narrow the product
         s = _unit(widen(student))
         t = _unit(widen(teacher.detach()), temperature)
@@ -59,8 +82,28 @@ def contrastive(
             similar = (s / temperature @ s.T).diagonal_scatter((s * t).sum(1))
         else:
             similar = t @ s.T
-        loss = cross_entropy(similar, rows)
-        return loss + cross_entropy(similar.T, rows) if variant == 'sym' else loss
+        apart = _apart(rows, weights, groups)
+        loss = cross_entropy(_without(similar, apart), rows, reduction=inner)
+        if variant == 'sym':
+            loss = loss + cross_entropy(_without(similar.T, apart), rows, reduction=inner)
+    if weights is None or reduction == 'none':
+        return loss
+    return weighted_mean(loss, weights)
+
+
+def _apart(rows: Tensor, weights: Tensor | None, groups: Tensor | None) -> Tensor | None:
+    """Which pairs (anchor, other) are not compared, (B, B) bool; a row always is with itself."""
+    apart = None
+    if groups is not None:
+        apart = groups[:, None] != groups
+    if weights is not None:
+        out = weights <= 0
+        apart = out.expand(len(rows), -1) if apart is None else apart | out
+    return None if apart is None else apart & (rows[:, None] != rows)
+
+
+def _without(similar: Tensor, apart: Tensor | None) -> Tensor:
+    return similar if apart is None else similar.masked_fill(apart, -math.inf)
 
 
 def _unit(x: Tensor, temperature: float = 1.0) -> Tensor:

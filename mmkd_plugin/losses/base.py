@@ -7,9 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmkd_plugin.functional.checks import check_tensor
+from mmkd_plugin.functional.checks import check_choice, check_tensor, weighted_mean, widen
 
 MAPS = '(N, C, H, W)'
+ACTIVATIONS = ('softmax', 'sigmoid')
+KINDS = ('dense', 'roi', 'query', 'pixel', 'image')  # of heads
+
+
+def select_by_kind(**others: str | dict) -> dict[str, str | dict]:
+    """A selection for every kind of head: those given, and ``'all'`` for the others."""
+    return {kind: others.get(kind, 'all') for kind in KINDS}
 
 
 class DistillLoss(nn.Module):
@@ -79,16 +86,57 @@ class DistillLoss(nn.Module):
 class LogitLoss(DistillLoss):
     """A loss on class logits: rows (N, C), or maps (N, C, H, W) whose positions are the rows.
 
-    :meth:`compute` always gets rows: student and teacher (N, C), labels (N,), features (N, D).
+    A subclass implements :meth:`rows`, or :meth:`compute` if its rows have no values of their own.
+    Both always get rows: student and teacher (N, C), labels (N,), features (N, D), and so on.
+
+    Attributes:
+        needs: beside ``'labels'`` and ``'features'`` also ``'images'`` (which image of the batch a
+            row is from) and ``'priors'`` (which of the predictions at its position it is).
+        separable: the value of a row depends on this row alone and on no parameter, so that the
+            rows may be computed one part after the other.
+        default_select: which rows a term gives to the loss if it does not say, by the kind of the
+            head; see :mod:`mmkd_plugin.selection`.
+        activation: ``'softmax'`` or ``'sigmoid'``, what turns the logits into probabilities.
+        background: whether the last column is the background's.
     """
+
+    separable: bool = False
+    default_select: dict[str, str | dict] = select_by_kind()
+    activation: str = 'softmax'
+    background: bool = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._noted: dict[str, tuple[Tensor, Tensor | None]] = {}
+
+    def adopt(self, activation: str, background: bool = False) -> None:
+        """Takes over what the head does with its logits; a term tells it once.
+
+        Args:
+            activation: ``'softmax'`` or ``'sigmoid'``.
+            background: whether the last column is the background's.
+
+        Raises:
+            ValueError: if the loss cannot compare such logits.
+        """
+        check_choice('activation', activation, ACTIVATIONS)
+        self.activation = activation
+        self.background = background
 
     def connect(
         self,
         student_shape: Sequence[int],
         teacher_shape: Sequence[int],
         features_shape: Sequence[int] | None = None,
+        priors: int = 1,
     ) -> None:
         """Refuses shapes that :meth:`forward` could not compare.
+
+        Args:
+            student_shape: Shape (N, C, ...) of the student's logits.
+            teacher_shape: Shape (N, C, ...) of the teacher's logits.
+            features_shape: Shape (N, D, ...) of the features, for losses that need them.
+            priors: Predictions at a position, such as anchors, which share their features.
 
         Raises:
             ValueError: if a shape is neither (N, C) nor (N, C, H, W), or the classes differ.
@@ -112,15 +160,24 @@ class LogitLoss(DistillLoss):
         teacher: Tensor,
         labels: Tensor | None = None,
         features: Tensor | None = None,
+        weights: Tensor | None = None,
+        images: Tensor | None = None,
+        priors: Tensor | None = None,
     ) -> Tensor:
-        """Returns the scalar loss.
+        """Returns the scalar loss: the mean over the rows, weighted where weights are given.
 
         Args:
             student: Logits, (N, C) or (N, C, H, W).
             teacher: Logits of the same shape.
-            labels: Class indices, (N,) or (N, H, W); for losses that need them.
+            labels: Class indices, (N,) or (N, H, W); for losses that need them. For sigmoid logits
+                C is the background.
             features: What the student's classification layer reads, (N, D) or (N, D, H, W); for
                 losses that need it.
+            weights: How much each row counts, at least 0, (N,) or (N, H, W). Rows of weight 0 have
+                no influence whatever they hold, NaN included; with no other row the loss is 0.
+            images: Indices of the rows' images, (N,) or (N, H, W); for losses that need them.
+            priors: Indices of the rows among the predictions at their positions, (N,) or
+                (N, H, W); for losses that need them.
 
         Raises:
             ValueError: if the shapes differ or do not belong together, or something is missing.
@@ -131,7 +188,7 @@ class LogitLoss(DistillLoss):
                 f'{type(self).__name__} needs logits of the same shape, got student '
                 f'{tuple(student.shape)} and teacher {tuple(teacher.shape)}.'
             )
-        given = dict(labels=labels, features=features)
+        given = dict(labels=labels, features=features, images=images, priors=priors)
         extras = {}
         for name in self.needs:
             if given[name] is None:
@@ -140,25 +197,82 @@ class LogitLoss(DistillLoss):
                     f"{name}=...), or tap the view 'cls_logits' in a term, which supplies them."
                 )
             extras[name] = _rows(given[name], name, student.shape)
-        return super().forward(
-            _rows(student, 'student', student.shape),
-            _rows(teacher, 'teacher', student.shape),
-            **extras,
-        )
+        shape = student.shape
+        student, teacher = _rows(student, 'student', shape), _rows(teacher, 'teacher', shape)
+        if weights is not None:
+            weights = widen(_rows(weights, 'weights', shape).detach())
+            # In front of the loss: behind it, a NaN would come back through the gradient, times 0.
+            counted = weights > 0
+            weights, student, teacher = (keep(x, counted) for x in (weights, student, teacher))
+            extras = {name: keep(x, counted) for name, x in extras.items()}
+            extras['weights'] = weights
+        return super().forward(student, teacher, **extras)
+
+    def compute(
+        self, student: Tensor, teacher: Tensor, weights: Tensor | None = None, **extras: Tensor
+    ) -> Tensor:
+        value = weighted_mean(self.rows(student, teacher, **extras), weights)
+        for key, (total, amount) in self.take_notes(weights).items():
+            self.report[key] = total / amount
+        return value
+
+    def rows(self, student: Tensor, teacher: Tensor, **extras: Tensor) -> Tensor:
+        """One value per row (N,); ``extras`` are what :attr:`needs` names.
+
+        Diagnostics go through :meth:`note`, which weighs the rows as the loss does.
+        """
+        raise NotImplementedError(f'{type(self).__name__} must implement rows(student, teacher).')
+
+    def note(self, key: str, values: Tensor, among: Tensor | None = None) -> None:
+        """Reports the mean of a diagnostic over the rows.
+
+        Args:
+            key: Its name in :attr:`report`.
+            values: One per row, (N,).
+            among: Rows to average over, (N,) bool; None is all.
+        """
+        self._noted[key] = values.detach(), among
+
+    def take_notes(self, weights: Tensor | None) -> dict[str, tuple[Tensor, Tensor | float]]:
+        """What was noted since the last call: weighted sums, and what to divide them by."""
+        notes, self._noted = self._noted, {}
+        sums: dict[str, tuple[Tensor, Tensor | float]] = {}
+        for key, (values, among) in notes.items():
+            if weights is None and among is None:
+                sums[key] = values.sum(), max(values.numel(), 1)
+                continue
+            share = torch.ones_like(values) if weights is None else weights.to(values.dtype)
+            share = share if among is None else share * among
+            amount = share.sum()
+            sums[key] = (values * share).sum(), torch.where(amount > 0, amount, 1)
+        return sums
+
+    def __getstate__(self) -> dict:
+        return dict(super().__getstate__(), _noted={})
+
+
+def keep(x: Tensor, counted: Tensor) -> Tensor:
+    """``x`` (N, ...) with zeros in the rows that do not count, (N,) bool."""
+    return torch.where(
+        counted.view(-1, *[1] * (x.ndim - 1)), x, torch.zeros((), dtype=x.dtype, device=x.device)
+    )
+
+
+_OF_POSITION = ('labels', 'weights', 'images', 'priors')
 
 
 def _rows(x: Tensor, name: str, shape: Sequence[int]) -> Tensor:
     """Positions of a map become rows: (N, C, H, W) to (N*H*W, C), labels (N, H, W) to (N*H*W,)."""
     layout = [shape[0], *shape[2:]]
-    sizes = list(x.shape) if name == 'labels' else [x.shape[0], *x.shape[2:]]
+    sizes = list(x.shape) if name in _OF_POSITION else [x.shape[0], *x.shape[2:]]
     if sizes != layout:
-        expected = '(N,) or (N, H, W)' if name == 'labels' else '(N, D) or (N, D, H, W)'
+        expected = '(N,) or (N, H, W)' if name in _OF_POSITION else '(N, D) or (N, D, H, W)'
         raise ValueError(
             f'{name} must be {expected} for logits of shape {tuple(shape)}, got {tuple(x.shape)}.'
         )
     if len(shape) == 2:
         return x
-    return x.flatten() if name == 'labels' else x.permute(0, 2, 3, 1).flatten(0, 2)
+    return x.flatten() if name in _OF_POSITION else x.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 class FeatureLoss(DistillLoss):

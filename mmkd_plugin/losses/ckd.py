@@ -14,9 +14,10 @@ from mmkd_plugin.functional.checks import check_choice, check_temperature, widen
 from mmkd_plugin.functional.contrastive import VARIANTS
 from mmkd_plugin.registry import MODELS
 
-from .base import LogitLoss
+from .base import LogitLoss, select_by_kind
 
 MAX_SAMPLES = 16384  # a matrix of their cosines takes 1 GiB
+MAX_IMAGES = 2**20  # of a process
 
 
 @MODELS.register_module()
@@ -42,14 +43,24 @@ class CKDLoss(LogitLoss):
             the loss of the whole batch, and DDP's average of the gradients is its gradient.
             Default False, the samples of the own process, as in the official code. It waits for the
             device once per step, to learn how many samples each process has.
+        per_image: Contrast the samples of an image with each other only. Default False, all that
+            the process selected, as in the official code.
 
     Shape:
         - student, teacher: (B, C), or maps (N, C, H, W) whose every position is a sample.
+        - images: (B,) or (N, H, W), with ``per_image``.
         - output: ()
 
     Note:
         The official weights are 10, 50 or 100 beside the whole task loss on CIFAR-100, depending on
         the pair, 10 on ImageNet, 0.1 on the RoIs of two-stage detectors. No warm-up.
+
+    Note:
+        On RoIs it contrasts all that were sampled, as the official code does, foreground and
+        background (``select='positive'``: foreground only). On dense heads it takes the 512
+        positions of an image of which the teacher is surest, those with a label first, and on maps
+        of pixels 512 random ones, drawn anew in every step: neighbours say the same, and the surest
+        pixels are the inside of large areas.
 
     Example:
         >>> import torch
@@ -59,25 +70,60 @@ class CKDLoss(LogitLoss):
     """
 
     batch_coupled = True
+    default_select = select_by_kind(
+        dense=dict(by='teacher_topk', k=512, positives=True), pixel=dict(by='random', k=512)
+    )
 
-    def __init__(self, temperature: float = 1.0, variant: str = 'ts', gather: bool = False) -> None:
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        variant: str = 'ts',
+        gather: bool = False,
+        per_image: bool = False,
+    ) -> None:
         super().__init__()
         check_temperature(temperature)
         check_choice('variant', variant, VARIANTS)
         self.temperature = temperature
         self.variant = variant
         self.gather = gather
+        self.per_image = per_image
+        if per_image:
+            self.needs = ('images',)
         self._told = False  # that a batch of one has nothing to learn from
 
-    def compute(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def compute(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        weights: Tensor | None = None,
+        images: Tensor | None = None,
+    ) -> Tensor:
         if self.gather and dist.is_available() and dist.is_initialized():
             student, teacher = gather_rows(widen(student)), gather_rows(teacher)
-        if student.shape[0] > MAX_SAMPLES:
+            if weights is not None:
+                weights = gather_rows(weights[:, None])[:, 0]
+            if images is not None:
+                own = images + dist.get_rank() * MAX_IMAGES  # the same index is another image there
+                images = gather_rows(own.double()[:, None])[:, 0]
+        self._check_size(student.shape[0])
+        return F.contrastive(student, teacher, self.temperature, self.variant, weights, images)
+
+    def rows(self, student: Tensor, teacher: Tensor, images: Tensor | None = None) -> Tensor:
+        """The contrast of each row with the others, (B,)."""
+        self._check_size(student.shape[0])
+        return F.contrastive(
+            student, teacher, self.temperature, self.variant, groups=images, reduction='none'
+        )
+
+    def _check_size(self, samples: int) -> None:
+        if samples > MAX_SAMPLES:
             raise ValueError(
                 f'CKDLoss compares every sample with every other, at most {MAX_SAMPLES}, but got '
-                f'{student.shape[0]}; select samples before it.'
+                f"{samples}; select samples before it: select=dict(by='teacher_topk', k=512) in "
+                "the term takes 512 of an image, and 'positive' those with a label."
             )
-        if student.shape[0] == 1 and not self._told:
+        if samples == 1 and not self._told:
             self._told = True
             print_log(
                 'CKDLoss got a batch of one sample: there is nothing to contrast it with, so its '
@@ -86,10 +132,12 @@ class CKDLoss(LogitLoss):
                 'current',
                 logging.WARNING,
             )
-        return F.contrastive(student, teacher, self.temperature, self.variant)
 
     def extra_repr(self) -> str:
-        return f'temperature={self.temperature}, variant={self.variant!r}, gather={self.gather}'
+        return (
+            f'temperature={self.temperature}, variant={self.variant!r}, gather={self.gather}, '
+            f'per_image={self.per_image}'
+        )
 
 
 def gather_rows(x: Tensor) -> Tensor:

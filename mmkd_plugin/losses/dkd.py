@@ -9,7 +9,6 @@ from mmkd_plugin.functional.checks import (
     check_inside,
     check_number,
     check_temperature,
-    reduce,
 )
 from mmkd_plugin.functional.loca import calibrate as loca
 from mmkd_plugin.registry import MODELS
@@ -59,6 +58,7 @@ class DKDLoss(LogitLoss):
     """
 
     needs = ('labels',)
+    separable = True
 
     def __init__(
         self,
@@ -78,11 +78,22 @@ class DKDLoss(LogitLoss):
         self.beta = beta
         self.calibrate = calibrate
 
-    def compute(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    def adopt(self, activation: str, background: bool = False) -> None:
+        super().adopt(activation, background)
+        if activation == 'sigmoid':
+            raise ValueError(
+                'DKDLoss splits a softmax distribution into the target and the others, but the '
+                "head's logits are sigmoid logits, whose classes share no distribution; use KDLoss "
+                'or LoCaLoss there, or DKDLoss on a softmax head such as that of RoIs.'
+            )
+
+    def rows(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         if self.calibrate is not None:
             teacher, wrong = loca(teacher, labels, self.calibrate, self.temperature, True)
-            self.report['mis_instruction'] = reduce(wrong.float(), 'mean')
-        return F.dkd(student, teacher, labels, self.temperature, self.alpha, self.beta)
+            self.note('mis_instruction', wrong.float())
+        return F.dkd(
+            student, teacher, labels, self.temperature, self.alpha, self.beta, reduction='none'
+        )
 
     def extra_repr(self) -> str:
         return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from mmengine import dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -14,13 +15,13 @@ from mmkd_plugin.functional.checks import (
     check_inside,
     check_number,
     check_temperature,
-    reduce,
+    weighted_mean,
     widen,
 )
-from mmkd_plugin.functional.ipw import NORMALIZE, RATIOS
+from mmkd_plugin.functional.ipw import NORMALIZE, RATIOS, binary_cross_entropy
 from mmkd_plugin.registry import MODELS, check_keys
 
-from .base import LogitLoss
+from .base import LogitLoss, select_by_kind
 
 BASES = ('kd', 'dkd')
 
@@ -39,6 +40,11 @@ class IPWDLoss(LogitLoss):
     on the labels alone: its loss is the auxiliary loss ``cls``. It is not part of the student. The
     weights get no gradient.
 
+    On sigmoid logits :math:`H` is the binary cross-entropy with the one-hot label, summed over the
+    classes, ``cls_head`` is trained with the same, and KL is the sum of the classes' Bernoulli
+    divergences. On detectors it learns from the positives unless the term says otherwise: labels
+    say too little about the background.
+
     Does not couple the samples of a batch, unless ``normalize='batch_mean'``. Needs labels and
     features. Reports ``weight_mean`` and ``weight_max``.
 
@@ -49,8 +55,8 @@ class IPWDLoss(LogitLoss):
             paper's argument), or ``'cls_over_kd'``, its reverse.
         standardize: Compare the two heads by z-scores. Default True: a secondary source calls it
             essential, and without it late weights explode.
-        normalize: ``'none'`` (default), or ``'batch_mean'``: weights of mean 1 within the batch of
-            a process, recommended for detectors.
+        normalize: ``'none'`` (default), or ``'batch_mean'``: weights of mean 1 within a batch, that
+            of all processes together; recommended for detectors.
         clip_max: Largest weight after that, or None (default); 5 is recommended for detectors.
         start_epoch: The first epoch (from 0) with weights; they are 1 before. Default 0; the last
             half of training is recommended for self-distillation, as early heads estimate poorly.
@@ -64,6 +70,7 @@ class IPWDLoss(LogitLoss):
         - student, teacher: (N, C), or maps (N, C, H, W) whose every position is a sample.
         - labels: (N,) or (N, H, W)
         - features: (N, D) or (N, D, H, W)
+        - priors: (N,) or (N, H, W), where several predictions share their features.
         - output: ()
 
     Example:
@@ -76,6 +83,7 @@ class IPWDLoss(LogitLoss):
     """
 
     needs = ('labels', 'features')
+    default_select = select_by_kind(dense='positive', roi='positive', query='positive')
 
     def __init__(
         self,
@@ -111,6 +119,15 @@ class IPWDLoss(LogitLoss):
         self.batch_coupled = normalize == 'batch_mean'
         self.started = True  # as long as nobody tells the epoch
         self.cls_head: nn.Linear | None = None
+        self.priors = 1
+
+    def adopt(self, activation: str, background: bool = False) -> None:
+        super().adopt(activation, background)
+        if activation == 'sigmoid' and self.base == 'dkd':
+            raise ValueError(
+                "IPWDLoss: base='dkd' needs softmax logits, but the head's are sigmoid logits, "
+                "whose classes share no distribution; take base='kd' there."
+            )
 
     def set_progress(self, iteration: int, epoch: int) -> None:
         self.started = epoch >= self.start_epoch
@@ -120,6 +137,7 @@ class IPWDLoss(LogitLoss):
         student_shape: Sequence[int],
         teacher_shape: Sequence[int],
         features_shape: Sequence[int] | None = None,
+        priors: int = 1,
     ) -> None:
         """Creates ``cls_head``; the same sizes again do nothing.
 
@@ -127,6 +145,8 @@ class IPWDLoss(LogitLoss):
             student_shape: Shape (N, C, ...) of the student's logits.
             teacher_shape: Shape (N, C, ...) of the teacher's logits.
             features_shape: Shape (N, D, ...) of the student's features.
+            priors: Predictions at a position; ``cls_head`` then has C outputs for each of them,
+                and the loss needs to be told which one a row is.
 
         Raises:
             ValueError: if the logits do not fit, the features' shape is missing or no shape of
@@ -140,13 +160,18 @@ class IPWDLoss(LogitLoss):
                 f'(N, D, H, W) as the logits {tuple(student_shape)}, got {got}; '
                 "tap the view 'cls_logits', which supplies them."
             )
-        sizes = (int(features_shape[1]), int(student_shape[1]))
+        classes = int(student_shape[1])
+        sizes = (int(features_shape[1]), classes * priors)
         if self.cls_head is None:
             self.cls_head = nn.Linear(*sizes)
+            self.priors = priors
+            if priors > 1:
+                self.needs = (*type(self).needs, 'priors')
         elif sizes != (self.cls_head.in_features, self.cls_head.out_features):
+            connected = self.cls_head.out_features // self.priors
             raise ValueError(
                 f'IPWDLoss is connected to {self.cls_head.in_features} features and '
-                f'{self.cls_head.out_features} classes, but got {sizes[0]} and {sizes[1]}; use one '
+                f'{connected} classes, but got {sizes[0]} and {classes}; use one '
                 'loss object per place.'
             )
 
@@ -156,37 +181,74 @@ class IPWDLoss(LogitLoss):
         teacher: Tensor,
         labels: Tensor | None = None,
         features: Tensor | None = None,
+        **more: Tensor | None,
     ) -> Tensor:
         """Returns the scalar loss; see :class:`LogitLoss`."""
         if features is not None:
             fresh = self.cls_head is None
-            self.connect(student.shape, teacher.shape, features.shape)
+            self.connect(student.shape, teacher.shape, features.shape, self.priors)
             if fresh:
                 self.to(device=student.device, dtype=widen(student[:0]).dtype)
-        return super().forward(student, teacher, labels, features)
+        return super().forward(student, teacher, labels, features, **more)
 
-    def compute(self, student: Tensor, teacher: Tensor, labels: Tensor, features: Tensor) -> Tensor:
-        features = features.detach() if self.detach_aux else features
-        cls_logits = self.cls_head(features.to(self.cls_head.weight.dtype))
+    def compute(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        labels: Tensor,
+        features: Tensor,
+        weights: Tensor | None = None,
+        priors: Tensor | None = None,
+    ) -> Tensor:
+        cls_logits = self._cls_logits(features, priors, student.shape[1])
+        sigmoid = self.activation == 'sigmoid'
         # Weights first: their temporary tensors are gone before the graph of the rows is built.
-        weights = None
+        factors = None
         if self.started:
-            weights = F.ipw_weights(student, cls_logits, labels, **self.weighting)
-        if self.base == 'kd':
-            rows = F.kl_divergence(student, teacher, self.temperature, 'none')
-        else:
+            many = self.batch_coupled and dist.get_world_size() > 1
+            factors = F.ipw_weights(
+                student,
+                cls_logits,
+                labels,
+                **self.weighting,
+                sigmoid=sigmoid,
+                sample_weights=weights,
+                across=_sum_over_processes if many else None,
+            )
+        if self.base == 'dkd':
             rows = F.dkd(student, teacher, labels, self.temperature, reduction='none', **self.dkd)
-        if weights is None:
-            weights = torch.ones_like(rows)
-        self.report['weight_mean'] = reduce(weights, 'mean').detach()
-        self.report['weight_max'] = weights.amax() if weights.numel() else weights.sum()
-        cls = cross_entropy(cls_logits, labels.long(), reduction='none')
-        self.auxiliary['cls'] = self.aux_weight * reduce(cls, 'mean')
-        return reduce(weights * rows, 'mean')
+        else:
+            divergence = F.binary_kl if sigmoid else F.kl_divergence
+            rows = divergence(student, teacher, self.temperature, 'none')
+        if factors is None:
+            factors = torch.ones_like(rows)
+        seen = factors if weights is None else torch.where(weights > 0, factors, 0)
+        self.report['weight_mean'] = weighted_mean(factors, weights).detach()
+        self.report['weight_max'] = seen.amax() if seen.numel() else seen.sum()
+        if sigmoid:
+            cls = binary_cross_entropy(cls_logits, labels)
+        else:
+            cls = cross_entropy(cls_logits, labels.long(), reduction='none')
+        self.auxiliary['cls'] = self.aux_weight * weighted_mean(cls, weights)
+        return weighted_mean(factors * rows, weights)
+
+    def _cls_logits(self, features: Tensor, priors: Tensor | None, classes: int) -> Tensor:
+        """Logits (N, C) of the auxiliary classifier."""
+        features = features.detach() if self.detach_aux else features
+        logits = self.cls_head(features.to(self.cls_head.weight.dtype))
+        if priors is None:
+            return logits
+        index = priors.long().view(-1, 1, 1).expand(-1, 1, classes)
+        return logits.view(-1, self.priors, classes).gather(1, index).squeeze(1)
 
     def extra_repr(self) -> str:
         options = ''.join(f', {key}={value!r}' for key, value in self.weighting.items())
         return f'temperature={self.temperature}{options}, base={self.base!r}'
+
+
+def _sum_over_processes(x: Tensor) -> Tensor:
+    dist.all_reduce(x)
+    return x
 
 
 def _dkd_options(base: str, dkd: dict | None) -> dict[str, float]:

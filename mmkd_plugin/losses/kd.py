@@ -8,7 +8,7 @@ from mmkd_plugin import functional as F
 from mmkd_plugin.functional.checks import check_temperature
 from mmkd_plugin.registry import MODELS
 
-from .base import LogitLoss
+from .base import LogitLoss, select_by_kind
 
 
 @MODELS.register_module()
@@ -18,15 +18,17 @@ class KDLoss(LogitLoss):
     .. math:: L = \frac{T^2}{N} \sum_n \mathrm{KL}\big(\mathrm{softmax}(t_n / T) \,\|\,
         \mathrm{softmax}(s_n / T)\big)
 
-    With ``use_sigmoid`` every class is a Bernoulli variable of its own and the KL divergences of
-    the classes are summed, as suits the heads of one-stage detectors.
+    On sigmoid logits every class is a Bernoulli variable of its own and the KL divergences of the
+    classes are summed, as suits the heads of one-stage detectors. On dense heads the teacher's
+    scores weigh the positions (``select='score_weighted'``) unless the term says otherwise.
 
     Does not couple the samples of a batch. Has no parameters.
 
     Args:
         temperature: :math:`T`. Default 4.0, the value of the CIFAR-100 benchmarks (with weight 0.9
             beside 0.1 of the task loss); ImageNet recipes use 1.0.
-        use_sigmoid: Treat the logits as sigmoid instead of softmax logits.
+        use_sigmoid: Treat the logits as sigmoid (True) or softmax logits (False). Default None: as
+            the view says, and as softmax logits without one.
 
     Shape:
         - student, teacher: (N, C), or maps (N, C, H, W) whose channels are the classes and whose
@@ -41,15 +43,31 @@ class KDLoss(LogitLoss):
         0.3386
     """
 
-    def __init__(self, temperature: float = 4.0, use_sigmoid: bool = False) -> None:
+    separable = True
+    default_select = select_by_kind(dense='score_weighted')
+
+    def __init__(self, temperature: float = 4.0, use_sigmoid: bool | None = None) -> None:
         super().__init__()
         check_temperature(temperature)
         self.temperature = temperature
         self.use_sigmoid = use_sigmoid
 
-    def compute(self, student: Tensor, teacher: Tensor) -> Tensor:
-        divergence = F.binary_kl if self.use_sigmoid else F.kl_divergence
-        return divergence(student, teacher, self.temperature)
+    @property
+    def sigmoid(self) -> bool:
+        """Whether every class is on its own."""
+        return self.activation == 'sigmoid' if self.use_sigmoid is None else self.use_sigmoid
+
+    def adopt(self, activation: str, background: bool = False) -> None:
+        super().adopt(activation, background)
+        if self.sigmoid != (activation == 'sigmoid'):
+            raise ValueError(
+                f'KDLoss: use_sigmoid={self.use_sigmoid} contradicts the head, whose logits are '
+                f'{activation} logits; leave use_sigmoid out, then the loss follows the head.'
+            )
+
+    def rows(self, student: Tensor, teacher: Tensor) -> Tensor:
+        divergence = F.binary_kl if self.sigmoid else F.kl_divergence
+        return divergence(student, teacher, self.temperature, 'none')
 
     def extra_repr(self) -> str:
         return f'temperature={self.temperature}, use_sigmoid={self.use_sigmoid}'

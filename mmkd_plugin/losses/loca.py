@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from mmkd_plugin import functional as F
-from mmkd_plugin.functional.checks import check_choice, check_inside, check_temperature, reduce
-from mmkd_plugin.functional.loca import calibrate
+from mmkd_plugin.functional.checks import check_choice, check_inside, check_temperature
+from mmkd_plugin.functional.loca import calibrate, raise_target
 from mmkd_plugin.registry import MODELS
 
-from .base import LogitLoss
+from .base import LogitLoss, select_by_kind
 
 CALIBRATE_AT = ('tempered', 'raw')
 
@@ -27,8 +27,15 @@ class LoCaLoss(LogitLoss):
     :math:`p = \mathrm{softmax}(t_n / T)`; the others keep :math:`q = p`. The label then leads the
     best other class by :math:`1 - \alpha`, and the ratios between the others stay.
 
+    On sigmoid logits, whose classes are no distribution, the lead is what is left of it:
+    :math:`q_y = \min(1 - \epsilon, \max_{c \ne y} p_c + 1 - \alpha)` where another class is on top,
+    all else stays, and the divergence is the sum of the classes' Bernoulli divergences. Background
+    rows stay as they are.
+
     Does not couple the samples of a batch. Has no parameters. Needs labels. Reports
-    ``mis_instruction``, the share of samples that the teacher mispredicts.
+    ``mis_instruction``, the share of samples that the teacher mispredicts (on sigmoid logits, of
+    those with a class). On detectors it learns from the positives unless the term says otherwise:
+    what the teacher sees in the background is often an object that was assigned to another place.
 
     Args:
         temperature: :math:`T`. Default 4.0, that of the plain distillation it replaces on
@@ -39,7 +46,8 @@ class LoCaLoss(LogitLoss):
             sees (default, recommended: the order is unverified). ``'raw'`` calibrates at
             temperature 1 and softens the result, which shrinks the lead.
         only_mispredicted: Leave correctly predicted samples alone (default, as the method is
-            defined). False serves an ablation.
+            defined). False serves an ablation; on sigmoid logits it raises the leads that are
+            smaller and lowers none.
 
     Shape:
         - student, teacher: (N, C), or maps (N, C, H, W) whose every position is a sample.
@@ -57,6 +65,8 @@ class LoCaLoss(LogitLoss):
     """
 
     needs = ('labels',)
+    separable = True
+    default_select = select_by_kind(dense='positive', roi='positive', query='positive')
 
     def __init__(
         self,
@@ -74,11 +84,16 @@ class LoCaLoss(LogitLoss):
         self.calibrate_at = calibrate_at
         self.only_mispredicted = only_mispredicted
 
-    def compute(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    def rows(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         at = self.temperature if self.calibrate_at == 'tempered' else 1.0
-        teacher, wrong = calibrate(teacher, labels, self.alpha, at, self.only_mispredicted)
-        self.report['mis_instruction'] = reduce(wrong.float(), 'mean')
-        return F.kl_divergence(student, teacher, self.temperature)
+        options = self.alpha, at, self.only_mispredicted
+        if self.activation == 'sigmoid':
+            teacher, wrong, positive = raise_target(teacher, labels, *options)
+            self.note('mis_instruction', wrong.float(), positive)
+            return F.binary_kl(student, teacher, self.temperature, 'none')
+        teacher, wrong = calibrate(teacher, labels, *options)
+        self.note('mis_instruction', wrong.float())
+        return F.kl_divergence(student, teacher, self.temperature, 'none')
 
     def extra_repr(self) -> str:
         return (
