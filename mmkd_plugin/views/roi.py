@@ -1,0 +1,320 @@
+"""Class logits of RoI heads: the teacher classifies the very RoIs that the student sampled.
+
+Serves Faster and Mask R-CNN, Cascade R-CNN (one ``Predictions`` per stage) and what is built like
+them. A student's RoI head runs as often as without distillation: its logits, labels and RoIs are
+taken from the calls that its own training step makes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..taps import Recorder, TapError, TapPoint
+from .base import LogitView, register_view
+from .loss_calls import LossCall, loss_calls
+from .predictions import Boxes, HeadSpec, Level, Predictions
+
+# What else some RoI heads feed their stages with; each is an attribute ``with_<name>``.
+FUSED = ('semantic', 'glbctx', 'feat_relay')
+
+
+def paths_of(roi_head: nn.Module, name: str) -> list[str]:
+    """Paths of a part of the RoI head: one, or one per stage of a cascade."""
+    part = getattr(roi_head, name)
+    if isinstance(part, nn.ModuleList):
+        return [f'roi_head.{name}.{stage}' for stage in range(len(part))]
+    return [f'roi_head.{name}']
+
+
+def pyramid_point(model: nn.Module) -> TapPoint:
+    """Where the features that ``roi_head`` pools from come out."""
+    return TapPoint('neck' if isinstance(getattr(model, 'neck', None), nn.Module) else 'backbone')
+
+
+def pyramid(recorder: Recorder, point: TapPoint) -> tuple[Tensor, ...]:
+    """The maps of this step."""
+    calls = recorder.raw(point)
+    if len(calls) != 1:
+        raise TapError(
+            f'The {recorder.role} ran {point.path!r} {len(calls)} times in this step; a view of '
+            'its RoI head reads models that run it once.'
+        )
+    return tuple(calls[0]) if isinstance(calls[0], (tuple, list)) else (calls[0],)
+
+
+def stage_arguments(forward: Any, stage: int) -> tuple[int, ...]:
+    """``(stage,)`` if a RoI head's ``_bbox_forward`` or ``_mask_forward`` wants it, else ``()``."""
+    return (stage,) if 'stage' in inspect.signature(forward).parameters else ()
+
+
+def pools_rois(forward: Any) -> bool:
+    """Whether features and RoIs are all that ``forward`` needs (and the stage, in a cascade)."""
+    if forward is None:
+        return False
+    needed = [
+        p.name
+        for p in inspect.signature(forward).parameters.values()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    return set(needed) <= {'stage', 'x', 'rois'}
+
+
+def refuse_fused(model: nn.Module, where: str) -> None:
+    """Refuses a teacher whose RoI head also reads what its own forward computes on the way.
+
+    Raises:
+        TapError: naming that feature.
+    """
+    fused = [name for name in FUSED if getattr(model.roi_head, f'with_{name}', False)]
+    if fused:
+        raise TapError(
+            f"{where}: the teacher's {type(model.roi_head).__name__} feeds its stages with more "
+            f"than RoIs ({', '.join('with_' + name for name in fused)}), so the student's RoIs "
+            'cannot be put through it. Take a teacher without it, or distil features.'
+        )
+
+
+def told(recorder: Recorder, point: TapPoint, rows: int) -> LossCall | None:
+    """The last call of a loss with ``rows`` predictions; None if there was no such call.
+
+    A head calls its loss once, or a second time with weights that came of the first (PISA).
+    """
+    calls = [call for call in loss_calls(recorder, point) if len(call.pred) == rows]
+    return calls[-1] if calls else None
+
+
+def rois_of(recorder: Recorder, point: TapPoint, rows: int, last: bool = False) -> Tensor:
+    """The ``rows`` RoIs (R, 5) that a RoI extractor was given: image, x1, y1, x2, y2.
+
+    An extractor may serve boxes, then masks, and regions of several scales; its first call with as
+    many RoIs as there are predictions is that of the boxes, its last one that of the masks.
+    """
+    found = []
+    for args, kwargs in recorder.raw(point):
+        rois = kwargs['rois'] if 'rois' in kwargs else args[1]
+        if len(rois) == rows:
+            found.append(rois.detach())
+    if not found:
+        raise TapError(
+            f'The {recorder.role} gave {rows} predictions, but {point.path!r} was never called '
+            'with as many RoIs in this step.'
+        )
+    return found[-1 if last else 0]
+
+
+@register_view('cls_logits')
+class RoILogits(LogitView):
+    """Rows (1, R, 1, C) of the RoIs that the student sampled, for each stage of its RoI head.
+
+    Labels, label weights and RoIs are what the student's own ``loss_cls`` and RoI extractor were
+    given. The teacher pools the same RoIs from its own features and classifies them; its RPN and
+    its samplers do not run. Boxes are those of each RoI's best foreground class.
+    """
+
+    def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
+        self.where = where
+        self.heads = paths_of(model.roi_head, 'bbox_head')
+        extractors = paths_of(model.roi_head, 'bbox_roi_extractor')
+        self.outputs = [TapPoint(path) for path in self.heads]
+        self.losses = [TapPoint(f'{path}.loss_cls', source='input') for path in self.heads]
+        self.rois = [TapPoint(path, source='input') for path in extractors]
+        self.features = []
+        if 'features' in needs:
+            self.features = [TapPoint(f'{path}.fc_cls', source='input') for path in self.heads]
+        self.points = [*self.outputs, *self.losses, *self.rois, *self.features]
+        self.pyramid = pyramid_point(model)
+        self._specs = [_spec(model.get_submodule(path), path, where) for path in self.heads]
+
+    @classmethod
+    def fits(cls, model: nn.Module) -> bool:
+        roi_head = getattr(model, 'roi_head', None)
+        if not isinstance(roi_head, nn.Module) or not pools_rois(
+            getattr(roi_head, '_bbox_forward', None)
+        ):
+            return False
+        parts = [getattr(roi_head, name, None) for name in ('bbox_head', 'bbox_roi_extractor')]
+        if not all(isinstance(part, nn.Module) for part in parts):
+            return False
+        heads = parts[0] if isinstance(parts[0], nn.ModuleList) else [parts[0]]
+        return all(_classifies(head) for head in heads)
+
+    @property
+    def teacher_points(self) -> list[TapPoint]:
+        return [self.pyramid]
+
+    def specs(self, model: nn.Module) -> list[HeadSpec]:
+        return list(self._specs)
+
+    def check_pair(self, student: LogitView, models: tuple[nn.Module, nn.Module]) -> None:
+        if not isinstance(student, RoILogits):
+            raise TapError(
+                f'{self.where}: the teacher ({type(models[1]).__name__}) can classify RoIs, but '
+                f"the student ({type(models[0]).__name__}) samples none. Let the teacher's boxes "
+                "speak instead: teacher='detections'."
+            )
+        refuse_fused(models[1], self.where)
+
+    def read(
+        self, recorder: Recorder, data_samples: Any, student: list[Predictions] | None = None
+    ) -> list[Predictions]:
+        if student is not None:
+            return self._follow(recorder, student)
+        predictions: list[Predictions] = []
+        for stage in range(len(self.heads)):
+            level, rois = self._sampled(recorder, stage, predictions)
+            predictions.append(self._predictions(stage, level, rois))
+        return predictions
+
+    # -- the student's own ---------------------------------------------------------------------
+
+    def _sampled(
+        self, recorder: Recorder, stage: int, before: list[Predictions]
+    ) -> tuple[Level, Tensor]:
+        """The level of a stage, and its RoIs (R, 5)."""
+        outputs = recorder.raw(self.outputs[stage])
+        if not outputs and before:  # a cascade stops where a stage had no RoI at all
+            return self._nothing(stage, before[-1])
+        if len(outputs) != 1:
+            raise TapError(
+                f'{self.where}: {self.heads[stage]!r} was called {len(outputs)} times in this '
+                "step; the view 'cls_logits' reads RoI heads that call it once in a training step."
+            )
+        logits, deltas = outputs[0][:2]
+        count = len(logits)
+        rois = rois_of(recorder, self.rois[stage], count)
+        level = self._level(recorder.model, stage, logits, deltas, rois)
+        level.images = rois[None, :, 0].long()
+        call = told(recorder, self.losses[stage], count)
+        if call is None and count:
+            raise TapError(
+                f'{self.where}: {self.losses[stage].path!r} was not given the {count} predictions '
+                'of its head in this step, so their labels are not known.'
+            )
+        if call is None:  # a head does not call its loss for no rows
+            level.labels = rois.new_zeros((1, 0, 1), dtype=torch.long)
+            level.label_weights = rois.new_zeros((1, 0, 1))
+        else:
+            level.labels = call.target.detach()[None, :, None]
+            if call.weight is not None:
+                level.label_weights = call.weight.detach()[None, :, None]
+        if self.features:
+            ((args, _),) = recorder.raw(self.features[stage])
+            level.features = args[0][None]
+        return level, rois
+
+    def _nothing(self, stage: int, before: Predictions) -> tuple[Level, Tensor]:
+        """No rows, but with a gradient, in the form of others."""
+        (last,), rois = before.levels, before.context['rois']
+        columns = self._specs[stage].columns
+        level = Level(
+            logits=last.logits.flatten()[:0].reshape(1, 0, 1, columns),
+            labels=last.labels[:, :0],
+            label_weights=rois[:0, 0][None, :, None],
+            images=last.images[:, :0],
+        )
+        if self.features:
+            level.features = last.features[:, :0]
+        return level, rois[:0]
+
+    # -- the teacher ---------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _follow(self, recorder: Recorder, student: list[Predictions]) -> list[Predictions]:
+        if len(student) != len(self.heads):
+            raise TapError(
+                f'{self.where}: the student has {len(student)} stages of RoIs and the teacher '
+                f'{len(self.heads)} ({", ".join(self.heads)}); they are compared one by one.'
+            )
+        maps = pyramid(recorder, self.pyramid)
+        predictions = []
+        for stage, own in enumerate(student):
+            rois = own.context['rois']
+            logits, deltas = self._classify(recorder.model, stage, maps, rois)
+            level = self._level(recorder.model, stage, logits, deltas, rois)
+            level.images = own.levels[0].images
+            predictions.append(self._predictions(stage, level, rois))
+        return predictions
+
+    def _classify(
+        self, model: nn.Module, stage: int, maps: tuple[Tensor, ...], rois: Tensor
+    ) -> tuple[Tensor, Any]:
+        """Class logits (R, C) and box outputs of any RoIs (R, 5), by the model's own head."""
+        if not len(rois):
+            return maps[0].new_zeros((0, self._specs[stage].columns)), None
+        forward = model.roi_head._bbox_forward
+        result = forward(*stage_arguments(forward, stage), maps, rois)
+        return result['cls_score'], result['bbox_pred']
+
+    # -- both ----------------------------------------------------------------------------------
+
+    def _level(
+        self, model: nn.Module, stage: int, logits: Tensor, deltas: Any, rois: Tensor
+    ) -> Level:
+        head, spec = model.get_submodule(self.heads[stage]), self._specs[stage]
+        boxes = None
+        if isinstance(deltas, Tensor) and hasattr(head, 'bbox_coder'):
+            boxes = _boxes(head, logits[:, : spec.num_classes], deltas, rois)
+        return Level(logits=logits[None, :, None], boxes=boxes)
+
+    def _predictions(self, stage: int, level: Level, rois: Tensor) -> Predictions:
+        spec = self._specs[stage]
+        return Predictions(
+            label=spec.label,
+            kind=spec.kind,
+            levels=[level],
+            activation=spec.activation,
+            num_classes=spec.num_classes,
+            background=spec.background,
+            context=dict(rois=rois),
+        )
+
+
+def _classifies(head: nn.Module) -> bool:
+    """Whether it is a box head with one classification layer and a loss that is a module."""
+    layer = getattr(head, 'fc_cls', None)
+    return (
+        isinstance(layer, nn.Module)
+        and hasattr(layer, 'out_features')
+        and isinstance(getattr(head, 'loss_cls', None), nn.Module)
+    )
+
+
+def _spec(head: nn.Module, path: str, where: str) -> HeadSpec:
+    columns, classes = head.fc_cls.out_features, head.num_classes
+    if columns not in (classes, classes + 1):
+        raise TapError(
+            f'{where}: {path!r} knows {classes} classes, but {type(head.loss_cls).__name__} gives '
+            f"its fc_cls {columns} outputs; the view 'cls_logits' reads heads with an output for "
+            'each class, and one for background. Use a softmax or sigmoid loss, or distil features.'
+        )
+    return HeadSpec(
+        label=path,
+        kind='roi',
+        activation='sigmoid' if getattr(head.loss_cls, 'use_sigmoid', False) else 'softmax',
+        num_classes=classes,
+        background=columns == classes + 1,
+        feature_dim=head.fc_cls.in_features,
+    )
+
+
+def _boxes(head: nn.Module, foreground: Tensor, deltas: Tensor, rois: Tensor) -> Boxes:
+    """Box outputs of the best foreground class; a class-agnostic head has one for all."""
+    size = head.bbox_coder.encode_size
+    if not head.reg_class_agnostic and len(deltas):
+        best = foreground.detach().argmax(1)
+        deltas = deltas.reshape(len(deltas), -1, size)
+        deltas = deltas.gather(1, best[:, None, None].expand(-1, 1, size))[:, 0]
+    deltas = deltas.reshape(-1, size)
+
+    def decode() -> Tensor:
+        from mmdet.structures.bbox import get_box_tensor
+
+        corners = get_box_tensor(head.bbox_coder.decode(rois[:, 1:], deltas))
+        return corners[None, :, None]
+
+    return Boxes('deltas', deltas[None, :, None], decode)

@@ -1,0 +1,243 @@
+"""Mask logits of RoI heads: for each pixel, how sure the head is that the object covers it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as nnf
+
+from ..taps import Recorder, TapError, TapPoint
+from .base import LogitView, register_view
+from .predictions import HeadSpec, Level, Predictions
+from .roi import (
+    paths_of,
+    pools_rois,
+    pyramid,
+    pyramid_point,
+    refuse_fused,
+    rois_of,
+    stage_arguments,
+    told,
+)
+
+
+@register_view('mask_logits')
+class RoIMasks(LogitView):
+    """Rows (1, R h w, 1, 1): the pixels of the masks of the student's R positive RoIs.
+
+    Of the classes' masks, that of the RoI's own class counts, in the teacher as in the student. A
+    pixel is one sigmoid row; its label is 0 on the object and 1, background, beside it. The
+    teacher's mask head runs on the same RoIs; where its masks have another size they are resized
+    bilinearly, which is meant: both cover the same box.
+    """
+
+    def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
+        self.where = where
+        head = model.roi_head
+        self.heads = paths_of(head, 'mask_head')
+        # A standard head with a shared extractor masks the positives among the pooled box features.
+        self.from_boxes = bool(
+            getattr(head, 'share_roi_extractor', False)
+            and not stage_arguments(head._mask_forward, 0)
+        )
+        name = 'bbox_roi_extractor' if _shares(head) else 'mask_roi_extractor'
+        self.outputs = [TapPoint(path) for path in self.heads]
+        self.losses = [TapPoint(f'{path}.loss_mask', source='input') for path in self.heads]
+        self.rois = [TapPoint(path, source='input') for path in paths_of(head, name)]
+        self.features = []
+        if 'features' in needs:
+            self.features = [TapPoint(f'{path}.conv_logits', source='input') for path in self.heads]
+        self.points = [*self.outputs, *self.losses, *self.rois, *self.features]
+        self.box_output = TapPoint('roi_head.bbox_head')
+        self.box_loss = TapPoint('roi_head.bbox_head.loss_cls', source='input')
+        if self.from_boxes:
+            self.points += [self.box_output, self.box_loss]
+        self.pyramid = pyramid_point(model)
+
+    @classmethod
+    def fits(cls, model: nn.Module) -> bool:
+        head = getattr(model, 'roi_head', None)
+        if not isinstance(head, nn.Module) or not pools_rois(getattr(head, '_mask_forward', None)):
+            return False
+        masks = getattr(head, 'mask_head', None)
+        if not isinstance(masks, nn.Module):
+            return False
+        return all(
+            isinstance(getattr(mask, name, None), nn.Module)
+            for mask in (masks if isinstance(masks, nn.ModuleList) else [masks])
+            for name in ('conv_logits', 'loss_mask')
+        )
+
+    @property
+    def teacher_points(self) -> list[TapPoint]:
+        return [self.pyramid]
+
+    def specs(self, model: nn.Module) -> list[HeadSpec]:
+        return [
+            HeadSpec(
+                label=path,
+                kind='pixel',
+                activation='sigmoid',
+                num_classes=1,
+                feature_dim=model.get_submodule(path).conv_logits.in_channels,
+            )
+            for path in self.heads
+        ]
+
+    def check_pair(self, student: LogitView, models: tuple[nn.Module, nn.Module]) -> None:
+        if not isinstance(student, RoIMasks):
+            raise TapError(
+                f'{self.where}: the teacher ({type(models[1]).__name__}) can mask RoIs, but the '
+                f'student ({type(models[0]).__name__}) samples none.'
+            )
+        refuse_fused(models[1], self.where)
+        for own, theirs in zip(student.heads, self.heads):
+            s, t = models[0].get_submodule(own), models[1].get_submodule(theirs)
+            if not t.class_agnostic and (s.class_agnostic or s.num_classes != t.num_classes):
+                raise TapError(
+                    f'{self.where}: the teacher {theirs!r} has {_masks(t)} and the student '
+                    f'{own!r} has {_masks(s)}: which of them belong together is not known. Take a '
+                    'teacher of the same classes, or one whose masks are class-agnostic.'
+                )
+
+    def read(
+        self, recorder: Recorder, data_samples: Any, student: list[Predictions] | None = None
+    ) -> list[Predictions]:
+        if student is not None:
+            return self._follow(recorder, student)
+        predictions: list[Predictions] = []
+        for stage in range(len(self.heads)):
+            before = predictions[-1] if predictions else None
+            predictions.append(self._positives(recorder, stage, before))
+        return predictions
+
+    # -- the student's own ---------------------------------------------------------------------
+
+    def _positives(self, recorder: Recorder, stage: int, before: Predictions | None) -> Predictions:
+        outputs = recorder.raw(self.outputs[stage])
+        if not outputs and before is not None:  # a cascade stops where a stage had no RoI at all
+            return self._nothing(stage, before)
+        if not outputs:
+            raise TapError(
+                f'{self.where}: {self.heads[stage]!r} was not called in this step, so there are no '
+                'masks to distil.'
+            )
+        masks = _first(outputs[-1])
+        count, _, height, width = masks.shape
+        # A head does not call its loss for no masks; heads that run twice give the loss the right
+        # ones.
+        call = told(recorder, self.losses[stage], count)
+        if call is None and count:
+            raise TapError(
+                f'{self.where}: {self.losses[stage].path!r} was not given the {count} masks of its '
+                'head in this step, so their classes are not known.'
+            )
+        if call is None:
+            truth = masks.new_zeros((0, height, width))
+            classes = truth.new_zeros(0, dtype=torch.long)
+        else:
+            # The third argument of a mask loss is the class, though losses call it a weight.
+            masks, truth, classes = call.pred, call.target, call.weight
+        if self.from_boxes:
+            rois = self._positive_boxes(recorder, count)
+        else:
+            rois = rois_of(recorder, self.rois[stage], count, last=True)
+        level = Level(
+            logits=_rows(_own_class(masks, classes)),
+            labels=(truth.detach() < 0.5).long().reshape(1, -1, 1),
+            images=rois[:, 0].long().repeat_interleave(height * width)[None],
+        )
+        if self.features:
+            args, _ = recorder.raw(self.features[stage])[-1]
+            level.features = args[0].permute(0, 2, 3, 1).reshape(1, -1, args[0].shape[1])
+        return self._predictions(stage, level, rois, classes, (height, width))
+
+    def _positive_boxes(self, recorder: Recorder, count: int) -> Tensor:
+        """RoIs of the ``count`` positives among those of the boxes, found without waiting."""
+        outputs = recorder.raw(self.box_output)
+        total = len(outputs[-1][0])
+        rois = rois_of(recorder, self.rois[0], total)
+        call = told(recorder, self.box_loss, total)
+        if call is None:
+            return rois[:0]
+        background = call.target >= recorder.model.roi_head.bbox_head.num_classes
+        return rois[background.long().argsort(stable=True)[:count]]
+
+    def _nothing(self, stage: int, before: Predictions) -> Predictions:
+        (last,) = before.levels
+        level = Level(
+            logits=last.logits[:, :0], labels=last.labels[:, :0], images=last.images[:, :0]
+        )
+        if self.features:
+            level.features = last.features[:, :0]
+        context = before.context
+        return self._predictions(
+            stage, level, context['rois'][:0], context['classes'][:0], context['size']
+        )
+
+    # -- the teacher ---------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _follow(self, recorder: Recorder, student: list[Predictions]) -> list[Predictions]:
+        if len(student) != len(self.heads):
+            raise TapError(
+                f'{self.where}: the student has {len(student)} stages of masks and the teacher '
+                f'{len(self.heads)} ({", ".join(self.heads)}); they are compared one by one.'
+            )
+        maps = pyramid(recorder, self.pyramid)
+        forward = recorder.model.roi_head._mask_forward
+        predictions = []
+        for stage, own in enumerate(student):
+            rois, classes, size = (own.context[key] for key in ('rois', 'classes', 'size'))
+            masks = maps[0].new_zeros((0, *size))
+            if len(rois):
+                result = forward(*stage_arguments(forward, stage), maps, rois)
+                masks = _own_class(_first(result['mask_preds']), classes)
+            if masks.shape[1:] != size:
+                masks = nnf.interpolate(
+                    masks[:, None].float(), size=size, mode='bilinear', align_corners=False
+                )[:, 0]
+            level = Level(logits=_rows(masks), images=own.levels[0].images)
+            predictions.append(self._predictions(stage, level, rois, classes, size))
+        return predictions
+
+    def _predictions(
+        self, stage: int, level: Level, rois: Tensor, classes: Tensor, size: tuple[int, int]
+    ) -> Predictions:
+        return Predictions(
+            label=self.heads[stage],
+            kind='pixel',
+            levels=[level],
+            activation='sigmoid',
+            num_classes=1,
+            context=dict(rois=rois, classes=classes, size=size),
+        )
+
+
+def _shares(roi_head: nn.Module) -> bool:
+    """One module under two names is listed under the first, ``bbox_roi_extractor``."""
+    return getattr(roi_head, 'share_roi_extractor', False)
+
+
+def _masks(head: nn.Module) -> str:
+    return 'one mask for all classes' if head.class_agnostic else f'{head.num_classes} masks'
+
+
+def _first(output: Any) -> Tensor:
+    """The masks; some heads return their features, too."""
+    return output[0] if isinstance(output, (tuple, list)) else output
+
+
+def _own_class(masks: Tensor, classes: Tensor) -> Tensor:
+    """(R, h, w): of masks (R, K, h, w) those of the classes (R,); K = 1 is for all classes."""
+    if masks.shape[1] == 1:
+        return masks[:, 0]
+    index = classes.reshape(-1, 1, 1, 1).expand(-1, 1, *masks.shape[2:])
+    return masks.gather(1, index)[:, 0]
+
+
+def _rows(masks: Tensor) -> Tensor:
+    return masks.reshape(1, -1, 1, 1)
