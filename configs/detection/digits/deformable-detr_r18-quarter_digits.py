@@ -1,0 +1,23 @@
+"""Student: a quarter of the teacher's backbone width and half of its transformer's."""
+
+_base_ = './deformable-detr_r18_digits.py'
+
+model = dict(
+    backbone=dict(base_channels=16),
+    neck=dict(in_channels=[32, 64, 128], out_channels=32),
+    encoder=dict(
+        layer_cfg=dict(
+            self_attn_cfg=dict(embed_dims=32),
+            ffn_cfg=dict(embed_dims=32, feedforward_channels=128),
+        )
+    ),
+    decoder=dict(
+        layer_cfg=dict(
+            self_attn_cfg=dict(embed_dims=32),
+            cross_attn_cfg=dict(embed_dims=32),
+            ffn_cfg=dict(embed_dims=32, feedforward_channels=128),
+        )
+    ),
+    positional_encoding=dict(num_feats=16),
+    bbox_head=dict(embed_dims=32),
+)

@@ -1,0 +1,15 @@
+"""Student: a quarter of the teacher's backbone width and half of its neck and heads."""
+
+_base_ = './mask-rcnn_r18_digits.py'
+
+model = dict(
+    backbone=dict(base_channels=16),
+    neck=dict(in_channels=[16, 32, 64, 128], out_channels=32),
+    rpn_head=dict(in_channels=32, feat_channels=32),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=32),
+        bbox_head=dict(in_channels=32, fc_out_channels=128),
+        mask_roi_extractor=dict(out_channels=32),
+        mask_head=dict(in_channels=32, conv_out_channels=32),
+    ),
+)
