@@ -1,0 +1,150 @@
+"""Mask logits of heads that predict the layers of a small network for each object (CondInst)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from ..taps import Recorder, TapError, TapPoint
+from .base import LogitView, register_view
+from .grid_masks import mask_level, mask_rows, refuse_features
+from .loss_calls import loss_calls
+from .predictions import HeadSpec, Level, Predictions
+
+_PROBES = 64  # pixels by which a mask is recognised among all of its image
+
+
+@register_view('mask_logits')
+class DynamicMasks(LogitView):
+    """The masks that CondInst's student trains on, (1, masks * H * W, 1, 1), a level per image.
+
+    Label 0 is inside of the object, 1 outside of it; padding is not valid. The teacher makes
+    masks by the kernels that it predicts at the very same positions, with its own mask features;
+    they are resized bilinearly if theirs are of another size. How many masks there are depends on
+    the images: the step waits for the device, as CondInst's own targets do.
+
+    The student trains on some of its positive positions only (``max_masks_to_train``,
+    ``topk_masks_per_img``). Which ones is told by the values of their masks at a few pixels.
+    """
+
+    def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
+        self.where = where
+        refuse_features(needs, where)
+        self.strides = tuple(model.bbox_head.strides)
+        self.masks = TapPoint('mask_head')
+        self.positives = TapPoint('mask_head', source='input')
+        self.losses = TapPoint('mask_head.loss_mask', source='input')
+        self.points = [self.masks, self.positives, self.losses]
+        self.kernels = TapPoint('bbox_head')
+        self.pyramid = TapPoint('neck')
+
+    @property
+    def teacher_points(self) -> list[TapPoint]:
+        return [self.pyramid, self.kernels]
+
+    @classmethod
+    def fits(cls, model: nn.Module) -> bool:
+        head = getattr(model, 'mask_head', None)
+        return (
+            hasattr(head, 'parse_dynamic_params')
+            and hasattr(head, 'mask_feature_head')
+            and hasattr(model, 'neck')
+            and hasattr(getattr(model, 'bbox_head', None), 'get_positive_infos')
+        )
+
+    def specs(self, model: nn.Module) -> list[HeadSpec]:
+        return [HeadSpec('mask_head', 'pixel', 'sigmoid', num_classes=1)]
+
+    def check_pair(self, student: LogitView, models: tuple[nn.Module, nn.Module]) -> None:
+        if not isinstance(student, DynamicMasks):
+            raise TapError(
+                f'{self.where}: {type(models[1]).__name__} makes masks by dynamic kernels, '
+                f'{type(models[0]).__name__} does not: no rows correspond. Take a teacher of the '
+                "student's kind, or distil features."
+            )
+        if student.strides != self.strides:
+            raise TapError(
+                f'{self.where}: the strides of the student are {list(student.strides)}, those of '
+                f'the teacher {list(self.strides)}: their positions do not correspond. Take a '
+                'teacher of the same strides, or distil features.'
+            )
+
+    def read(
+        self, recorder: Recorder, data_samples: Any, student: list[Predictions] | None = None
+    ) -> list[Predictions]:
+        if student:
+            context = student[0].context
+            levels = self._following(recorder, context)
+        else:
+            levels, context = self._own(recorder, data_samples)
+        return [Predictions('mask_head', 'pixel', levels, 'sigmoid', 1, context=context)]
+
+    def _own(self, recorder: Recorder, data_samples: Any) -> tuple[list[Level], dict]:
+        calls = recorder.raw(self.masks)
+        if len(calls) != 1:
+            raise TapError(
+                f"{self.where}: 'mask_head' was called {len(calls)} times in this step; the view "
+                "'mask_logits' reads heads that are called once."
+            )
+        maps = calls[0][0]
+        ((args, kwargs),) = recorder.raw(self.positives)
+        infos = kwargs['positive_infos'] if 'positive_infos' in kwargs else args[1]
+        losses = iter(loss_calls(recorder, self.losses))
+        levels, kept, sizes = [], [], []
+        for i, (masks, info) in enumerate(zip(maps, infos)):
+            if not len(info.pos_inds):  # the head calls no loss
+                masks = masks.flatten(0, -3)
+                target = masks
+                positions = info.pos_inds
+            else:
+                call = next(losses, None)
+                if call is None or call.pred.shape[1:] != masks.shape[1:]:
+                    raise TapError(
+                        f'{self.where}: {self.losses.path!r} did not get the masks of image {i}, '
+                        f'which have the shape {tuple(masks.shape)}.'
+                    )
+                positions = _recognise(call.pred, masks)
+                masks, target = call.pred, call.target
+            images = info.pos_inds.new_full((len(masks),), i)
+            levels.append(mask_level(masks, target, images, data_samples))
+            kept.append(
+                InstanceData(
+                    points=info.points[positions],
+                    strides=info.strides[positions],
+                    pos_inds=info.pos_inds[positions],
+                )
+            )
+            sizes.append(tuple(masks.shape[-2:]))
+        return levels, dict(positives=kept, sizes=sizes)
+
+    def _following(self, recorder: Recorder, context: dict) -> list[Level]:
+        """The teacher's masks at the student's positions."""
+        (pyramid,), (outputs,) = recorder.raw(self.pyramid), recorder.raw(self.kernels)
+        head = recorder.model.mask_head
+        # Positions are counted as the box head counts them: level by level, row by row.
+        kernels = torch.cat([x.flatten(2).transpose(1, 2) for x in outputs[-1]], dim=1)
+        levels = []
+        features = head.mask_feature_head(tuple(pyramid))
+        for own, params, info, size in zip(
+            features, kernels, context['positives'], context['sizes']
+        ):
+            positives = InstanceData(
+                points=info.points, strides=info.strides, param_preds=params[info.pos_inds]
+            )
+            (masks,) = head.forward_single(own, positives)
+            levels.append(Level(mask_rows(masks.flatten(0, -3), size)))
+        return levels
+
+
+def _recognise(some: Tensor, masks: Tensor) -> Tensor:
+    """Which of ``masks`` (P, H, W) each of ``some`` (K, H, W) is: indices (K,)."""
+    if some is masks:
+        return torch.arange(len(masks), device=masks.device)
+    some, masks = (x.detach().flatten(1) for x in (some, masks))
+    step = max(masks.shape[1] // _PROBES, 1)
+    same = some[:, None, ::step] == masks[None, :, ::step]
+    return same.all(dim=-1).float().argmax(dim=1)

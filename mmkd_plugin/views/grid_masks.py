@@ -1,0 +1,258 @@
+"""Class and mask logits of heads that give each cell of a grid a mask (SOLO)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as nnf
+
+from ..taps import Recorder, TapError, TapPoint
+from .base import LogitView, register_view
+from .loss_calls import loss_calls
+from .predictions import HeadSpec, Level, Predictions
+
+
+class _GridView(LogitView):
+    """What the views on grids share: the grids, and the labels of their cells."""
+
+    def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
+        head = model.mask_head
+        self.where = where
+        self.needs = tuple(needs)
+        self.grids = tuple(head.num_grids)
+        self.num_classes = head.num_classes
+        self.cells = TapPoint('mask_head.loss_cls', source='input')
+
+    @classmethod
+    def fits(cls, model: nn.Module) -> bool:
+        head = getattr(model, 'mask_head', None)
+        return hasattr(head, 'num_grids') and isinstance(getattr(head, 'conv_cls', None), nn.Module)
+
+    def check_pair(self, student: LogitView, models: tuple[nn.Module, nn.Module]) -> None:
+        if not isinstance(student, type(self)):
+            raise TapError(
+                f'{self.where}: {type(models[1]).__name__} predicts on grids, '
+                f'{type(models[0]).__name__} does not: no rows correspond. Take a teacher of the '
+                "student's kind, or distil features."
+            )
+        if student.grids != self.grids:
+            raise TapError(
+                f'{self.where}: the grids of the student are {list(student.grids)}, those of the '
+                f'teacher {list(self.grids)}: their cells do not correspond. Give both the same '
+                'mask_head.num_grids, or distil features.'
+            )
+
+    def labels(self, recorder: Recorder, images: int) -> list[Tensor]:
+        """Class indices (N, S * S) of each level's cells; ``num_classes`` is background."""
+        calls = loss_calls(recorder, self.cells)
+        if len(calls) != 1:
+            raise TapError(
+                f'{self.where}: {self.cells.path!r} was called {len(calls)} times in this step; '
+                'the labels of the grids come from its only call.'
+            )
+        sizes = [images * grid**2 for grid in self.grids]
+        return [part.reshape(images, -1) for part in calls[0].target.split(sizes)]
+
+
+@register_view('cls_logits')
+class GridLogits(_GridView):
+    """The class logits of every cell, (N, S * S, 1, C), one level for each grid.
+
+    Serves SOLO, Decoupled SOLO and SOLOv2, whose ``conv_cls`` is one layer for all grids. Nothing
+    here waits for the device.
+    """
+
+    def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
+        super().__init__(model, needs, where)
+        head = model.mask_head
+        self.activation = 'sigmoid' if head.loss_cls.use_sigmoid else 'softmax'
+        self.background = head.cls_out_channels > head.num_classes
+        self.logits = TapPoint('mask_head.conv_cls')
+        self.features = TapPoint('mask_head.conv_cls', source='input')
+        self.points = [self.logits, self.cells]
+        if 'features' in self.needs:
+            self.points.append(self.features)
+
+    @property
+    def teacher_points(self) -> list[TapPoint]:
+        return [self.logits]
+
+    def specs(self, model: nn.Module) -> list[HeadSpec]:
+        return [
+            HeadSpec(
+                label='mask_head.conv_cls',
+                kind='dense',
+                activation=self.activation,
+                num_classes=self.num_classes,
+                background=self.background,
+                feature_dim=model.mask_head.feat_channels,
+            )
+        ]
+
+    def read(
+        self, recorder: Recorder, data_samples: Any, student: list[Predictions] | None = None
+    ) -> list[Predictions]:
+        maps = recorder.raw(self.logits)
+        if len(maps) != len(self.grids):
+            raise TapError(
+                f'{self.where}: {self.logits.path!r} was called {len(maps)} times in this step, '
+                f'but there are {len(self.grids)} grids.'
+            )
+        levels = [Level(_rows(x).unsqueeze(2)) for x in maps]
+        if not student:
+            for level, labels in zip(levels, self.labels(recorder, len(maps[0]))):
+                level.labels = labels.unsqueeze(-1)
+        if 'features' in self.needs and not student:
+            for level, (args, _) in zip(levels, recorder.raw(self.features)):
+                level.features = _rows(args[0])
+        return [
+            Predictions(
+                label='mask_head.conv_cls',
+                kind='dense',
+                levels=levels,
+                activation=self.activation,
+                num_classes=self.num_classes,
+                background=self.background,
+            )
+        ]
+
+
+@register_view('mask_logits')
+class GridMasks(_GridView):
+    """The mask logits of the cells that the student's own targets made positive.
+
+    Rows are pixels: (1, positive cells * h * w, 1, 1), one level for each grid, without a copy of
+    what the student hands to its own mask loss. Label 0 is inside of the mask, 1 outside of it;
+    padding is not valid. The teacher's masks are those of the same cells, resized bilinearly if
+    theirs are of another size. Serves SOLO; how many rows there are depends on the images, so that
+    the step waits for the device once per grid, as SOLO's own targets do for every object.
+    """
+
+    def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
+        super().__init__(model, needs, where)
+        head = model.mask_head
+        if not hasattr(head, 'conv_mask_list'):
+            raise TapError(
+                f'{where}: {type(head).__name__} has no mask logits for each cell of its grids '
+                '(it multiplies two probabilities, or makes masks by kernels for cells in an order '
+                "of its own). Distil its classes (student='cls_logits') or features."
+            )
+        refuse_features(needs, where)
+        self.maps = [TapPoint(f'mask_head.conv_mask_list.{i}') for i in range(len(self.grids))]
+        self.losses = TapPoint('mask_head.loss_mask', source='input')
+        self.points = [*self.maps, self.cells, self.losses]
+
+    @property
+    def teacher_points(self) -> list[TapPoint]:
+        return self.maps
+
+    def specs(self, model: nn.Module) -> list[HeadSpec]:
+        return [HeadSpec('mask_head', 'pixel', 'sigmoid', num_classes=1)]
+
+    def read(
+        self, recorder: Recorder, data_samples: Any, student: list[Predictions] | None = None
+    ) -> list[Predictions]:
+        maps = [c.tensor for c in recorder.read(self.maps)]
+        if len(maps) != len(self.grids):
+            raise TapError(
+                f'{self.where}: the layers mask_head.conv_mask_list were called {len(maps)} times '
+                f'in this step, but there are {len(self.grids)} grids.'
+            )
+        if student:
+            context = student[0].context
+            levels = [
+                Level(mask_rows(x[cells], size))
+                for x, cells, size in zip(maps, context['cells'], context['sizes'])
+            ]
+        else:
+            labels = self.labels(recorder, len(maps[0]))
+            cells = [(x < self.num_classes).nonzero(as_tuple=True) for x in labels]
+            levels = self._own_levels(recorder, maps, cells, data_samples)
+            context = dict(cells=cells, sizes=[tuple(x.shape[-2:]) for x in maps])
+        return [Predictions('mask_head', 'pixel', levels, 'sigmoid', 1, context=context)]
+
+    def _own_levels(
+        self, recorder: Recorder, maps: list[Tensor], cells: list[tuple], data_samples: Any
+    ) -> list[Level]:
+        calls = iter(loss_calls(recorder, self.losses))
+        levels = []
+        for own, (images, positions) in zip(maps, cells):
+            if not len(positions):  # the head calls no loss
+                levels.append(Level(mask_rows(own[:0, 0])))
+                levels[-1].labels = levels[-1].logits.new_zeros(1, 0, 1, dtype=torch.long)
+                levels[-1].images = levels[-1].labels[..., 0]
+                continue
+            call = next(calls, None)
+            if call is None or call.pred.shape != (len(positions), *own.shape[-2:]):
+                got = 'no more masks' if call is None else f'masks {tuple(call.pred.shape)}'
+                raise TapError(
+                    f'{self.where}: {self.losses.path!r} got {got} where the labels of the '
+                    f'grid name {len(positions)} positive cells of size {tuple(own.shape[-2:])}.'
+                )
+            levels.append(mask_level(call.pred, call.target, images, data_samples))
+        return levels
+
+
+def mask_level(masks: Tensor, targets: Tensor, images: Tensor, data_samples: Any) -> Level:
+    """A student's masks as a level.
+
+    Args:
+        masks: logits (K, h, w).
+        targets: (K, h, w), 1 inside of the object.
+        images: index (K,) of each mask's image.
+        data_samples: those of the batch, for the padding.
+
+    Returns:
+        Rows (1, K h w, 1, 1) with labels, images and validity.
+    """
+    pixels = masks.shape[-2] * masks.shape[-1]
+    inside = targets.reshape(1, -1, 1) > 0.5
+    return Level(
+        mask_rows(masks),
+        labels=torch.where(inside, 0, 1),
+        valid=_unpadded(masks, data_samples)[images].reshape(1, -1, 1),
+        images=images.repeat_interleave(pixels, output_size=len(masks) * pixels)[None],
+    )
+
+
+def mask_rows(masks: Tensor, size: Sequence[int] | None = None) -> Tensor:
+    """Masks (K, h, w) as rows (1, K h w, 1, 1); resized bilinearly to ``size``, if given."""
+    if size is not None and tuple(masks.shape[-2:]) != tuple(size):
+        if len(masks):
+            masks = nnf.interpolate(masks[:, None], size=tuple(size), mode='bilinear')
+        else:
+            masks = masks.new_zeros(0, *size)
+    return masks.reshape(1, -1, 1, 1)
+
+
+def refuse_features(needs: Sequence[str], where: str) -> None:
+    """Refuses a loss that trains on features: pixels of a mask have none.
+
+    Raises:
+        TapError: if the loss needs them.
+    """
+    if 'features' in needs:
+        raise TapError(
+            f"{where}: the loss trains a classifier on features, which the view 'mask_logits' "
+            'does not have. Use KDLoss on masks.'
+        )
+
+
+def _unpadded(masks: Tensor, data_samples: Any) -> Tensor:
+    """Whether the middle of each pixel lies in its image, (N, h, w) on a mask of the batch."""
+    height, width = masks.shape[-2:]
+    inside = []
+    for sample in data_samples:
+        frame, shape = sample.batch_input_shape, sample.img_shape
+        rows = (torch.arange(height, device=masks.device) + 0.5) * (frame[0] / height) < shape[0]
+        columns = (torch.arange(width, device=masks.device) + 0.5) * (frame[1] / width) < shape[1]
+        inside.append(rows[:, None] & columns)
+    return torch.stack(inside)
+
+
+def _rows(maps: Tensor) -> Tensor:
+    """A map (N, C, H, W) as rows (N, H W, C), without a copy."""
+    return maps.flatten(2).transpose(1, 2)

@@ -1,0 +1,291 @@
+"""Class logits of query detectors (DETR and its descendants), matched by Hungarian assignment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from ..taps import Recorder, TapError, TapPoint
+from .base import LogitView, register_view
+from .loss_calls import loss_calls
+from .predictions import Boxes, HeadSpec, Level, Predictions
+
+# Weights of the three costs, those of Deformable DETR's and DINO's own matcher.
+CLASS_COST, L1_COST, GIOU_COST = 2.0, 5.0, 2.0
+_NEVER = 1e6  # cost of a pair with a NaN box: matched only when nothing else is left
+
+
+@register_view('cls_logits')
+class QueryLogits(LogitView):
+    """The class logits of every decoder layer, (N, Q, 1, C), one Predictions for each.
+
+    Serves MMDetection's DETR, Conditional and DAB-DETR, Deformable DETR (two-stage, too) and DINO.
+    Labels are those of the student's own Hungarian matching to the ground truth, layer by layer.
+    Denoising queries and the encoder's proposals are left out.
+
+    Queries are unordered: the teacher's are brought into the student's order, for each layer and
+    image, by the assignment of least cost. The cost is ``2 * class + 5 * L1 + 2 * GIoU``: the L1
+    distance of the two class probability vectors, that of the two boxes (cx, cy, w, h in units of
+    the image), and 1 - GIoU. The assignment runs on the CPU (SciPy), so that the step waits for
+    the device once, as it does for the detector's own matching. Of different numbers of queries
+    the surplus is left out: student rows without a partner are not valid.
+
+    Attributes:
+        columns: indices of the student's and of the teacher's columns that mean the same classes;
+            None if all agree. With different numbers of columns and no such pair the cost has no
+            class part.
+    """
+
+    columns: tuple[Tensor, Tensor] | None = None
+
+    def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
+        head = model.bbox_head
+        self.where = where
+        self.needs = tuple(needs)
+        if hasattr(head, 'aux_cls_branches'):
+            raise TapError(
+                f'{where}: {type(head).__name__} trains a varying subset of its queries (distinct '
+                "and dense ones), for which the view 'cls_logits' has no fixed rows. Distil "
+                "features instead, such as student='neck'."
+            )
+        decoder = model.decoder
+        self.layers = decoder.num_layers if getattr(decoder, 'return_intermediate', True) else 1
+        self.activation = 'sigmoid' if head.loss_cls.use_sigmoid else 'softmax'
+        self.num_classes = head.num_classes
+        self.background = head.cls_out_channels > head.num_classes
+        self.outputs = TapPoint('bbox_head')
+        self.inputs = TapPoint('bbox_head', source='input')
+        self.losses = TapPoint('bbox_head.loss_cls', source='input')
+        self.points = [self.outputs, self.losses]
+        if 'features' in self.needs:
+            self.points.append(self.inputs)
+
+    @property
+    def teacher_points(self) -> list[TapPoint]:
+        return [self.outputs]
+
+    @classmethod
+    def fits(cls, model: nn.Module) -> bool:
+        head = getattr(model, 'bbox_head', None)
+        # A detector with a language model has a column for each token of its prompt, not a class.
+        return (
+            hasattr(model, 'forward_transformer')
+            and hasattr(head, 'loss_cls')
+            and not hasattr(model, 'language_model')
+        )
+
+    def specs(self, model: nn.Module) -> list[HeadSpec]:
+        return [
+            HeadSpec(
+                label=self._label(layer),
+                kind='query',
+                activation=self.activation,
+                num_classes=self.num_classes,
+                background=self.background,
+                feature_dim=model.bbox_head.embed_dims,
+            )
+            for layer in range(self.layers)
+        ]
+
+    def check_pair(self, student: LogitView, models: tuple[nn.Module, nn.Module]) -> None:
+        if not isinstance(student, QueryLogits):
+            raise TapError(
+                f'{self.where}: {type(models[1]).__name__} predicts a set of queries, '
+                f'{type(models[0]).__name__} does not: no rows correspond. Take a teacher of the '
+                "student's kind, or let the teacher's boxes speak: teacher='detections'."
+            )
+
+    def read(
+        self, recorder: Recorder, data_samples: Any, student: list[Predictions] | None = None
+    ) -> list[Predictions]:
+        scores, boxes = self._outputs(recorder)
+        # A teacher in eval has no denoising queries, and no loss.
+        targets = [None] * self.layers if student else self._targets(recorder, scores.shape[1])
+        hidden = None
+        if 'features' in self.needs and not student:
+            hidden = self._hidden_states(recorder)
+        predictions = []
+        for i, target in enumerate(targets):
+            queries = scores.shape[2] if target is None else target[0].shape[1]
+            # Denoising queries come first, in the outputs as in the head's own split of them.
+            level = Level(scores[i, :, -queries:].unsqueeze(2))
+            raw = boxes[i, :, -queries:].unsqueeze(2)
+            level.boxes = Boxes('cxcywh', raw, Corners(raw, data_samples))
+            if target is not None:
+                level.labels, level.label_weights = target
+            if hidden is not None:
+                level.features = hidden[i][:, -queries:]
+            predictions.append(self._predictions(i, [level]))
+        if student:
+            follow(predictions, student, self.columns)
+        return predictions
+
+    def _label(self, layer: int) -> str:
+        return f'bbox_head decoder layer {layer}'
+
+    def _predictions(self, layer: int, levels: list[Level]) -> Predictions:
+        return Predictions(
+            label=self._label(layer),
+            kind='query',
+            levels=levels,
+            activation=self.activation,
+            num_classes=self.num_classes,
+            background=self.background,
+        )
+
+    def _outputs(self, recorder: Recorder) -> tuple[Tensor, Tensor]:
+        """Class logits and boxes (cx, cy, w, h) of all layers, (L, N, Q, C) and (L, N, Q, 4)."""
+        calls = recorder.raw(self.outputs)
+        if len(calls) != 1:
+            raise TapError(
+                f"{self.where}: 'bbox_head' was called {len(calls)} times in this step; the view "
+                "'cls_logits' reads query detectors that call it once."
+            )
+        scores, boxes = calls[0][:2]
+        if len(scores) != self.layers:
+            raise TapError(
+                f'{self.where}: bbox_head gave the logits of {len(scores)} decoder layers, but '
+                f'the decoder was built with {self.layers}.'
+            )
+        return scores, boxes
+
+    def _targets(self, recorder: Recorder, images: int) -> list[tuple[Tensor, Tensor | None]]:
+        """Labels and their weights, each (N, Q, 1), of each decoder layer."""
+        # The first calls are those of the decoder's layers; encoder and denoising queries follow.
+        calls = loss_calls(recorder, self.losses)[: self.layers]
+        if len(calls) < self.layers:
+            raise TapError(
+                f"{self.where}: 'bbox_head.loss_cls' was called {len(calls)} times in this step, "
+                f'but there are {self.layers} decoder layers to read labels for.'
+            )
+        targets = []
+        for call in calls:
+            labels = call.target[0] if isinstance(call.target, tuple) else call.target
+            if labels.dim() != 1 or len(labels) % images:
+                raise TapError(
+                    f"{self.where}: 'bbox_head.loss_cls' got labels of shape "
+                    f'{tuple(labels.shape)} for {images} images; expected one per query of each.'
+                )
+            weights = call.weight
+            if weights is not None:
+                weights = weights.reshape(images, -1, 1)
+            targets.append((labels.reshape(images, -1, 1), weights))
+        return targets
+
+    def _hidden_states(self, recorder: Recorder) -> Tensor:
+        """What the classification layers read, (L, N, Q, D)."""
+        ((args, kwargs),) = recorder.raw(self.inputs)
+        return args[0] if args else kwargs['hidden_states']
+
+
+class Corners:
+    """Corner boxes (N, Q, 1, 4) in pixels, from those in units of each image."""
+
+    def __init__(self, boxes: Tensor, data_samples: Any) -> None:
+        self.boxes = boxes
+        self.data_samples = data_samples
+
+    def __call__(self) -> Tensor:
+        sizes = [sample.img_shape[:2] for sample in self.data_samples]
+        scale = self.boxes.new_tensor([[w, h, w, h] for h, w in sizes])
+        return corners(self.boxes) * scale[:, None, None]
+
+
+def corners(boxes: Tensor) -> Tensor:
+    """Boxes (..., 4) given as cx, cy, w, h as x1, y1, x2, y2."""
+    center, half = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat([center - half, center + half], dim=-1)
+
+
+def follow(
+    teacher: list[Predictions],
+    student: list[Predictions],
+    columns: tuple[Tensor, Tensor] | None = None,
+) -> None:
+    """Puts the teacher's queries into the student's order, in place.
+
+    Args:
+        teacher: one Predictions per decoder layer, each of one level.
+        student: as many.
+        columns: columns of student and teacher that mean the same classes; None for all.
+    """
+    pairs = [(s.levels[0], t.levels[0]) for s, t in zip(student, teacher)]
+    with torch.no_grad():
+        costs = torch.stack([matching_cost(s, t, teacher[0].activation, columns) for s, t in pairs])
+    partner, matched = assign(costs)
+    for (_, level), index, found in zip(pairs, partner, matched):
+        level.valid = found.unsqueeze(-1)
+        level.logits = _take(level.logits, index)
+        raw = _take(level.boxes.raw, index)
+        level.boxes = Boxes('cxcywh', raw, Corners(raw, level.boxes.decode.data_samples))
+
+
+def _take(rows: Tensor, index: Tensor) -> Tensor:
+    """Rows (N, Q, ...) at ``index`` (N, S): (N, S, ...)."""
+    images = torch.arange(len(rows), device=rows.device)[:, None]
+    return rows[images, index]
+
+
+def matching_cost(
+    student: Level, teacher: Level, activation: str, columns: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """Cost of every pair of a student's and a teacher's query.
+
+    Args:
+        student: level of logits (N, S, 1, C) and boxes (cx, cy, w, h) in units of the image.
+        teacher: the same with T queries.
+        activation: what makes probabilities of the logits.
+        columns: columns of both that mean the same classes; None for all.
+
+    Returns:
+        Costs (N, S, T) in float32 or wider.
+    """
+    wide = torch.promote_types(student.logits.dtype, torch.float32)
+    logits = [level.logits.squeeze(2).to(wide) for level in (student, teacher)]
+    boxes = [level.boxes.raw.squeeze(2).to(wide) for level in (student, teacher)]
+    cost = L1_COST * torch.cdist(*boxes, p=1) + GIOU_COST * (1 - _pairwise_giou(*boxes))
+    if columns is not None or logits[0].shape[-1] == logits[1].shape[-1]:
+        probabilities = [
+            x.sigmoid() if activation == 'sigmoid' else x.softmax(dim=-1) for x in logits
+        ]
+        if columns is not None:
+            probabilities = [p[..., c] for p, c in zip(probabilities, columns)]
+        cost = cost + CLASS_COST * torch.cdist(*probabilities, p=1)
+    return cost
+
+
+def _pairwise_giou(first: Tensor, second: Tensor) -> Tensor:
+    """Generalised IoU of boxes (N, S, 4) and (N, T, 4), given as cx, cy, w, h: (N, S, T)."""
+    a, b = corners(first)[:, :, None], corners(second)[:, None]
+    inner = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
+    outer = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
+    overlap = inner.clamp(min=0).prod(dim=-1)
+    areas = first[..., 2:].prod(dim=-1)[:, :, None] + second[..., 2:].prod(dim=-1)[:, None]
+    union = (areas - overlap).clamp(min=torch.finfo(areas.dtype).tiny)
+    hull = outer.prod(dim=-1).clamp(min=torch.finfo(areas.dtype).tiny)
+    return overlap / union - (hull - union) / hull
+
+
+def assign(costs: Tensor) -> tuple[Tensor, Tensor]:
+    """Assignments of least total cost; waits for the device once.
+
+    Args:
+        costs: (..., S, T).
+
+    Returns:
+        For each of S the partner among T, (..., S), 0 where there is none, and whether it has one.
+    """
+    flat = costs.flatten(0, -3)
+    flat = flat.nan_to_num(nan=_NEVER, posinf=_NEVER, neginf=_NEVER).cpu()
+    partner = torch.zeros(flat.shape[:2], dtype=torch.long)
+    matched = torch.zeros(flat.shape[:2], dtype=torch.bool)
+    for i, cost in enumerate(flat.numpy()):
+        rows, partners = (torch.from_numpy(x) for x in linear_sum_assignment(cost))
+        partner[i, rows] = partners
+        matched[i, rows] = True
+    shape = costs.shape[:-1]
+    return partner.reshape(shape).to(costs.device), matched.reshape(shape).to(costs.device)
