@@ -1,0 +1,28 @@
+"""CKD (contrastive, sample by sample), RetinaNet R50 <- RetinaNet R101.
+
+The paper and the official code have two-stage detectors only.
+"""
+
+_base_ = [
+    'mmdet::retinanet/retinanet_r50_fpn_2x_coco.py',
+    '../../_base_/teachers/retinanet_r101_2x_coco.py',
+]
+
+custom_imports = dict(imports=['mmkd_plugin'], allow_failed_imports=False)
+
+custom_hooks = [
+    dict(
+        type='mmkd_plugin.DistillHook',
+        teacher=_base_.teacher,
+        terms=[
+            dict(
+                # tau: official code. Samples: positives and the teacher's most confident positions,
+                # 512 an image as in the RoI sampler, the default on dense heads: recommended
+                loss=dict(type='CKDLoss', temperature=1.0),
+                student='cls_logits',
+                weight=0.1,  # recommended: official code, on RoIs
+                name='ckd',
+            ),
+        ],
+    )
+]
