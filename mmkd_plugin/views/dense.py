@@ -1,0 +1,300 @@
+"""Class logits of dense heads, which predict at every position of a map.
+
+Served is every ``bbox_head`` that has ``loss_cls``, ``prior_generator`` and ``cls_out_channels``
+and gives one map of class logits per level: RetinaNet, GFL, ATSS, FCOS, VFNet, RTMDet, YOLOX,
+RepPoints and their kin. Not the heads of two-stage and of query detectors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..taps import Recorder, TapError, TapPoint
+from .base import LogitView, register_view
+from .dense_boxes import box_maps, read_boxes
+from .dense_geometry import centers_of, level_strides, offset_of, valid_positions
+from .dense_targets import DenseTargets
+from .predictions import Boxes, HeadSpec, Level, Predictions
+
+HEAD = 'bbox_head'
+_BY_BOXES = "Let the teacher's boxes speak instead: teacher='detections'."
+
+
+@register_view('cls_logits')
+class DenseLogits(LogitView):
+    """Class logits (N, P, A, C) of every level, read from the maps (N, A C, H, W) without a copy.
+
+    As the teacher's view it matches levels by stride. Levels that the student lacks are dropped. A
+    teacher with several anchors at a position is reduced for a student with one: for each class the
+    largest logit counts (sigmoid heads only), the box is that of the anchor with the best class.
+    Positions of equal index belong together, even where one head measures from the corner of a
+    cell (GFL, RepPoints) and the other from its centre (FCOS).
+    """
+
+    def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
+        self.where = where
+        self.needs = tuple(needs)
+        head = model.bbox_head
+        self.name = f'{HEAD} ({type(head).__name__})'
+        if getattr(head.loss_cls, 'activated', False):
+            raise TapError(
+                f'{where}: the class maps of {self.name} are probabilities (loss_cls has '
+                'activated=True), not logits. Tap the last classification layer of the head.'
+            )
+        self.strides = level_strides(head, where)
+        self.priors = tuple(head.prior_generator.num_base_priors)
+        self.anchors = _base_anchors(head)
+        self.activation = 'sigmoid' if _sigmoid(head) else 'softmax'
+        self.output = TapPoint(HEAD)
+        self.targets = DenseTargets(head, HEAD, where)
+        self.features: list[TapPoint] = []
+        if 'features' in self.needs:
+            self.features = [TapPoint(p, source='input') for p in self._class_layers(head)]
+
+    @property
+    def points(self) -> list[TapPoint]:
+        return [self.output, *self.targets.points, *self.features]
+
+    @property
+    def teacher_points(self) -> list[TapPoint]:
+        return [self.output]
+
+    @classmethod
+    def fits(cls, model: nn.Module) -> bool:
+        head = getattr(model, HEAD, None)
+        return (
+            isinstance(head, nn.Module)
+            and isinstance(getattr(head, 'loss_cls', None), nn.Module)
+            and isinstance(getattr(head, 'cls_out_channels', None), int)
+            and hasattr(getattr(head, 'prior_generator', None), 'num_base_priors')
+            and getattr(model, 'roi_head', None) is None
+            and not hasattr(model, 'forward_transformer')
+        )
+
+    def specs(self, model: nn.Module) -> list[HeadSpec]:
+        head = model.bbox_head
+        width = None
+        if self.features:
+            width = model.get_submodule(self.features[0].path).in_channels
+        return [
+            HeadSpec(
+                label=HEAD,
+                kind='dense',
+                activation=self.activation,
+                num_classes=head.num_classes,
+                background=head.cls_out_channels > head.num_classes,
+                feature_dim=width,
+                priors=max(self.priors),
+            )
+        ]
+
+    # -- pairs -------------------------------------------------------------------------------
+
+    def check_pair(self, student: LogitView, models: tuple[nn.Module, nn.Module]) -> None:
+        if not isinstance(student, DenseLogits):
+            raise TapError(
+                f'{self.where}: the teacher has a dense head ({self.name}), the student has not: '
+                f'their rows cannot be matched. {_BY_BOXES}'
+            )
+        missing = [stride for stride in student.strides if stride not in self.strides]
+        if missing:
+            raise TapError(
+                f'{self.where}: the levels of {student.name} have strides {list(student.strides)}, '
+                f'those of the teacher, {self.name}, {list(self.strides)}: it has none of stride '
+                f'{", ".join(map(str, missing))} to learn from. {_BY_BOXES}'
+            )
+        for own, i in enumerate(self._matches(student.strides)):
+            self._check_priors(student, own, i)
+
+    def _check_priors(self, student: DenseLogits, own: int, i: int) -> None:
+        """Refuses numbers of anchors, or anchors, that differ at a student's level ``own``."""
+        counts = student.priors[own], self.priors[i]
+        at = f'at stride {student.strides[own]}'
+        if counts[0] == 1 and counts[1] > 1:
+            if self.activation == 'softmax':
+                raise TapError(
+                    f'{self.where}: {self.name} has {counts[1]} anchors per position {at} and '
+                    f'{student.name} one; softmax logits of several anchors have no maximum. '
+                    f'{_BY_BOXES}'
+                )
+        elif counts[0] != counts[1]:
+            raise TapError(
+                f'{self.where}: {student.name} has {counts[0]} anchors per position {at}, the '
+                f'teacher, {self.name}, {counts[1]}: which belongs to which cannot be said. '
+                f'{_BY_BOXES}'
+            )
+        elif counts[0] > 1 and student.anchors[own] != self.anchors[i]:
+            raise TapError(
+                f'{self.where}: the anchors {at} differ: {student.name} has '
+                f'{student.anchors[own]}, the teacher, {self.name}, {self.anchors[i]} (corners '
+                f'around a position, in pixels). Give both the same anchor_generator. {_BY_BOXES}'
+            )
+
+    def _matches(self, strides: Sequence[int]) -> list[int]:
+        """Own level for each of the student's, by stride; of equal strides by order."""
+        if tuple(strides) == self.strides:
+            return list(range(len(strides)))
+        return [self.strides.index(stride) for stride in strides]
+
+    # -- one step ----------------------------------------------------------------------------
+
+    def read(
+        self,
+        recorder: Recorder,
+        data_samples: Any,
+        student: list[Predictions] | None = None,
+    ) -> list[Predictions]:
+        head = recorder.model.bbox_head
+        groups = self._outputs(recorder, head)
+        if student is not None:
+            wanted = student[0].levels
+            matches = self._matches([level.stride for level in wanted])
+            levels = [self._level(head, groups, i) for i in matches]
+            levels = [self._aligned(own, level) for own, level in zip(wanted, levels)]
+        else:
+            levels = [self._level(head, groups, i) for i in range(len(self.strides))]
+            for level, class_map in zip(levels, groups[0]):
+                offset = offset_of(head.prior_generator)
+                level.valid = valid_positions(level, class_map.shape[-2:], offset, data_samples)
+            self._add_features(recorder, levels, groups[0])
+            if recorder.model.training:
+                self._add_labels(recorder, levels)
+        return [
+            Predictions(
+                label=HEAD,
+                kind='dense',
+                levels=levels,
+                activation=self.activation,
+                num_classes=head.num_classes,
+                background=head.cls_out_channels > head.num_classes,
+            )
+        ]
+
+    def _outputs(self, recorder: Recorder, head: nn.Module) -> list[list[Tensor]]:
+        """The head's outputs, each a list with a map for every level; the first are the classes."""
+        maps = [capture.tensor for capture in recorder.read([self.output])]
+        levels = len(self.strides)
+        wanted = [priors * head.cls_out_channels for priors in self.priors]
+        if (
+            recorder.calls(HEAD) != 1
+            or len(maps) % levels
+            or [m.shape[1] if m.dim() == 4 else None for m in maps[:levels]] != wanted
+        ):
+            raise TapError(
+                f'{self.where}: {self.name} gave {[tuple(m.shape) for m in maps]} in '
+                f'{recorder.calls(HEAD)} calls; known are {levels} maps (images, channels, '
+                f'height, width) of class logits with {wanted} channels, followed by as many of '
+                'each other output. Tap a module path instead, or write a view for this head.'
+            )
+        return [maps[i : i + levels] for i in range(0, len(maps), levels)]
+
+    def _level(self, head: nn.Module, groups: list[list[Tensor]], i: int) -> Level:
+        priors, class_map = self.priors[i], groups[0][i]
+        level = Level(
+            logits=_rows(class_map, priors),
+            centers=centers_of(head.prior_generator, class_map, self.strides[i]),
+            stride=self.strides[i],
+        )
+        # Centerness and objectness: the one number per prediction beside classes and box.
+        if len(groups) > 2 and groups[2][i].shape[1] == priors:
+            level.quality = _rows(groups[2][i], priors)[..., 0]
+        boxes = box_maps(head, groups, priors)
+        if boxes is not None:
+            level.boxes = read_boxes(head, groups[boxes][i], i, priors)
+        return level
+
+    def _add_labels(self, recorder: Recorder, levels: list[Level]) -> None:
+        quality = [level.quality for level in levels]
+        found = self.targets.read(
+            recorder,
+            [level.logits for level in levels],
+            None if any(q is None for q in quality) else quality,
+        )
+        for level, (labels, weights) in zip(levels, found):
+            level.labels, level.label_weights = labels, weights
+
+    def _add_features(
+        self, recorder: Recorder, levels: list[Level], class_maps: list[Tensor]
+    ) -> None:
+        if not self.features:
+            return
+        maps = [capture.tensor for capture in recorder.read(self.features)]
+        sizes = [[tuple(m.shape[-2:]) for m in group] for group in (maps, class_maps)]
+        if sizes[0] != sizes[1]:
+            raise TapError(
+                f'{self.where}: {self.features[0].path!r} was given maps of {sizes[0]}, but the '
+                f'class maps of {self.name} are {sizes[1]}: features cannot be brought to rows.'
+            )
+        for level, features in zip(levels, maps):
+            level.features = features.flatten(2).transpose(1, 2)
+
+    def _aligned(self, own: Level, level: Level) -> Level:
+        """A teacher's level in the shape of the student's."""
+        shapes = tuple(own.logits.shape[:3]), tuple(level.logits.shape[:3])
+        if shapes[0][:2] != shapes[1][:2]:
+            raise TapError(
+                f'{self.where}: at stride {own.stride} the student has {shapes[0]} (images, '
+                f'positions, priors), the teacher, {self.name}, {shapes[1]}: their maps must be '
+                f'of one size. {_BY_BOXES}'
+            )
+        return level if shapes[0] == shapes[1] else _best_prior(level)
+
+    def _class_layers(self, head: nn.Module) -> list[str]:
+        """Paths of the last classification convolutions: one that all levels share, or one each."""
+        width = self.priors[0] * head.cls_out_channels
+        found: dict[str, list[str]] = {}
+        for name, module in head.named_modules():
+            inner = name.endswith('.conv')  # of a ConvModule
+            if getattr(module, 'out_channels', None) == width and 'cls' in name and not inner:
+                if isinstance(getattr(module, 'weight', None), Tensor):
+                    found.setdefault(re.sub(r'\d+', '*', name), []).append(f'{HEAD}.{name}')
+        layers = list(found.values())[-1] if found else []
+        if len(layers) not in (1, len(self.strides)):
+            raise TapError(
+                f'{self.where}: the loss needs features, but {self.name} has no convolution with '
+                f"'cls' in its name and {width} outputs, shared by the levels or one for each "
+                f'(found: {layers or "none"}). Use a loss without features, such as KDLoss.'
+            )
+        return layers
+
+
+def _rows(maps: Tensor, priors: int) -> Tensor:
+    """(N, A C, H, W) seen as (N, P, A, C); mmdet puts anchors outside, channels inside."""
+    return maps.unflatten(1, (priors, -1)).flatten(3).permute(0, 3, 1, 2)
+
+
+def _best_prior(level: Level) -> Level:
+    """Reduces the predictions at a position to one: the largest logit of each class; box and
+    quality of the one with the best class."""
+    best = level.logits.amax(-1).argmax(2, keepdim=True)
+    reduced = Level(
+        logits=level.logits.amax(2, keepdim=True), centers=level.centers, stride=level.stride
+    )
+    if level.quality is not None:
+        reduced.quality = level.quality.gather(2, best)
+    boxes = level.boxes
+    if boxes is not None:
+
+        def chosen(values: Tensor) -> Tensor:
+            return values.gather(2, best.unsqueeze(-1).expand(-1, -1, -1, values.shape[-1]))
+
+        reduced.boxes = Boxes(boxes.kind, chosen(boxes.raw), lambda: chosen(boxes.decode()))
+    return reduced
+
+
+def _sigmoid(head: nn.Module) -> bool:
+    return bool(getattr(head, 'use_sigmoid_cls', getattr(head.loss_cls, 'use_sigmoid', False)))
+
+
+def _base_anchors(head: nn.Module) -> tuple | None:
+    """Corners of the anchors around the first position of each level, as numbers."""
+    anchors = getattr(head.prior_generator, 'base_anchors', None)
+    if anchors is None:
+        return (None,) * len(head.prior_generator.strides)
+    return tuple(
+        tuple(tuple(round(float(v), 3) for v in anchor) for anchor in level) for level in anchors
+    )

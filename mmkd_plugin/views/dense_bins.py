@@ -1,0 +1,123 @@
+"""Bins of box sides of dense heads that predict distributions of distances (GFL and its kin)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..taps import Recorder, TapError
+from .base import LogitView, register_view
+from .dense import HEAD, DenseLogits
+from .dense_boxes import reg_max
+from .predictions import HeadSpec, Level, Predictions
+
+
+@register_view('dfl_logits')
+class DenseBins(DenseLogits):
+    """Bins of the four box sides (GFL's general distributions): logits (N, P, 4 A, r + 1).
+
+    A row is one side of one box; softmax over its bins is the distribution of the side's distance.
+    Sides of a position that the student's head assigned to an object have label 0, others
+    ``num_classes``, which is r + 1. How sure a bin is says nothing of an object, so ``score``, the
+    best class's probability (times the quality's), serves where rows are weighted or ranked.
+    """
+
+    classes = False  # columns are distances: no class_map applies
+
+    def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
+        super().__init__(model, [], where)
+        if 'features' in needs:
+            raise TapError(
+                f'{where}: the loss needs features of a classification layer, which the view '
+                "'dfl_logits' has not. Take a loss without them, such as KDLoss."
+            )
+        self.bins = reg_max(model.bbox_head) + 1
+
+    @classmethod
+    def fits(cls, model: nn.Module) -> bool:
+        return super().fits(model) and reg_max(model.bbox_head) is not None
+
+    def specs(self, model: nn.Module) -> list[HeadSpec]:
+        return [
+            HeadSpec(
+                label=f'{HEAD} bins',
+                kind='dense',
+                activation='softmax',
+                num_classes=self.bins,
+                priors=4 * max(self.priors),
+            )
+        ]
+
+    def check_pair(self, student: LogitView, models: tuple[nn.Module, nn.Module]) -> None:
+        super().check_pair(student, models)
+        if not isinstance(student, DenseBins) or student.bins != self.bins:
+            raise TapError(
+                f'{self.where}: {student.name} has {getattr(student, "bins", "no")} bins for a '
+                f'side, the teacher, {self.name}, {self.bins}: distances of other ranges do not '
+                'correspond. Give both heads the same reg_max.'
+            )
+
+    def _check_priors(self, student: DenseLogits, own: int, i: int) -> None:
+        counts = student.priors[own], self.priors[i]
+        if counts[0] != counts[1]:
+            raise TapError(
+                f'{self.where}: {student.name} has {counts[0]} anchors per position at stride '
+                f'{student.strides[own]}, the teacher, {self.name}, {counts[1]}: the bins of '
+                'several boxes cannot be merged into one.'
+            )
+        super()._check_priors(student, own, i)
+
+    def read(
+        self,
+        recorder: Recorder,
+        data_samples: Any,
+        student: list[Predictions] | None = None,
+    ) -> list[Predictions]:
+        classes = student and [p.context['classes'] for p in student]
+        (own,) = super().read(recorder, data_samples, classes)
+        return [
+            Predictions(
+                label=f'{HEAD} bins',
+                kind='dense',
+                levels=[self._sides(level, own) for level in own.levels],
+                activation='softmax',
+                num_classes=self.bins,
+                context=dict(classes=own),
+            )
+        ]
+
+    def _sides(self, level: Level, classes: Predictions) -> Level:
+        """The bins of a level's boxes, from its class logits and boxes."""
+        sides = Level(
+            logits=level.boxes.raw.unflatten(3, (4, self.bins)).flatten(2, 3),
+            score=_each_side(_class_score(level, classes)),
+            boxes=level.boxes,
+            centers=level.centers,
+            stride=level.stride,
+        )
+        if level.valid is not None:
+            sides.valid = _each_side(level.valid)
+        if level.labels is not None:
+            object_ = (level.labels >= 0) & (level.labels < classes.num_classes)
+            sides.labels = _each_side(torch.where(object_, 0, self.bins))
+        if level.label_weights is not None:
+            sides.label_weights = _each_side(level.label_weights)
+        return sides
+
+
+def _each_side(values: Tensor) -> Tensor:
+    """(N, P, A) repeated for the four sides of each box, (N, P, 4 A)."""
+    return values.unsqueeze(-1).expand(*values.shape, 4).flatten(2)
+
+
+@torch.no_grad()
+def _class_score(level: Level, predictions: Predictions) -> Tensor:
+    """Probability (N, P, A) of the best foreground class, times that of the quality."""
+    if predictions.activation == 'sigmoid':
+        score = level.logits.amax(-1).sigmoid()
+    else:
+        score = level.logits.softmax(-1)[..., : predictions.num_classes].amax(-1)
+    return score if level.quality is None else score * level.quality.sigmoid()

@@ -1,0 +1,143 @@
+"""Box outputs of dense heads, decoded by the head's own coder.
+
+Outputs are those of training: FCOS gives distances in strides there, RepPoints sets of points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from torch import Tensor, nn
+
+from .predictions import Boxes
+
+
+def box_kind(head: nn.Module) -> str | None:
+    """How a head describes boxes, as in :class:`Boxes`; None if it is in no known way."""
+    if reg_max(head) is not None:
+        return 'dfl'
+    if hasattr(head, 'points2bbox'):
+        return 'points'
+    coder = getattr(head, 'bbox_coder', None)
+    if coder is None:
+        return 'cxcywh' if hasattr(head, '_bbox_decode') else None
+    if any(cls.__name__ == 'DistancePointBBoxCoder' for cls in type(coder).__mro__):
+        return 'ltrb'
+    return 'deltas' if hasattr(head.prior_generator, 'base_anchors') else None
+
+
+def reg_max(head: nn.Module) -> int | None:
+    """r of a head that predicts each side as a distribution over r + 1 distances; else None."""
+    value = getattr(head, 'reg_max', None)
+    if not isinstance(value, int) or not isinstance(getattr(head, 'integral', None), nn.Module):
+        return None
+    return value
+
+
+def box_maps(head: nn.Module, groups: Sequence[Sequence[Tensor]], priors: int) -> int | None:
+    """Which of a head's outputs are the final boxes: its index in ``groups``, or None.
+
+    The last one with as many channels as boxes need: heads that refine give the refined last.
+    """
+    kind = box_kind(head)
+    if kind is None:
+        return None
+    width = 4
+    if kind == 'dfl':
+        width = 4 * (reg_max(head) + 1)
+    elif kind == 'points':
+        width = 2 * head.num_points
+    fitting = [i for i in range(1, len(groups)) if groups[i][0].shape[1] == priors * width]
+    return fitting[-1] if fitting else None
+
+
+def read_boxes(head: nn.Module, box_map: Tensor, level: int, priors: int) -> Boxes:
+    """The boxes of one level.
+
+    Args:
+        head: the dense head that gave them.
+        box_map: its box output, (N, A D, H, W).
+        level: index of the level.
+        priors: A, predictions per position.
+    """
+    raw = box_map.unflatten(1, (priors, -1)).flatten(3).permute(0, 3, 1, 2)
+    kind = box_kind(head)
+    decode = partial(_DECODERS[kind], head, box_map, level, priors)
+    if kind == 'ltrb':  # asked now: whoever decodes later may have switched the head's mode
+        decode = partial(decode, in_strides=getattr(head, 'norm_on_bbox', False) and head.training)
+    return Boxes(kind=kind, raw=raw, decode=decode)
+
+
+def _rows(box_map: Tensor, priors: int) -> Tensor:
+    """(N, A D, H, W) as rows (N, P A, D) in the order of the head's priors."""
+    rows = box_map.float().flatten(2).transpose(1, 2)
+    return rows.reshape(box_map.shape[0], -1, box_map.shape[1] // priors)
+
+
+def _grid(head: nn.Module, box_map: Tensor, level: int, **kwargs: bool) -> Tensor:
+    """The level's own priors: anchors (P A, 4), or points (P, 2)."""
+    return head.prior_generator.single_level_grid_priors(
+        tuple(box_map.shape[-2:]), level, device=box_map.device, **kwargs
+    )
+
+
+def _points(head: nn.Module, box_map: Tensor, level: int) -> Tensor:
+    """Points (P A, 2) that distances are measured from: of an anchor, its centre."""
+    grid = _grid(head, box_map, level)
+    return (grid[:, :2] + grid[:, 2:4]) / 2 if grid.shape[1] == 4 else grid
+
+
+def _stride(head: nn.Module, level: int) -> float:
+    stride = head.prior_generator.strides[level]
+    return stride[0] if isinstance(stride, (tuple, list)) else stride
+
+
+def _coded(head: nn.Module, priors: Tensor, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+    boxes = head.bbox_coder.decode(priors.repeat(len(rows), 1), rows.flatten(0, 1))
+    return getattr(boxes, 'tensor', boxes).view(shape)
+
+
+def _shape(box_map: Tensor, priors: int) -> tuple[int, ...]:
+    return len(box_map), box_map[0, 0].numel(), priors, 4
+
+
+def _from_deltas(head: nn.Module, box_map: Tensor, level: int, priors: int) -> Tensor:
+    anchors = _grid(head, box_map, level)
+    anchors = getattr(anchors, 'tensor', anchors)
+    return _coded(head, anchors, _rows(box_map, priors), _shape(box_map, priors))
+
+
+def _from_ltrb(
+    head: nn.Module, box_map: Tensor, level: int, priors: int, in_strides: bool
+) -> Tensor:
+    rows = _rows(box_map, priors)
+    if in_strides:
+        rows = rows * _stride(head, level)
+    return _coded(head, _points(head, box_map, level), rows, _shape(box_map, priors))
+
+
+def _from_dfl(head: nn.Module, box_map: Tensor, level: int, priors: int) -> Tensor:
+    rows = _rows(box_map, priors)
+    distances = head.integral(rows.flatten(0, 1)).view(*rows.shape[:2], 4) * _stride(head, level)
+    return _coded(head, _points(head, box_map, level), distances, _shape(box_map, priors))
+
+
+def _from_points(head: nn.Module, box_map: Tensor, level: int, priors: int) -> Tensor:
+    offsets = _rows(head.points2bbox(box_map.float()), priors) * _stride(head, level)
+    centers = _points(head, box_map, level)
+    return (offsets + centers.repeat(1, 2)).view(_shape(box_map, priors))
+
+
+def _from_cxcywh(head: nn.Module, box_map: Tensor, level: int, priors: int) -> Tensor:
+    grid = _grid(head, box_map, level, with_stride=True)
+    return head._bbox_decode(grid, _rows(box_map, priors)).view(_shape(box_map, priors))
+
+
+_DECODERS = dict(
+    deltas=_from_deltas,
+    ltrb=_from_ltrb,
+    dfl=_from_dfl,
+    points=_from_points,
+    cxcywh=_from_cxcywh,
+)

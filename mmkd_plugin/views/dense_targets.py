@@ -1,0 +1,219 @@
+"""Labels of a dense head's positions, heard from what the head hands to its own losses.
+
+Nothing of a head's target assignment is run again or copied: a new assigner, or a new version of
+mmdet, changes the labels here as it changes the head's own loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..compat import is_compiling
+from ..taps import Recorder, TapError, TapPoint
+from .loss_calls import LossCall, loss_calls
+
+_LEVELS, _IMAGES = 'levels', 'images'  # what counts slowest in the rows of a loss
+
+
+@dataclass
+class _Rows:
+    """One call of a loss: what it predicts (R, C), class indices (R,) and weights (R,) or None."""
+
+    predictions: Tensor
+    labels: Tensor
+    weights: Tensor | None
+
+
+class DenseTargets:
+    """Listens to ``loss_cls`` (and ``loss_obj``) of a dense head.
+
+    Understood are calls for each level, for each image and for all at once, with class indices,
+    with (class indices, quality), or with a target per class (``VFNetHead``), where the class of a
+    row is its largest target and rows without one are background. A head with ``loss_obj``
+    (``YOLOXHead``) may hand only its positive rows to ``loss_cls``; those are the rows that
+    ``loss_obj`` is told to be objects.
+
+    Args:
+        head: the dense head.
+        path: its module path in the model.
+        where: names the term in messages.
+    """
+
+    def __init__(self, head: nn.Module, path: str, where: str) -> None:
+        self.where = where
+        self.head = f'{path} ({type(head).__name__})'
+        self.num_classes = int(head.num_classes)
+        self.losses = {'loss_cls': TapPoint(f'{path}.loss_cls', source='input')}
+        if isinstance(getattr(head, 'loss_obj', None), nn.Module):
+            self.losses['loss_obj'] = TapPoint(f'{path}.loss_obj', source='input')
+        # Whether rows count levels or images first, by whether there are several of both.
+        self.order: dict[bool, str] = {}
+
+    @property
+    def points(self) -> list[TapPoint]:
+        return list(self.losses.values())
+
+    def read(
+        self, recorder: Recorder, logits: Sequence[Tensor], quality: Sequence[Tensor] | None
+    ) -> list[tuple[Tensor, Tensor | None]]:
+        """Labels and weights of this step.
+
+        Args:
+            recorder: of the student, after its loss.
+            logits: class logits (N, P, A, C) of every level.
+            quality: objectness logits (N, P, A) of every level, where the head has them.
+
+        Returns:
+            For every level the class indices (N, P, A), ``num_classes`` for background, and what
+            the head's loss weighs them with (N, P, A), or None where it weighs all alike.
+
+        Raises:
+            TapError: ``loss_cls`` was not called, or with something else.
+        """
+        shapes = [tuple(level.shape[:3]) for level in logits]
+        total = sum(n * p * a for n, p, a in shapes)
+        heard = {name: loss_calls(recorder, point) for name, point in self.losses.items()}
+        rows = [self._rows(call) for call in heard['loss_cls']]
+        objects = heard.get('loss_obj', [])
+        if sum(len(row.labels) for row in rows) != total and len(objects) == 1:
+            if quality is None or len(rows) > 1:
+                raise self._unknown(rows, shapes)
+            rows = [self._spread(objects[0], rows, total)]
+            first = list(quality)
+        else:
+            first = [level[..., 0] for level in logits]
+        if not rows:
+            raise TapError(
+                f'{self.where}: {self.head} did not call its loss_cls in this step, so its labels '
+                'cannot be heard. Tap a module path instead, or write a view for this head.'
+            )
+        order = self._order(rows, first, shapes)
+        labels = _arrange([row.labels for row in rows], order, shapes)
+        if all(row.weights is None for row in rows):
+            return [(level, None) for level in labels]
+        weights = [
+            torch.ones_like(row.labels, dtype=torch.float32) if row.weights is None else row.weights
+            for row in rows
+        ]
+        return list(zip(labels, _arrange(weights, order, shapes)))
+
+    def _rows(self, call: LossCall) -> _Rows:
+        predictions, target, weight = call[:3]
+        others = dict(call.others)
+        for name in ('label_weight', 'label_weights'):  # GHMC, SeesawLoss
+            weight = others.pop(name, None) if weight is None else weight
+        if isinstance(target, (tuple, list)) and target:
+            target = target[0]
+        known = isinstance(predictions, Tensor) and isinstance(target, Tensor)
+        # CenterNet's heat maps, for one, say only together with other tensors what a row is.
+        known = known and not any(isinstance(v, Tensor) and v.dim() for v in others.values())
+        if known and target.shape == predictions.shape and target.dim() == 2:
+            best, index = target[:, : self.num_classes].max(dim=1)
+            labels = torch.where(best > 0, index, self.num_classes)
+        elif known and target.dim() == 1 and not target.dtype.is_floating_point:
+            labels = target.long()
+        else:
+            raise TapError(
+                f'{self.where}: {self.head} gave its loss_cls {_described(predictions)} and as '
+                f'target {_described(call.target)}'
+                + (f' (and {", ".join(others)})' if others else '')
+                + '; known are class indices (rows,), a pair of these and a quality, and a target '
+                'per class (rows, classes). Tap a module path instead, or write a view for this '
+                'head.'
+            )
+        if weight is not None and weight.numel() != len(labels):
+            weight = weight.reshape(len(labels), -1).amax(dim=1)  # a weight for each class
+        return _Rows(predictions, labels, None if weight is None else weight.reshape(-1))
+
+    def _spread(self, call: LossCall, positives: Sequence[_Rows], total: int) -> _Rows:
+        """Labels of all rows, where ``loss_cls`` saw only those that ``loss_obj`` calls objects.
+
+        The k-th object gets the k-th label; counting instead of indexing by a mask needs no look
+        at the device.
+        """
+        target = call.target
+        if not isinstance(target, Tensor) or target.numel() != total:
+            raise TapError(
+                f'{self.where}: {self.head} gave its loss_obj as target {_described(target)}, '
+                f'but its maps have {total} positions.'
+            )
+        objects = target.reshape(-1) > 0
+        labels = objects.new_full((total,), self.num_classes, dtype=torch.long)
+        if positives:
+            own = positives[0].labels
+            rank = objects.long().cumsum(0).sub_(1).clamp_(0, len(own) - 1)
+            labels = torch.where(objects, own[rank], labels)
+        return _Rows(call.pred.reshape(total, -1), labels, None)
+
+    def _order(
+        self, rows: Sequence[_Rows], first: Sequence[Tensor], shapes: Sequence[tuple]
+    ) -> str:
+        """Whether the rows go level by level or image by image.
+
+        Sizes say so where there are several calls. Otherwise the values do: the rows are compared
+        with the maps once, which is the only time that a tensor's content is looked at.
+        """
+        counts = [len(row.labels) for row in rows]
+        images = shapes[0][0]
+        per_level = [n * p * a for n, p, a in shapes]
+        if counts == per_level:
+            likely = [_LEVELS]
+        elif counts == [sum(per_level)]:
+            likely = [_LEVELS, _IMAGES]
+        elif counts == [sum(per_level) // images] * images:
+            likely = [_IMAGES]
+        else:
+            raise self._unknown(rows, shapes)
+        several = images > 1 and len(shapes) > 1
+        if self.order.get(several) in likely:
+            return self.order[several]
+        if is_compiling():
+            return likely[0]
+        seen = torch.cat([row.predictions.detach()[:, 0] for row in rows])
+        for order in likely:
+            own = _flattened([level.detach() for level in first], order).to(seen.dtype)
+            if torch.allclose(seen, own, rtol=0, atol=0, equal_nan=True):
+                self.order[several] = order
+                return order
+        raise TapError(
+            f'{self.where}: the rows that {self.head} gave to its loss are not its class maps, '
+            'level by level or image by image, so its labels cannot be brought to positions. Tap '
+            'a module path instead, or write a view for this head.'
+        )
+
+    def _unknown(self, rows: Sequence[_Rows], shapes: Sequence[tuple]) -> TapError:
+        return TapError(
+            f'{self.where}: {self.head} gave its loss_cls {[len(row.labels) for row in rows]} '
+            f'rows, but its class maps (images, positions, priors) are {shapes}: its labels cannot '
+            'be brought to positions. Tap a module path instead, or write a view for this head.'
+        )
+
+
+def _arrange(rows: Sequence[Tensor], order: str, shapes: Sequence[tuple]) -> list[Tensor]:
+    """Rows (R,) of all calls as (N, P, A) for each level."""
+    flat = rows[0] if len(rows) == 1 else torch.cat(list(rows))
+    if order == _LEVELS:
+        parts = flat.split([n * p * a for n, p, a in shapes])
+    else:
+        parts = flat.view(shapes[0][0], -1).split([p * a for _, p, a in shapes], dim=1)
+    return [part.reshape(shape) for part, shape in zip(parts, shapes)]
+
+
+def _flattened(levels: Sequence[Tensor], order: str) -> Tensor:
+    """The reverse of :func:`_arrange`, in one tensor."""
+    if order == _LEVELS:
+        return torch.cat([level.reshape(-1) for level in levels])
+    return torch.cat([level.flatten(1) for level in levels], dim=1).flatten()
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f'{tuple(value.shape)} of {value.dtype}'
+    if isinstance(value, (tuple, list)):
+        return f'a {type(value).__name__} of ' + ', '.join(_described(item) for item in value)
+    return f'{type(value).__name__}'
