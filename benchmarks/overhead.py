@@ -22,22 +22,25 @@ the work that is done.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # started as a script
 
 from benchmarks import memory  # noqa: E402
+from mmkd_plugin.taps import Recorder  # noqa: E402
 
 TARGET = 1.05
 
@@ -192,8 +195,12 @@ class Parts:
             else (config.model.head, labelled_batch)
         )
         self.inputs, self.samples = make(size, batch, head.num_classes, device)
-        self.teacher_maps: list[Tensor] = []
-        self._maps = self._record()
+        self._student, self._teacher = self._record()
+
+    @property
+    def teacher_maps(self) -> list[Tensor]:
+        """What the terms read of the teacher."""
+        return _tensors(self._teacher)
 
     def _optimizer(self, module: nn.Module) -> torch.optim.Optimizer | None:
         parameters = [p for p in module.parameters() if p.requires_grad]
@@ -207,21 +214,15 @@ class Parts:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None)
 
-    def _record(self) -> list[tuple[nn.Module, list, list]]:
-        """Copies of what each term sees in a distilled step; the student's are leaves."""
-        seen: list[tuple[nn.Module, list, list]] = []
-
-        def keep(term: nn.Module, args: tuple) -> None:
-            student = [_copied(c, True) for c in args[0]]
-            teacher = [_copied(c, False) for c in args[1]]
-            self.teacher_maps += [c.tensor for c in teacher]
-            seen.append((term, student, teacher))
-
-        handles = [term.register_forward_pre_hook(keep) for term in self.distiller.terms]
+    def _record(self) -> tuple[Recorder, Recorder]:
+        """What the terms see in a distilled step, as copies; the student's are leaves."""
+        keep, self.distiller._clear = self.distiller._clear, lambda: None
         self.distilled()
-        for handle in handles:
-            handle.remove()
-        return seen
+        self.distiller._clear = keep
+        recorders = self.distiller.recorder, self.distiller.teacher.recorder
+        frozen = tuple(_frozen(r, leaf) for r, leaf in zip(recorders, (True, False)))
+        self.distiller._clear()
+        return frozen
 
     def _step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         with self._autocast():
@@ -246,23 +247,41 @@ class Parts:
         with self._autocast():
             total = sum(
                 value
-                for term, student, teacher in self._maps
-                for key, value in term(student, teacher).items()
+                for term in self.distiller.terms
+                for key, value in term.compute(self._student, self._teacher, self.samples)[
+                    0
+                ].items()
                 if 'loss' in key
             )
         total.backward()
-        for _, student, _ in self._maps:
-            for capture in student:
-                capture.tensor.grad = None
+        for tensor in _tensors(self._student):
+            tensor.grad = None
         if self.terms_optimizer:
             self.terms_optimizer.step()
             self.terms_optimizer.zero_grad()
 
 
-def _copied(capture: Any, leaf: bool) -> Any:
-    extras = {name: value.detach().clone() for name, value in capture.extras.items()}
-    tensor = capture.tensor.detach().clone().requires_grad_(leaf)
-    return type(capture)(capture.label, tensor, extras)
+def _frozen(recorder: Recorder, leaf: bool) -> Recorder:
+    """A recorder that holds copies of what ``recorder`` holds now."""
+    copies: dict[int, Tensor] = {}  # a tensor seen at two places stays one
+
+    def copied(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        if id(x) not in copies:
+            copies[id(x)] = x.detach().clone().requires_grad_(leaf and x.is_floating_point())
+        return copies[id(x)]
+
+    frozen = copy.copy(recorder)
+    frozen._listeners = {
+        key: replace(listener, **tree_map(copied, dict(calls=listener.calls, raw=listener.raw)))
+        for key, listener in recorder._listeners.items()
+    }
+    return frozen
+
+
+def _tensors(recorder: Recorder) -> list[Tensor]:
+    return [x for listener in recorder._listeners.values() for call in listener.calls for x in call]
 
 
 def measure_time(parts: Parts, iters: int, warmup: int) -> dict[str, list[float]]:

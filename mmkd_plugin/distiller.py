@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,25 +16,14 @@ from torch import Tensor, nn
 
 from .compat import is_compiling
 from .execution import PartialForward, probe, rng_kept
+from .logit_term import make_term
 from .rng import RandomSource
-from .taps import Capture, Recorder, TapError, refuse_checkpointed
+from .taps import Recorder, TapError, TapPoint, refuse_checkpointed
 from .teacher import Teacher
-from .terms import Term
+from .terms import PlanRow, Term
 
 TEACHER_INPUTS = 'teacher_inputs'
 COMPLEMENT = 'complement'
-
-
-@dataclass(frozen=True)
-class PlanRow:
-    """One level of one term, as measured by the probe."""
-
-    term: str
-    student: str
-    teacher: str
-    student_shape: tuple
-    teacher_shape: tuple
-    connector_parameters: int
 
 
 class Distiller(nn.Module):
@@ -78,7 +66,7 @@ class Distiller(nn.Module):
         self._owner = id(self)
         self.rng = RandomSource(seed, get_rank())
         self.terms = nn.ModuleList(
-            Term(config, student, teacher.model, i) for i, config in enumerate(terms)
+            make_term(config, student, teacher, i) for i, config in enumerate(terms)
         )
         names = [term.name for term in self.terms]
         if not names:
@@ -104,7 +92,7 @@ class Distiller(nn.Module):
         for term in self.terms:
             for point in term.student.points:
                 refuse_checkpointed(student, point.path, checkpointed, term.where)
-        teacher.connect(student, [p for term in self.terms for p in term.teacher.points])
+        teacher.connect(student, [p for term in self.terms for p in term.teacher.teacher_points])
         try:
             for term in self.terms:
                 self.recorder.listen(term.student.points)
@@ -114,35 +102,26 @@ class Distiller(nn.Module):
             raise
 
     def _measure(self, student: nn.Module, size: Sequence[int], seed: int) -> None:
-        """Runs both models on one probe image and builds the connectors for what the taps saw."""
-        self.recorder.arm()
-        image, samples = probe(
-            student, PartialForward(student, self.recorder.paths, 'student tap'), size
-        )
-        self.recorder.disarm()
+        """Runs both models on one probe image where taps need it, and builds the connectors."""
+        points = [point for term in self.terms for point in term.probed]
         with rng_kept():
-            self.teacher.run(image, samples, compiled=False)
-            for recorder in (self.recorder, self.teacher.recorder):
-                # References everywhere; a copy only where the model overwrites its output.
-                recorder.protect(recorder.overwritten())
+            if points:
+                self._probe(student, points, size)
             # Connectors are made on the CPU; torch.manual_seed would seed all accelerators, too.
             torch.default_generator.manual_seed(seed)
             for term in self.terms:
-                s = term.student.read(self.recorder, None)
-                t = term.teacher.read(self.teacher.recorder, None)
-                term.connect(s, t, self.rng)
-                self._rows += [
-                    PlanRow(
-                        term.name,
-                        a.label,
-                        b.label,
-                        tuple(a.tensor.shape),
-                        tuple(b.tensor.shape),
-                        sum(p.numel() for p in loss.parameters()),
-                    )
-                    for a, b, loss in zip(s, t, term.losses)
-                ]
+                self._rows += term.connect(self.recorder, self.teacher.recorder, self.rng)
         self._clear()
+
+    def _probe(self, student: nn.Module, points: Sequence[TapPoint], size: Sequence[int]) -> None:
+        self.recorder.arm()
+        paths = list(dict.fromkeys(point.path for point in points))
+        image, samples = probe(student, PartialForward(student, paths, 'student tap'), size)
+        self.recorder.disarm()
+        self.teacher.run(image, samples, compiled=False)
+        for recorder in (self.recorder, self.teacher.recorder):
+            # References everywhere; a copy only where the model overwrites its output.
+            recorder.protect(recorder.overwritten())
 
     def plan(self) -> list[PlanRow]:
         """What is distilled: one row per level, with the shapes of the probe."""
@@ -228,15 +207,12 @@ class Distiller(nn.Module):
             self._refuse_overwritten()
         names, finite = [], []
         for term in active:
-            s = term.student.read(self.recorder, self._samples)
-            t = term.teacher.read(self.teacher.recorder, self._samples)
-            for role, captures in (('student', s), ('teacher', t)):
-                names += [f'{role} tap {c.label!r} of term {term.name!r}' for c in captures]
-                finite += [
-                    torch.isfinite(c.tensor.detach().sum(dtype=torch.float32)) for c in captures
-                ]
-            _refuse_gradient_free(s, term)
-            for key, value in term(s, t).items():
+            entries, watched = term.compute(self.recorder, self.teacher.recorder, self._samples)
+            names += [item.name for item in watched]
+            finite += [
+                torch.isfinite(item.tensor.detach().sum(dtype=torch.float32)) for item in watched
+            ]
+            for key, value in entries.items():
                 if key in losses:
                     raise ValueError(
                         f'The student already has an entry {key!r} in its losses; give the term '
@@ -382,13 +358,3 @@ def _checked_task_weight(value: Any, terms: Sequence[Term]) -> float | str:
     if not (number and math.isfinite(value) and value >= 0):
         raise ValueError(f"task_weight={value!r} must be a number, 0 or more, or 'complement'.")
     return float(value)
-
-
-def _refuse_gradient_free(captures: Sequence[Capture], term: Term) -> None:
-    for capture in captures:
-        if torch.is_grad_enabled() and not capture.tensor.requires_grad:
-            raise TapError(
-                f'{term.where}: the student tensor at {capture.label!r} carries no '
-                'gradient, so the term could not train the student: the tap lies in a '
-                'frozen or activation-checkpointed part. Tap a later module.'
-            )

@@ -69,7 +69,8 @@ class PartialForward:
             )
         parts = {'backbone', 'neck'}
         self.heads = [root for root in roots if root not in parts and _takes_features(model, root)]
-        known = parts | set(self.heads)
+        self.query = 'bbox_head' in roots and _decodes_queries(model)
+        known = parts | set(self.heads) | ({'bbox_head'} if self.query else set())
         has_parts = hasattr(model, 'backbone') and hasattr(model, 'extract_feat')
         self.full = not has_parts or any(root not in known for root in roots)
         self.backbone_only = not self.full and roots == ['backbone']
@@ -77,7 +78,7 @@ class PartialForward:
     @property
     def depth(self) -> str:
         """``'backbone'``, ``'neck'``, ``'head'`` or ``'full'``."""
-        if self.full:
+        if self.full or self.query:
             return 'full'
         return 'backbone' if self.backbone_only else ('head' if self.heads else 'neck')
 
@@ -93,6 +94,21 @@ class PartialForward:
             features = self.model.extract_feat(inputs)
             for head in self.heads:
                 getattr(self.model, head)(features)
+            if self.query:
+                self._decode(features, data_samples)
+
+    def _decode(self, features: tuple, data_samples: list | None) -> None:
+        """Calls the head of a query detector as a module: its own ``forward`` would call none."""
+        states = self.model.forward_transformer(features, data_samples)
+        head = self.model.bbox_head
+        accepted = inspect.signature(head.forward).parameters
+        head(**{key: value for key, value in states.items() if key in accepted})
+
+
+def _decodes_queries(model: nn.Module) -> bool:
+    """Whether the model is a DETR whose transformer needs the image features only."""
+    decode = getattr(model, 'forward_transformer', None)
+    return decode is not None and len(inspect.signature(decode).parameters) == 2
 
 
 def _takes_features(model: nn.Module, root: str) -> bool:

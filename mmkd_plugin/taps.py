@@ -72,6 +72,7 @@ class _Listener:
     armed: bool = False
     clone: bool = False
     calls: list = field(default_factory=list)
+    raw: list = field(default_factory=list)
     versions: list = field(default_factory=list)
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict, *output: Any) -> None:
@@ -81,6 +82,7 @@ class _Listener:
         if self.clone:
             tensors = [t.clone() for t in tensors]
         self.calls.append(tensors)
+        self.raw.append(output[0] if output else (args, kwargs))
         if not is_compiling():
             self.versions.append([t._version for t in tensors])
 
@@ -94,6 +96,7 @@ class _Listener:
 
     def clear(self) -> None:
         self.calls.clear()
+        self.raw.clear()
         self.versions.clear()
 
 
@@ -219,6 +222,7 @@ class Recorder:
 
     def __init__(self, model: nn.Module, role: str) -> None:
         self.role = role
+        self.model = model
         self._modules = dict(model.named_modules())
         self._listeners: dict[tuple[str, str], _Listener] = {}  # by path and source
         self._handles: list = []
@@ -293,6 +297,15 @@ class Recorder:
                     )
                     captures.append(Capture(label, calls[call][level]))
         return captures
+
+    def raw(self, point: TapPoint) -> list:
+        """What a module was given or gave, call by call and with its structure.
+
+        Returns:
+            For ``source='input'`` pairs ``(args, kwargs)``, for ``'output'`` what forward returned;
+            empty if the module was not called.
+        """
+        return list(self._listeners[point.path, point.source].raw)
 
     def calls(self, path: str) -> int:
         """How often the module was called since :meth:`arm`."""

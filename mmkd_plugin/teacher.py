@@ -20,6 +20,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from . import checkpoint as ckpt
+from .class_map import compare_classes, resolve_class_map
 from .compat import check_stack
 from .execution import PartialForward, rng_kept, set_inference
 from .preprocess import InputConverter
@@ -32,6 +33,7 @@ TEACHER_KEYS = (
     'allow_random',
     'allow_partial',
     'allow_class_mismatch',
+    'class_map',
     'trust_checkpoint',
     'compile',
 )
@@ -140,6 +142,8 @@ class Teacher:
         classes: class names it was trained on, if known.
         compile: arguments of ``torch.compile`` for the teacher's forward, ``True`` for its
             defaults.
+        class_map: the teacher's index, or -1, for each class of the student; None if the classes
+            are the same.
     """
 
     def __init__(
@@ -148,6 +152,7 @@ class Teacher:
         identity: dict | None = None,
         classes: Sequence[str] | None = None,
         compile: bool | dict = False,
+        class_map: Sequence[int] | None = None,
     ) -> None:
         if not isinstance(compile, (bool, dict)):
             raise ValueError(
@@ -158,6 +163,7 @@ class Teacher:
         self.model.requires_grad_(False)
         self.identity = identity or dict(config=None, checkpoint=None)
         self.classes = tuple(classes) if classes else None
+        self.class_map = None if class_map is None else tuple(class_map)
         self.recorder: Recorder | None = None
         self._forward: PartialForward | None = None
         self._run: Callable | None = None
@@ -176,6 +182,7 @@ class Teacher:
         allow_random: bool = False,
         allow_partial: bool = False,
         allow_class_mismatch: bool = False,
+        class_map: Any = None,
         trust_checkpoint: bool = False,
         compile: bool | dict = False,
         student_classes: Sequence[str] | None = None,
@@ -189,6 +196,8 @@ class Teacher:
             allow_partial: go on when some parameters are not in the checkpoint.
             allow_class_mismatch: go on when teacher and student know different classes (sensible
                 for feature terms only).
+            class_map: which class of the teacher is which of the student, where they differ; see
+                :func:`mmkd_plugin.class_map.resolve_class_map`.
             trust_checkpoint: allow a checkpoint to hold pickled objects (they can run code).
             compile: ``True`` or a dict of ``torch.compile``'s arguments for the teacher's forward.
             student_classes: class names of the student's data set, if known.
@@ -222,8 +231,11 @@ class Teacher:
             ckpt.load_all(model, state, str(path), allow_partial)
             identity['checkpoint'] = ckpt.file_sha256(path)
             classes = ckpt.classes_of(loaded)
-        _compare_classes(classes, student_classes, allow_class_mismatch)
-        return cls(model, identity, classes, compile)
+        if class_map is None:
+            compare_classes(classes, student_classes, allow_class_mismatch)
+        else:
+            class_map = resolve_class_map(class_map, student_classes, classes)
+        return cls(model, identity, classes, compile, class_map)
 
     def connect(self, student: nn.Module, points: Sequence[TapPoint]) -> None:
         """Listens at ``points`` and prepares the conversion from the student's inputs.
@@ -304,27 +316,3 @@ def make_teacher(teacher: Any, student_classes: Sequence[str] | None = None) -> 
         'teacher is dict(config=..., checkpoint=...), an nn.Module or a Teacher, '
         f'not {type(teacher).__name__}.'
     )
-
-
-def _compare_classes(
-    teacher: Sequence[str] | None, student: Sequence[str] | None, allowed: bool
-) -> None:
-    if not teacher or not student or tuple(teacher) == tuple(student):
-        return
-    first = next(
-        (i for i, (t, s) in enumerate(zip(teacher, student)) if t != s),
-        min(len(teacher), len(student)),
-    )
-    names = [repr(c[first]) if first < len(c) else 'nothing' for c in (teacher, student)]
-    same = sorted(teacher) == sorted(student)
-    message = (
-        f'The teacher was trained on {len(teacher)} classes and the student has '
-        f'{len(student)}{", the same ones in another order" if same else ""}; they differ '
-        f'first at index {first} (teacher {names[0]}, student {names[1]}).'
-    )
-    if not allowed:
-        raise ValueError(
-            message + ' Logits of such a pair do not correspond. If only features '
-            'are distilled, add allow_class_mismatch=True to teacher.'
-        )
-    print_log(message, 'current', logging.WARNING)

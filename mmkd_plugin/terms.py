@@ -1,20 +1,25 @@
-"""One line of a distillation plan: a loss between a student tap and a teacher tap."""
+"""One line of a distillation plan: a loss between a place in the student and one in the teacher.
+
+:class:`TapTerm` compares tensors at module paths, level by level; :class:`LogitTerm` (in
+``logit_term.py``) compares the class logits that views read. :class:`Term` is what they share.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 from .functional.checks import widen
+from .losses.base import DistillLoss
 from .registry import build_loss, check_keys
 from .schedule import Schedule
-from .taps import Capture, TapError
-from .views import View, make_view
+from .taps import Capture, Recorder, TapError, TapPoint
+from .views import TapView, View
 
 TERM_KEYS = (
     'loss',
@@ -28,46 +33,48 @@ TERM_KEYS = (
     'by_epoch',
     'interval',
     'resize',
+    'select',
 )
 _SCHEDULE_KEYS = ('begin', 'end', 'warmup', 'by_epoch', 'interval')
 
 
+class PlanRow(NamedTuple):
+    """One level or head of one term, as known before training."""
+
+    term: str
+    student: str
+    teacher: str
+    student_shape: tuple
+    teacher_shape: tuple
+    connector_parameters: int
+
+
+class Watched(NamedTuple):
+    """A tensor that must be finite, and what to call it in a message."""
+
+    name: str
+    tensor: Tensor
+
+
 class Term(nn.Module):
-    """Distils every level of one tap with a loss module (and connectors) of its own per level.
+    """A loss module (with connectors) for each level or head, a weight and a schedule.
 
     Args:
-        config: a term as written in a config (see ``docs/usage.md``).
-        student: resolves the student tap.
-        teacher: resolves the teacher tap.
-        index: position in the list of terms, for messages.
+        config: a term as written in a config (see ``docs/usage.md``); its keys are checked.
+        student: reads the student.
+        teacher: reads the teacher.
+        name: what it is logged as, see :func:`check_term`.
+        where: names the term in messages, such as ``terms[0] ('kd')``.
 
     Raises:
-        ValueError: unknown key, bad weight or schedule, unknown loss.
-        TapError: a tap that does not resolve.
+        ValueError: bad weight or schedule.
     """
 
-    def __init__(self, config: dict, student: nn.Module, teacher: nn.Module, index: int) -> None:
+    def __init__(self, config: dict, student: View, teacher: View, name: str, where: str) -> None:
         super().__init__()
-        where = f'terms[{index}]'
-        if not isinstance(config, dict):
-            raise ValueError(f"{where} must be a dict with 'loss' and 'student', got {config!r}.")
-        check_keys(config, TERM_KEYS, where)
-        for key in ('loss', 'student'):
-            if key not in config:
-                raise ValueError(f'{where} lacks {key!r}.')
-        first_loss = build_loss(config['loss'], f'{where}.loss')
-        default_name = type(first_loss).__name__.removesuffix('Loss').lower()
-        self.name = config.get('name') or default_name
-        if not isinstance(self.name, str):
-            raise ValueError(
-                f'{where}: name={self.name!r} must be a string; it is logged as loss_<name>.'
-            )
-        if 'loss' in self.name:
-            raise ValueError(
-                f"{where}: name={self.name!r} must not contain 'loss': the term is logged as "
-                'loss_<name>, and MMEngine optimizes every entry with that word in its key.'
-            )
-        self.where = f'{where} ({self.name!r})'
+        self.loss_config = dict(config['loss'])
+        self.name = name
+        self.where = where
         weight = config.get('weight', 1.0)
         if not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight < 0:
             raise ValueError(f'{self.where}: weight={weight!r} must be a number, 0 or more.')
@@ -76,51 +83,37 @@ class Term(nn.Module):
             self.schedule = Schedule(**{k: config[k] for k in _SCHEDULE_KEYS if k in config})
         except ValueError as error:
             raise ValueError(f'{self.where}: {error}') from None
-        self.resize = config.get('resize')
-        if self.resize not in (None, 'bilinear'):
-            raise ValueError(f"{self.where}: resize is None or 'bilinear', not {self.resize!r}.")
-        self.loss_config = dict(config['loss'])
-        student_tap = config['student']
-        teacher_tap = config.get('teacher') or student_tap
-        self.student: View = make_view(
-            student_tap, student, first_loss.needs, f'{self.where}.student'
-        )
-        self.teacher: View = make_view(teacher_tap, teacher, (), f'{self.where}.teacher')
+        self.student = student
+        self.teacher = teacher
         self.losses = nn.ModuleList()
         self.current_weight = self.weight
         self.active = self.weight > 0
         # A tensor, so that a ramp does not recompile a compiled step; never saved.
         self.register_buffer('factor', torch.tensor(self.weight), persistent=False)
 
-    def connect(self, student: Sequence[Capture], teacher: Sequence[Capture], rng: Any) -> None:
-        """Builds one loss per level, with connectors sized by the probe's captures.
+    @property
+    def probed(self) -> list[TapPoint]:
+        """Points of the student whose shapes a probe image must tell before connecting."""
+        return []
+
+    def connect(self, student: Recorder, teacher: Recorder, rng: Any) -> list[PlanRow]:
+        """Builds the loss modules; the recorders hold what a probe image gave, if it was asked for.
 
         Raises:
-            TapError: different numbers of levels, or shapes that cannot be compared.
+            TapError: places that cannot be compared.
         """
-        if len(student) != len(teacher):
-            raise TapError(
-                f'{self.where}: the student tap gives {len(student)} levels '
-                f'({_shapes(student)}) and the teacher tap {len(teacher)} ({_shapes(teacher)}). '
-                'Choose the same ones on both sides, for example with dict(path=..., levels=[...]).'
-            )
-        for s, t in zip(student, teacher):
-            loss = build_loss(self.loss_config, f'{self.where}.loss')
-            loss.rng = rng
-            try:
-                features = s.extras.get('features')
-                loss.connect(
-                    s.tensor.shape, t.tensor.shape, None if features is None else features.shape
-                )
-            except ValueError as error:
-                raise TapError(
-                    f'{self.where}: student {s.label!r} is {tuple(s.tensor.shape)}, teacher '
-                    f'{t.label!r} is {tuple(t.tensor.shape)}: {error}'
-                ) from error
-            self._check_size(s, t)
-            wide = torch.promote_types(s.tensor.dtype, torch.float32)
-            loss.to(device=s.tensor.device, dtype=wide)
-            self.losses.append(loss)
+        raise NotImplementedError
+
+    def compute(
+        self, student: Recorder, teacher: Recorder, data_samples: Any
+    ) -> tuple[dict[str, Tensor], list[Watched]]:
+        """The term's entries in the loss dict for this step, and what must be finite.
+
+        Returns:
+            ``loss_<name>`` times the current weight; and where the loss has them,
+            ``loss_<name>_<key>`` (auxiliary losses, unweighted) and ``<name>_<key>`` (diagnostics).
+        """
+        raise NotImplementedError
 
     def update(self, iteration: int, epoch: int) -> None:
         """Sets activity and weight for a step."""
@@ -132,45 +125,97 @@ class Term(nn.Module):
         for loss in self.losses:
             loss.set_progress(iteration, epoch)
 
-    def forward(self, student: Sequence[Capture], teacher: Sequence[Capture]) -> dict[str, Tensor]:
-        """The term's entries in the loss dict, all scalars.
-
-        Returns:
-            ``loss_<name>``, the sum over the levels times the current weight; and where the loss
-            has them, ``loss_<name>_<key>`` (auxiliary losses, unweighted) and ``<name>_<key>``
-            (diagnostics, mean over the levels).
-        """
-        if not len(student) == len(teacher) == len(self.losses):
-            raise TapError(
-                f'{self.where}: {len(self.losses)} levels were connected, but this step '
-                f'gave {len(student)} (student) and {len(teacher)} (teacher).'
-            )
-        total, entries = 0.0, {}
-        for loss, s, t in zip(self.losses, student, teacher):
-            self._check_size(s, t)
-            extras = self._extras(loss, s)
-            total = total + loss(s.tensor, self._resized(t.tensor, s.tensor), **extras)
-            for key, value in loss.auxiliary.items():
-                key = f'loss_{self.name}_{key}'
-                entries[key] = entries.get(key, 0.0) + value
-            for key, value in loss.report.items():
-                key = f'{self.name}_{key}'
-                entries[key] = entries.get(key, 0.0) + value / len(self.losses)
-            loss.auxiliary, loss.report = {}, {}  # or they would keep the graph of this step
-        return {f'loss_{self.name}': total * self.factor, **entries}
-
-    def _extras(self, loss: nn.Module, capture: Capture) -> dict[str, Tensor]:
-        missing = [name for name in loss.needs if name not in capture.extras]
-        if missing:
-            raise ValueError(
-                f'{self.where}: {type(loss).__name__} needs {" and ".join(missing)}, but this step '
-                'brought none: call the student with data_samples that hold gt_label.'
-            )
-        return {name: capture.extras[name] for name in loss.needs}
-
     def idle(self) -> Tensor:
         """Zero that touches every connector, so that DDP finds no unused parameter."""
         return sum((p.sum() for p in self.parameters()), self.factor.new_zeros(())) * 0.0
+
+    def add_loss(self, rng: Any) -> nn.Module:
+        """A new loss module for one more level or head, not connected yet."""
+        loss = build_loss(self.loss_config, f'{self.where}.loss')
+        loss.rng = rng
+        self.losses.append(loss)
+        return loss
+
+    def collect(self, loss: nn.Module, entries: dict[str, Tensor], share: float) -> None:
+        """Moves what a loss has to say beside its value into the entries of the step.
+
+        Auxiliary losses are added up, diagnostics averaged, ``share`` being one loss's part.
+        """
+        for key, value in loss.auxiliary.items():
+            key = f'loss_{self.name}_{key}'
+            entries[key] = entries.get(key, 0.0) + value
+        for key, value in loss.report.items():
+            key = f'{self.name}_{key}'
+            entries[key] = entries.get(key, 0.0) + value * share
+        loss.auxiliary, loss.report = {}, {}  # or they would keep the graph of this step
+
+
+class TapTerm(Term):
+    """Distils every level of one tap with a loss module (and connectors) of its own per level."""
+
+    def __init__(
+        self, config: dict, student: TapView, teacher: TapView, name: str, where: str
+    ) -> None:
+        super().__init__(config, student, teacher, name, where)
+        if config.get('select') is not None:
+            raise ValueError(
+                f'{self.where}: select={config["select"]!r} chooses among the rows of a view such '
+                "as 'cls_logits'; the tensors of a module path are compared whole."
+            )
+        self.resize = config.get('resize')
+        if self.resize not in (None, 'bilinear'):
+            raise ValueError(f"{self.where}: resize is None or 'bilinear', not {self.resize!r}.")
+
+    @property
+    def probed(self) -> list[TapPoint]:
+        return self.student.points
+
+    def connect(self, student: Recorder, teacher: Recorder, rng: Any) -> list[PlanRow]:
+        captures, targets = self.student.read(student), self.teacher.read(teacher)
+        if len(captures) != len(targets):
+            raise TapError(
+                f'{self.where}: the student tap gives {len(captures)} levels '
+                f'({_shapes(captures)}) and the teacher tap {len(targets)} ({_shapes(targets)}). '
+                'Choose the same ones on both sides, for example with dict(path=..., levels=[...]).'
+            )
+        rows = []
+        for s, t in zip(captures, targets):
+            loss = self.add_loss(rng)
+            try:
+                loss.connect(s.tensor.shape, t.tensor.shape)
+            except ValueError as error:
+                raise TapError(
+                    f'{self.where}: student {s.label!r} is {tuple(s.tensor.shape)}, teacher '
+                    f'{t.label!r} is {tuple(t.tensor.shape)}: {error}'
+                ) from error
+            self._check_size(s, t)
+            wide = torch.promote_types(s.tensor.dtype, torch.float32)
+            loss.to(device=s.tensor.device, dtype=wide)
+            shapes = tuple(s.tensor.shape), tuple(t.tensor.shape)
+            count = sum(p.numel() for p in loss.parameters())
+            rows.append(PlanRow(self.name, s.label, t.label, *shapes, count))
+        return rows
+
+    def compute(
+        self, student: Recorder, teacher: Recorder, data_samples: Any
+    ) -> tuple[dict[str, Tensor], list[Watched]]:
+        captures, targets = self.student.read(student), self.teacher.read(teacher)
+        if not len(captures) == len(targets) == len(self.losses):
+            raise TapError(
+                f'{self.where}: {len(self.losses)} levels were connected, but this step '
+                f'gave {len(captures)} (student) and {len(targets)} (teacher).'
+            )
+        total, entries, watched = 0.0, {}, []
+        for loss, s, t in zip(self.losses, captures, targets):
+            refuse_gradient_free(s.tensor, s.label, self.where)
+            self._check_size(s, t)
+            total = total + loss(s.tensor, self._resized(t.tensor, s.tensor))
+            self.collect(loss, entries, 1 / len(self.losses))
+            watched += [
+                Watched(f'{role} tap {c.label!r} of term {self.name!r}', c.tensor)
+                for role, c in (('student', s), ('teacher', t))
+            ]
+        return {f'loss_{self.name}': total * self.factor, **entries}, watched
 
     def _check_size(self, s: Capture, t: Capture) -> None:
         s_size, t_size = s.tensor.shape[2:], t.tensor.shape[2:]
@@ -186,6 +231,43 @@ class Term(nn.Module):
             return teacher
         return nnf.interpolate(
             widen(teacher), size=student.shape[2:], mode='bilinear', align_corners=False
+        )
+
+
+def check_term(config: Any, where: str) -> tuple[str, DistillLoss]:
+    """Refuses a term that is no dict, lacks something or has a key that nothing reads.
+
+    Returns:
+        The name of the term, and its loss, to ask what it needs.
+
+    Raises:
+        ValueError: saying which, also for an unknown loss and a bad name.
+    """
+    if not isinstance(config, dict):
+        raise ValueError(f"{where} must be a dict with 'loss' and 'student', got {config!r}.")
+    check_keys(config, TERM_KEYS, where)
+    for key in ('loss', 'student'):
+        if key not in config:
+            raise ValueError(f'{where} lacks {key!r}.')
+    loss = build_loss(config['loss'], f'{where}.loss')
+    name = config.get('name') or type(loss).__name__.removesuffix('Loss').lower()
+    if not isinstance(name, str):
+        raise ValueError(f'{where}: name={name!r} must be a string; it is logged as loss_<name>.')
+    if 'loss' in name:
+        raise ValueError(
+            f"{where}: name={name!r} must not contain 'loss': the term is logged as loss_<name>, "
+            'and MMEngine optimizes every entry with that word in its key.'
+        )
+    return name, loss
+
+
+def refuse_gradient_free(tensor: Tensor, label: str, where: str) -> None:
+    """Refuses a student tensor from which no gradient would reach the student."""
+    if torch.is_grad_enabled() and not tensor.requires_grad:
+        raise TapError(
+            f'{where}: the student tensor at {label!r} carries no gradient, so the term could not '
+            'train the student: the tap lies in a frozen or activation-checkpointed part. Tap a '
+            'later module.'
         )
 
 

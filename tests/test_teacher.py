@@ -21,6 +21,7 @@ from mmengine.runner import save_checkpoint
 from torch import nn
 from toys import toy_batch, toy_model
 
+from mmkd_plugin import class_map
 from mmkd_plugin import teacher as teacher_module
 from mmkd_plugin.checkpoint import CheckpointError, load_all, load_file, state_dict_of
 from mmkd_plugin.teacher import Teacher, build_model, load_model_config, make_teacher
@@ -416,11 +417,11 @@ def test_class_names_are_compared(tmp_path, monkeypatch, classes, words):
     )
     with pytest.raises(ValueError) as caught:
         make_teacher(entry, CLASSES)
-    for word in [*words, 'allow_class_mismatch=True']:
+    for word in [*words, 'allow_class_mismatch=True', "class_map='names'"]:
         assert word in str(caught.value), str(caught.value)
 
     lines = []
-    monkeypatch.setattr(teacher_module, 'print_log', lambda *args: lines.append(args))
+    monkeypatch.setattr(class_map, 'print_log', lambda *args: lines.append(args))
     make_teacher(dict(entry, allow_class_mismatch=True), CLASSES)
     assert words[-1] in lines[0][0] and lines[0][2] == logging.WARNING
     make_teacher(entry, classes)  # equal names

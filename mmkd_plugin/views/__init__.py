@@ -4,7 +4,31 @@ A term names a view by its name (``student='cls_logits'``) or a tap by a module 
 heads plug in with :func:`register_view`; nothing else changes.
 """
 
-from . import classifier  # noqa: F401  (registers its view)
-from .base import TapView, View, make_view, register_view, view_names
+from . import (
+    classifier,  # noqa: F401  (registers its view; the first that fits a model serves it)
+    dense,  # noqa: F401
+    dense_bins,  # noqa: F401
+    detections,  # noqa: F401
+    dynamic_masks,  # noqa: F401
+    grid_masks,  # noqa: F401
+    query,  # noqa: F401
+    roi,  # noqa: F401
+    roi_masks,  # noqa: F401
+    semantic,  # noqa: F401
+)
+from .base import LogitView, TapView, View, make_view, register_view, view_names, views
+from .predictions import Boxes, HeadSpec, Level, Predictions
 
-__all__ = ['TapView', 'View', 'make_view', 'register_view', 'view_names']
+__all__ = [
+    'Boxes',
+    'HeadSpec',
+    'Level',
+    'LogitView',
+    'Predictions',
+    'TapView',
+    'View',
+    'make_view',
+    'register_view',
+    'view_names',
+    'views',
+]

@@ -10,18 +10,11 @@ from torch import nn
 
 from ..registry import check_keys, nearest
 from ..taps import Capture, Recorder, TapConfig, TapError, TapPoint, parse_tap
+from .predictions import HeadSpec, Predictions
 
 
 class View:
-    """Reads what a recorder saw in one step as tensors with a meaning.
-
-    A subclass says by :meth:`fits` which models it understands, names in its constructor the
-    ``points`` to listen at, and turns their captures into levels in :meth:`read`.
-
-    Args:
-        model: the model to look at.
-        needs: what the loss wants beside the tensors: of ``'labels'``, ``'features'``.
-        where: names the config entry in error messages.
+    """Reads what a recorder saw in one step. Its two kinds are below.
 
     Attributes:
         points: module inputs and outputs that the recorder must keep.
@@ -29,25 +22,11 @@ class View:
 
     points: list[TapPoint]
 
-    def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
-        raise NotImplementedError
-
-    @classmethod
-    def fits(cls, model: nn.Module) -> bool:
-        """Whether this view understands ``model``: by what it has, not by its class."""
-        raise NotImplementedError
-
-    def read(self, recorder: Recorder, data_samples: Any) -> list[Capture]:
-        """The levels of this step.
-
-        Args:
-            recorder: of the view's model, after its forward.
-            data_samples: those of the batch; ``None`` in the probe, which has no labels.
-
-        Returns:
-            Captures whose ``extras`` hold what the view was asked for by ``needs``.
-        """
-        raise NotImplementedError
+    @property
+    def teacher_points(self) -> list[TapPoint]:
+        """What the recorder must keep where the view serves as the teacher's; ``points`` if a view
+        does not say otherwise. A teacher runs no deeper than these, and computes no losses."""
+        return self.points
 
 
 class TapView(View):
@@ -63,18 +42,89 @@ class TapView(View):
             )
         self.points = parse_tap(config, model, where)
 
-    def read(self, recorder: Recorder, data_samples: Any) -> list[Capture]:
+    def read(self, recorder: Recorder) -> list[Capture]:
+        """The levels of this step."""
         return recorder.read(self.points)
 
 
-_VIEWS: dict[str, list[type[View]]] = {}
+class LogitView(View):
+    """Reads the logits of one kind of head as :class:`Predictions`.
+
+    A subclass says by :meth:`fits` which models it understands, names in its constructor the
+    ``points`` to listen at, tells by :meth:`specs` what it will give, and gives it in :meth:`read`.
+    It keeps no reference to the model: a deep copy of the student copies its views. Where a view
+    serves as the teacher's, :meth:`read` also brings the rows into the student's order.
+
+    Args:
+        model: the model to look at.
+        needs: what the loss wants beside the logits, such as ``'features'``.
+        where: names the config entry in error messages.
+
+    Attributes:
+        follows: True for a teacher's view that brings any head to the student's activation and
+            number of Predictions.
+        of_classes: False where columns are no classes (bins of distances): no class_map applies.
+    """
+
+    follows: bool = False
+    of_classes: bool = True
+
+    def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
+        raise NotImplementedError
+
+    @classmethod
+    def fits(cls, model: nn.Module) -> bool:
+        """Whether this view understands ``model``: by what it has, not by its class."""
+        raise NotImplementedError
+
+    def specs(self, model: nn.Module) -> list[HeadSpec]:
+        """One for each of the Predictions that :meth:`read` will give; runs no forward."""
+        raise NotImplementedError
+
+    def check_pair(self, student: LogitView, models: tuple[nn.Module, nn.Module]) -> None:
+        """Refuses, before training, a student whose order of rows this teacher's view cannot take.
+
+        Called on the teacher's view. Activations, numbers of classes and of Predictions have been
+        compared already; a view overrides this for what else must fit, such as strides.
+
+        Args:
+            student: the student's view.
+            models: student and teacher.
+
+        Raises:
+            TapError: saying what differs and what to do.
+        """
+
+    def read(
+        self,
+        recorder: Recorder,
+        data_samples: Any,
+        student: list[Predictions] | None = None,
+    ) -> list[Predictions]:
+        """What the heads said in this step.
+
+        Args:
+            recorder: of the view's model, after its forward; ``recorder.model`` is the model.
+            data_samples: those of the batch.
+            student: None for the student's own view, which gives labels. A teacher's view gets the
+                student's predictions and gives rows in their order: the same number of Predictions,
+                each with levels of the same (N, P, A). It is called without gradient.
+
+        Raises:
+            TapError: rows that cannot be brought to the student's.
+        """
+        raise NotImplementedError
 
 
-def register_view(name: str) -> Callable[[type[View]], type[View]]:
-    """Class decorator: offers a view under ``name`` for the models that it fits."""
+_VIEWS: dict[str, list[type[LogitView]]] = {}
 
-    def register(cls: type[View]) -> type[View]:
-        _VIEWS.setdefault(name, []).append(cls)
+
+def register_view(*names: str) -> Callable[[type[LogitView]], type[LogitView]]:
+    """Class decorator: offers a view under ``names`` for the models that it fits."""
+
+    def register(cls: type[LogitView]) -> type[LogitView]:
+        for name in names:
+            _VIEWS.setdefault(name, []).append(cls)
         return cls
 
     return register
@@ -84,9 +134,14 @@ def view_names() -> list[str]:
     return list(_VIEWS)
 
 
+def views(name: str) -> list[type[LogitView]]:
+    """The views registered under ``name``, in the order in which they are tried."""
+    return list(_VIEWS[name])
+
+
 def make_view(
     config: TapConfig, model: nn.Module, needs: Sequence[str] = (), where: str = 'tap'
-) -> View:
+) -> TapView | LogitView:
     """The view of a config entry: a view's name, ``dict(view=name)``, or whatever a tap may be.
 
     Raises:
@@ -110,8 +165,10 @@ def make_view(
         if cls.fits(model):
             return cls(model, needs, where)
     kinds = ', '.join(cls.__name__ for cls in _VIEWS[name])
+    others = [n for n in _VIEWS if n != name and any(cls.fits(model) for cls in _VIEWS[n])]
+    hint = f' Views that fit it: {", ".join(others)}.' if others else ''
     raise TapError(
-        f'{where}: no view {name!r} fits {type(model).__name__} (there are: {kinds}). Tap a module '
-        "path instead, or write a view for it: a class with @register_view('"
-        f"{name}'), see mmkd_plugin/views/classifier.py."
+        f'{where}: no view {name!r} fits {type(model).__name__} (there are: {kinds}).{hint} Tap a '
+        'module path instead, or write a view for it: a LogitView with '
+        f"@register_view('{name}'), see mmkd_plugin/views/classifier.py."
     )

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ..registry import nearest
-from ..taps import Capture, Recorder, TapError, TapPoint
-from .base import View, register_view
+from ..taps import Recorder, TapError, TapPoint
+from .base import LogitView, register_view
+from .predictions import HeadSpec, Level, Predictions
 
 
 @register_view('cls_logits')
-class ClassifierLogits(View):
+class ClassifierLogits(LogitView):
     """The output of the last linear layer of ``model.head``: logits (N, C), before any softmax.
 
     Serves :class:`mmkd_plugin.models.ImageClassifier` and MMPreTrain's classifiers. With
@@ -39,17 +40,52 @@ class ClassifierLogits(View):
     def fits(cls, model: nn.Module) -> bool:
         return isinstance(getattr(model, 'head', None), nn.Module) and hasattr(model, 'backbone')
 
-    def read(self, recorder: Recorder, data_samples: Any) -> list[Capture]:
-        (logits,) = self._single(recorder, self.logits)
+    def specs(self, model: nn.Module) -> list[HeadSpec]:
+        layer = model.get_submodule(self.logits.path)
+        return [
+            HeadSpec(
+                label=self.logits.path,
+                kind='image',
+                activation='softmax',
+                num_classes=layer.out_features,
+                feature_dim=layer.in_features,
+            )
+        ]
+
+    def read(
+        self,
+        recorder: Recorder,
+        data_samples: Any,
+        student: list[Predictions] | None = None,
+    ) -> list[Predictions]:
+        rows = self._single(recorder, self.logits)
+        if rows.dim() != 2:
+            raise TapError(
+                f'{self.where}: {self.logits.path!r} gave {tuple(rows.shape)}; logits of a '
+                'classifier are (N, C).'
+            )
+        level = Level(rows[:, None, None])
         if 'features' in self.needs:
-            (features,) = self._single(recorder, self.features)
-            logits.extras['features'] = features.tensor
-        if 'labels' in self.needs and data_samples is not None:
-            logits.extras['labels'] = self._labels(data_samples, logits.tensor)
-        return [logits]
+            level.features = self._single(recorder, self.features)[:, None]
+        if 'labels' in self.needs and student is None:
+            level.labels = self._labels(data_samples, rows)[:, None, None]
+        return [
+            Predictions(
+                label=self.logits.path,
+                kind='image',
+                levels=[level],
+                activation='softmax',
+                num_classes=rows.shape[1],
+            )
+        ]
 
     def _labels(self, data_samples: Any, logits: Tensor) -> Tensor:
         """Class indices (N,) of a batch: one dict for all of it, or a sample for each image."""
+        if data_samples is None:
+            raise ValueError(
+                f'{self.where}: the loss needs labels, but this step brought none: call the '
+                'student with data_samples that hold gt_label.'
+            )
         if isinstance(data_samples, dict):
             labels = self._of_batch(data_samples)
         else:
@@ -85,14 +121,14 @@ class ClassifierLogits(View):
             'CKDLoss), or switch the mixing off (data_preprocessor.mixup=0).'
         )
 
-    def _single(self, recorder: Recorder, point: TapPoint) -> list[Capture]:
+    def _single(self, recorder: Recorder, point: TapPoint) -> Tensor:
         captures = recorder.read([point])
         if len(captures) != 1:
             raise TapError(
                 f'{self.where}: {point.path!r} was called {len(captures)} times in this step; the '
                 "view 'cls_logits' reads classifiers that call it once."
             )
-        return captures
+        return captures[0].tensor
 
 
 def _classification_layer(model: nn.Module, where: str) -> str:

@@ -1,0 +1,108 @@
+"""Which class of the teacher is which class of the student."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.logging import print_log
+
+from .registry import nearest
+
+BY_NAME = 'names'
+UNKNOWN = -1  # a class of the student that the teacher does not know
+
+
+def resolve_class_map(
+    config: Any, student: Sequence[str] | None, teacher: Sequence[str] | None
+) -> tuple[int, ...]:
+    """The ``class_map`` of a teacher's config as indices.
+
+    Args:
+        config: ``'names'``: classes of equal names; a dict from student to teacher names; or a
+            list with the teacher's index for each class of the student, -1 (or None) where it has
+            none.
+        student: class names of the student's data set, if known.
+        teacher: class names in the teacher's checkpoint, if known.
+
+    Returns:
+        The teacher's index, or -1, for each class of the student.
+
+    Raises:
+        ValueError: wrong form, unknown names, or names that are not known on one side.
+    """
+    if isinstance(config, (list, tuple)):
+        if not all(c is None or (isinstance(c, int) and c >= UNKNOWN) for c in config):
+            raise ValueError(
+                f'teacher.class_map={config!r} must hold the index of the teacher for each class '
+                'of the student, -1 where the teacher does not know the class.'
+            )
+        return tuple(UNKNOWN if c is None else c for c in config)
+    if config != BY_NAME and not isinstance(config, dict):
+        raise ValueError(
+            f"teacher.class_map={config!r} must be 'names', a dict from the student's class names "
+            "to the teacher's, or a list of the teacher's indices."
+        )
+    sources = (
+        ('student', student, 'its data set names no classes'),
+        ('teacher', teacher, 'its checkpoint names no classes'),
+    )
+    for role, names, where in sources:
+        if not names:
+            raise ValueError(
+                f'teacher.class_map={config!r} speaks of names, but those of the {role} are not '
+                f'known ({where}). '
+                "Give a list: the teacher's index for each class of the student, or -1."
+            )
+    wanted = {name: name for name in student if name in teacher} if config == BY_NAME else config
+    for own, theirs in wanted.items():
+        for role, name, names in (('student', own, student), ('teacher', theirs, teacher)):
+            if name not in names:
+                raise ValueError(
+                    f'teacher.class_map names the class {name!r}, which the {role} does not have; '
+                    f'{nearest(str(name), names)}.'
+                )
+    if not wanted:
+        raise ValueError(
+            "teacher.class_map='names': student and teacher share no class name (student "
+            f'{list(student)[:5]}, teacher {list(teacher)[:5]}). Give a dict of names.'
+        )
+    indices = tuple(
+        list(teacher).index(wanted[name]) if name in wanted else UNKNOWN for name in student
+    )
+    missing = [name for name, index in zip(student, indices) if index == UNKNOWN]
+    if missing:
+        print_log(
+            f'The teacher does not know {len(missing)} of the {len(student)} classes of the '
+            f'student ({", ".join(missing[:8])}); their logits are not distilled.',
+            'current',
+            logging.WARNING,
+        )
+    return indices
+
+
+def compare_classes(
+    teacher: Sequence[str] | None, student: Sequence[str] | None, allowed: bool
+) -> None:
+    """Refuses (or, where allowed, reports) class lists that differ in names or order."""
+    if not teacher or not student or tuple(teacher) == tuple(student):
+        return
+    first = next(
+        (i for i, (t, s) in enumerate(zip(teacher, student)) if t != s),
+        min(len(teacher), len(student)),
+    )
+    names = [repr(c[first]) if first < len(c) else 'nothing' for c in (teacher, student)]
+    same = sorted(teacher) == sorted(student)
+    message = (
+        f'The teacher was trained on {len(teacher)} classes and the student has '
+        f'{len(student)}{", the same ones in another order" if same else ""}; they differ '
+        f'first at index {first} (teacher {names[0]}, student {names[1]}).'
+    )
+    if not allowed:
+        raise ValueError(
+            message + ' Logits of such a pair do not correspond. Say which classes they share with '
+            "teacher=dict(..., class_map='names'); or, if only features are distilled, add "
+            'allow_class_mismatch=True to teacher.'
+        )
+    print_log(message, 'current', logging.WARNING)

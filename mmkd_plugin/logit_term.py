@@ -1,0 +1,235 @@
+"""A term between the class logits of two heads: selected rows, means over what was selected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmengine.dist import all_reduce, get_world_size
+from torch import Tensor, nn
+
+from .losses.base import LogitLoss
+from .selection import evaluate, parse_select
+from .taps import Recorder, TapError
+from .teacher import Teacher
+from .terms import PlanRow, TapTerm, Term, Watched, check_term, refuse_gradient_free
+from .views import HeadSpec, LogitView, Predictions, TapView, make_view
+
+
+class LogitTerm(Term):
+    """Distils the rows that a view reads, with one loss module for each stage or decoder layer.
+
+    The loss of a head is a mean over its selected rows, over all ranks; that of several stages or
+    layers is the mean of theirs.
+
+    Args:
+        config: a term as written in a config.
+        student: reads the student's rows.
+        teacher: reads the teacher's, in the student's order.
+        name: what it is logged as.
+        where: names the term in messages.
+        models: student and teacher.
+        class_map: for each class of the student that of the teacher, or -1; None if they agree.
+    """
+
+    def __init__(
+        self,
+        config: dict,
+        student: LogitView,
+        teacher: LogitView,
+        name: str,
+        where: str,
+        models: tuple[nn.Module, nn.Module],
+        class_map: Sequence[int] | None,
+    ) -> None:
+        super().__init__(config, student, teacher, name, where)
+        if config.get('resize') is not None:
+            raise ValueError(
+                f'{self.where}: resize={config["resize"]!r} belongs to maps at module paths; the '
+                'rows of a view are matched by position.'
+            )
+        self.selection = parse_select(config.get('select'), f'{self.where}.select')
+        self.specs = student.specs(models[0])
+        self.teacher_specs = teacher.specs(models[1])
+        self._check(class_map, models)
+        self._map_classes(class_map if student.of_classes else None)
+
+    def _check(self, class_map: Sequence[int] | None, models: tuple[nn.Module, nn.Module]) -> None:
+        """Compares the two heads as far as they tell before any image."""
+        names = [type(model).__name__ for model in models]
+        follows = self.teacher.follows
+        if len(self.specs) != len(self.teacher_specs) and not follows:
+            lists = [_labels(specs) for specs in (self.specs, self.teacher_specs)]
+            raise TapError(
+                f'{self.where}: the student ({names[0]}) has {len(self.specs)} heads to distil '
+                f'({lists[0]}) and the teacher ({names[1]}) has {len(self.teacher_specs)} '
+                f'({lists[1]}): stages and decoder layers are compared one by one. Take a teacher '
+                'with as many, or distil features.'
+            )
+        pairs = (
+            zip(self.specs, self.teacher_specs[:1] * len(self.specs))
+            if follows
+            else zip(self.specs, self.teacher_specs)
+        )
+        for s, t in pairs:
+            differ = self.student.of_classes and s.num_classes != t.num_classes
+            if differ and class_map is None:
+                raise TapError(
+                    f'{self.where}: the student ({names[0]}, {s.label!r}) has {s.num_classes} '
+                    f'classes and the teacher ({names[1]}, {t.label!r}) {t.num_classes}. Their '
+                    'logits do not correspond: take a teacher of the same classes, or say which '
+                    "classes they share: teacher=dict(..., class_map='names') or a dict of names."
+                )
+            if not follows and (s.activation, s.background) != (t.activation, t.background):
+                raise TapError(
+                    f'{self.where}: the logits of the student ({names[0]}, {s.label!r}) are for a '
+                    f'{_form(s)}, those of the teacher ({names[1]}, {t.label!r}) for a {_form(t)}. '
+                    "Let the teacher's boxes speak instead: teacher='detections'."
+                )
+        self.teacher.check_pair(self.student, models)
+
+    def _map_classes(self, class_map: Sequence[int] | None) -> None:
+        """Which columns of student and teacher belong together; buffers that are never saved."""
+        self.mapped = class_map is not None
+        if not self.mapped:
+            return
+        spec = self.specs[0]
+        if len(class_map) != spec.num_classes:
+            raise TapError(
+                f'{self.where}: class_map names {len(class_map)} classes, but the student has '
+                f'{spec.num_classes}.'
+            )
+        known = self.teacher_specs[0].num_classes
+        if max(class_map) >= known:
+            raise TapError(
+                f'{self.where}: class_map points to class {max(class_map)} of the teacher, which '
+                f'has {known}.'
+            )
+        own = [i for i, c in enumerate(class_map) if c >= 0]
+        if not own:
+            raise TapError(f'{self.where}: class_map shares no class with the teacher.')
+        theirs = [class_map[i] for i in own]
+        if spec.background:
+            own, theirs = [*own, spec.num_classes], [*theirs, known]
+        self.register_buffer('student_columns', torch.tensor(own), persistent=False)
+        self.register_buffer('teacher_columns', torch.tensor(theirs), persistent=False)
+
+    @property
+    def columns(self) -> tuple[Tensor, Tensor] | None:
+        """Columns of student and teacher that are compared; None for all."""
+        return (self.student_columns, self.teacher_columns) if self.mapped else None
+
+    def connect(self, student: Recorder, teacher: Recorder, rng: Any) -> list[PlanRow]:
+        parameter = next(student.model.parameters())
+        wide = torch.promote_types(parameter.dtype, torch.float32)
+        rows = []
+        for i, spec in enumerate(self.specs):
+            loss = self.add_loss(rng)
+            columns = len(self.student_columns) if self.mapped else spec.columns
+            features = (1, spec.feature_dim) if 'features' in loss.needs else None
+            try:
+                loss.adopt(spec.activation, spec.background)
+                loss.connect((1, columns), (1, columns), features, priors=spec.priors)
+            except ValueError as error:
+                raise TapError(f'{self.where}: {spec.label!r}: {error}') from error
+            loss.to(device=parameter.device, dtype=wide)
+            target = self.teacher_specs[min(i, len(self.teacher_specs) - 1)]
+            shapes = ('rows', spec.columns), ('rows', target.columns)
+            count = sum(p.numel() for p in loss.parameters())
+            rows.append(PlanRow(self.name, spec.label, target.label, *shapes, count))
+        return rows
+
+    def compute(
+        self, student: Recorder, teacher: Recorder, data_samples: Any
+    ) -> tuple[dict[str, Tensor], list[Watched]]:
+        own = self.student.read(student, data_samples)
+        with torch.no_grad():
+            theirs = self.teacher.read(teacher, data_samples, student=own)
+        if not len(own) == len(theirs) == len(self.losses):
+            raise TapError(
+                f'{self.where}: {len(self.losses)} heads were connected, but this step gave '
+                f'{len(own)} (student) and {len(theirs)} (teacher).'
+            )
+        total, rows, entries, watched = 0.0, 0.0, {}, []
+        for loss, s, t in zip(self.losses, own, theirs):
+            self._check_rows(s, t)
+            selection = self.selection or parse_select(loss.default_select.get(s.kind), 'select')
+            value, count = evaluate(loss, s, t, selection, self.columns)
+            self.collect(loss, entries, 1 / len(self.losses))
+            total = total + value * share(count) / len(self.losses)
+            rows = rows + count.detach() / len(self.losses)
+            watched += [
+                Watched(f'{role} logits {p.label!r} of term {self.name!r}', _sum(p))
+                for role, p in (('student', s), ('teacher', t))
+            ]
+        if self.specs[0].kind != 'image':  # there it is the batch size
+            entries[f'{self.name}_rows'] = rows
+        return {f'loss_{self.name}': total * self.factor, **entries}, watched
+
+    def _check_rows(self, s: Predictions, t: Predictions) -> None:
+        for level in s.levels:
+            refuse_gradient_free(level.logits, s.label, self.where)
+        shapes = [[tuple(x.logits.shape[:3]) for x in p.levels] for p in (s, t)]
+        if shapes[0] != shapes[1]:
+            raise TapError(
+                f'{self.where}: the rows of student {s.label!r} {shapes[0]} and teacher '
+                f'{t.label!r} {shapes[1]} (images, positions, predictions at each, level by level) '
+                'do not correspond.'
+            )
+
+
+def share(count: Tensor) -> Tensor | float:
+    """A rank's rows over the mean of all ranks': DDP's average of gradients then is that of a mean
+    over all rows. Waits for no device."""
+    if get_world_size() == 1:
+        return 1.0
+    mean = count.detach().clone()
+    all_reduce(mean, 'mean')
+    return count / mean.clamp(min=torch.finfo(mean.dtype).tiny)
+
+
+def make_term(config: Any, student: nn.Module, teacher: Teacher, index: int) -> Term:
+    """Builds a term of a config for a pair of models.
+
+    Raises:
+        ValueError: unknown key, bad weight or schedule, unknown loss.
+        TapError: a tap or view that does not fit its model, or the other's.
+    """
+    where = f'terms[{index}]'
+    name, loss = check_term(config, where)
+    where = f'{where} ({name!r})'
+    taps = config['student'], config.get('teacher') or config['student']
+    views = (
+        make_view(taps[0], student, loss.needs, f'{where}.student'),
+        make_view(taps[1], teacher.model, (), f'{where}.teacher'),
+    )
+    taps_only = [isinstance(view, TapView) for view in views]
+    if all(taps_only):
+        return TapTerm(config, *views, name, where)
+    if any(taps_only):
+        raise TapError(
+            f'{where}: student={taps[0]!r} and teacher={taps[1]!r} are a view and a module path: '
+            'rows of logits with a meaning, and a plain tensor. Give both of one kind.'
+        )
+    if not isinstance(loss, LogitLoss):
+        raise TapError(
+            f'{where}: {type(loss).__name__} compares feature maps, but student={taps[0]!r} gives '
+            "rows of class logits. Tap a module path, such as 'neck', or take a loss on logits."
+        )
+    models = student, teacher.model
+    return LogitTerm(config, *views, name, where, models, teacher.class_map)
+
+
+def _sum(predictions: Predictions) -> Tensor:
+    """Sum of all logits: not finite if one of them is not, and cheaper than looking at each."""
+    sums = [level.logits.detach().sum(dtype=torch.float32) for level in predictions.levels]
+    return torch.stack(sums).sum()
+
+
+def _labels(specs: Sequence[HeadSpec]) -> str:
+    return ', '.join(spec.label for spec in specs)
+
+
+def _form(spec: HeadSpec) -> str:
+    return spec.activation + (' with a background column' if spec.background else '')
