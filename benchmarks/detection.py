@@ -3,6 +3,10 @@
 
     python benchmarks/detection.py --dataset bccd --seeds 0 1 2 --jobs 2
     python benchmarks/detection.py --dataset bccd --seeds 0 --select-weights cwd=5,20 mgd=1,5
+    python benchmarks/detection.py --dataset digits --pair faster --methods student kd ckd+kd
+
+Without ``--pair`` the losses on features are compared, on GFL. A pair is one kind of head (gfl,
+fcos, faster, mask, pspnet, detr) or two (faster-gfl); its methods may be joined by '+'.
 
 The teacher is trained first, once. Every run is a process of its own that can be killed: started
 again, the command reuses finished runs and goes on with the others from their last checkpoints.
@@ -18,6 +22,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +30,24 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # started as a script
 
 from benchmarks import summary  # noqa: E402
-from benchmarks.methods import BASELINE, BENCHMARKS, LOSSES, METHODS, build_terms  # noqa: E402
-from benchmarks.pool import Pool, machine, prepare_run, read_results  # noqa: E402
+from benchmarks.head_methods import PAIRS, Pair, title  # noqa: E402
+from benchmarks.methods import (  # noqa: E402
+    BASELINE,
+    BENCHMARKS,
+    DETECTION,
+    LOSSES,
+    METHODS,
+    build_terms,
+)
+from benchmarks.pool import Pool, headline, machine, prepare_run, read_results  # noqa: E402
 
 
-def prepare_data(dataset: str, select: bool) -> dict[str, Any]:
-    """Makes the data ready and returns the config options that point to it."""
+def prepare_data(dataset: str, select: bool, pair: Pair | None = None) -> dict[str, Any]:
+    """Makes the data ready and returns the config options that point to it.
+
+    Weights are chosen on the digits set of seed 1: without a pair on all of it, teacher included;
+    for a pair on its val images only, which saves another teacher.
+    """
     if dataset == 'bccd':
         sys.path.insert(0, str(ROOT / 'tools'))
         from prepare_bccd import prepare
@@ -41,49 +58,72 @@ def prepare_data(dataset: str, select: bool) -> dict[str, Any]:
         return {}  # the digits data set makes its files on first use
     root = 'data/digits-seed1'
     options: dict[str, Any] = {}
-    for split in ('train', 'val', 'test'):
+    for split in ('val', 'test') if pair else ('train', 'val', 'test'):
         options[f'{split}_dataloader.dataset.data_root'] = root
         options[f'{split}_dataloader.dataset.digits.seed'] = 1
-        if split != 'train':
+        # The metric of semantic maps has no file of its own.
+        if split != 'train' and not (pair and pair.task == 'semantic'):
             options[f'{split}_evaluator.ann_file'] = f'{root}/annotations/val.json'
     return options
 
 
 class Study:
-    """The runs of one data set under one work directory."""
+    """The runs of one data set, or of one pair on it, under one work directory."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.select = bool(args.select_weights)
-        self.benchmark = BENCHMARKS[args.dataset]
-        self.folder = args.work_dir / args.dataset
-        self.options = prepare_data(args.dataset, self.select)
+        self.pair: Pair | None = PAIRS[args.dataset][args.pair] if args.pair else None
+        self.benchmark = self.pair or BENCHMARKS[args.dataset]
+        self.task = self.pair.measured if self.pair else DETECTION
+        self.options = prepare_data(args.dataset, self.select, self.pair)
+
+    def folder(self, pair: str | None) -> Path:
+        """Where the runs of a pair are; GFL's are shared with the comparison without a pair."""
+        base = self.args.work_dir / self.args.dataset
+        return base if pair in (None, 'gfl') else base / pair
+
+    def epochs(self, teacher: bool = False) -> int | None:
+        """Length of a run: the command line's, else the pair's; None is the config's."""
+        asked = self.args.teacher_epochs if teacher else self.args.epochs
+        return asked or (self.pair.epochs[teacher] if self.pair else None)
 
     def spec(self, method: str, seed: int, weight: float | None, **changes: Any) -> dict[str, Any]:
         """What ``run.json`` says: everything a result depends on."""
         has_test = self.args.dataset == 'bccd'
+        terms = (
+            self.pair.terms(method, weight, self.args.epochs)
+            if self.pair
+            else build_terms(method, weight)
+        )
         run = dict(
             dataset=self.args.dataset,
             config=self.benchmark.student,
             method=method,
             weight=weight,
-            terms=build_terms(method, weight),
+            terms=terms,
             seed=seed,
             split='test' if has_test and not self.select else 'val',
-            epochs=self.args.epochs,
+            epochs=self.epochs(),
             options=self.options,
             teacher=None,
         )
+        if self.pair and self.pair.task != 'detection':
+            run['task'] = self.pair.task
         return {**run, **changes}
 
     def train_teacher(self) -> tuple[dict[str, Any], dict[str, str]]:
         """Trains the teacher unless that is done; returns its results, and how runs name it."""
-        own = self.select and self.args.dataset == 'digits'  # other training images
-        folder = self.folder / ('teacher-select' if own else 'teacher')
+        # Other training images have a teacher of their own.
+        own = self.select and self.args.dataset == 'digits' and not self.pair
+        of = self.pair.teacher_of if self.pair else None
+        folder = self.folder(of or self.args.pair) / ('teacher-select' if own else 'teacher')
         config = self.benchmark.teacher
         split = 'test' if self.args.dataset == 'bccd' else 'val'
-        changes = dict(config=config, split=split, epochs=self.args.teacher_epochs)
+        changes = dict(config=config, split=split, epochs=self.epochs(teacher=True))
         run = {**self.spec(BASELINE, 0, None, **changes), 'method': 'teacher'}
+        if self.pair:
+            run['options'] = {}  # the same teacher whatever the students are measured on
         result = prepare_run(folder, run)
         if result is None:
             Pool(1, self.args.threads * self.args.jobs).run([folder])
@@ -107,7 +147,9 @@ class Study:
                 name = f'{method}-seed{seed}'
                 if self.select and weight is not None:
                     name = f'{method}-w{weight:g}-seed{seed}'
-                folder = self.folder / ('select' if self.select else 'runs') / name
+                of = self.pair.student_of if self.pair and method == BASELINE else None
+                base = self.folder(of or self.args.pair)
+                folder = base / ('select' if self.select else 'runs') / name
                 used = None if method == BASELINE else teacher
                 plan[folder] = self.spec(method, seed, weight, teacher=used)
         return plan
@@ -119,7 +161,7 @@ class Study:
         if distils or self.args.teacher_only:
             result, teacher = self.train_teacher()
         if self.args.teacher_only:
-            print(f'Teacher: AP {100 * result["AP"]:.1f} ({teacher["checkpoint"]})')
+            print(f'Teacher: {headline(result)} ({teacher["checkpoint"]})')
             return 0
         plan = self.plan(teacher)
         todo = [folder for folder, run in plan.items() if prepare_run(folder, run) is None]
@@ -137,30 +179,40 @@ class Study:
         seeds = ', '.join(map(str, self.args.seeds))
         lines = [f'Measured on the {where}; seeds {seeds}; last epoch of each run.']
         if teacher:
-            numbers = ', '.join(f'{m} {100 * teacher[m]:.1f}' for m in summary.METRICS)
+            scale = self.task.scale
+            numbers = ', '.join(f'{m} {scale * teacher[m]:.1f}' for m in self.task.metrics)
             lines.append(f'Teacher (one run, {teacher["split"]} split): {numbers}.')
             millions = [f'{r["parameters"] / 1e6:.2f} M' for r in (teacher, *runs[:1])]
             lines.append(f'Parameters of teacher and student: {", ".join(millions)}.')
         lines.append(f'Command: `{command}`')
         lines.append('Machine: ' + ', '.join(f'{k} {v}' for k, v in about.items()))
         rows: list[dict[str, Any]] = []
+        titles = {m: title(m) for m in {r['method'] for r in runs}} if self.pair else None
         if self.select:
-            table = summary.to_selection_markdown(runs)
+            table = summary.to_selection_markdown(runs, self.task, titles)
         else:
-            rows = summary.summarise(runs, self.args.methods)
-            table = summary.to_markdown(rows, self.benchmark.weights)
+            rows = summary.summarise(runs, self.args.methods, self.task)
+            table = (
+                summary.to_task_markdown(rows, self.task, titles, self.pair.weights)
+                if self.pair
+                else summary.to_markdown(rows, self.benchmark.weights)
+            )
         text = '\n\n'.join([*lines, table])
-        out, name = self.args.results, self.args.dataset + ('_selection' if self.select else '')
-        summary.write_csv(out / f'{name}.csv', runs)
+        out, name = self.args.results, self.args.dataset
+        name += (f'_{self.args.pair}' if self.pair else '') + ('_selection' if self.select else '')
+        used = {m: self.pair.terms(m) for m in titles} if self.pair else LOSSES
+        summary.write_csv(out / f'{name}.csv', runs, self.task)
         (out / f'{name}.md').write_text(text)
         content = dict(
-            command=command, machine=about, losses=LOSSES, teacher=teacher, rows=rows, runs=runs
+            command=command, machine=about, losses=used, teacher=teacher, rows=rows, runs=runs
         )
         (out / f'{name}.json').write_text(json.dumps(content, indent=1) + '\n')
         print('\n' + text)
 
 
-def parse_grid(texts: list[str] | None) -> list[tuple[str, list[float]]]:
+def parse_grid(
+    texts: list[str] | None, known: Iterable[str] = LOSSES
+) -> list[tuple[str, list[float]]]:
     """``['cwd=5,20']`` to ``[('cwd', [5.0, 20.0])]``."""
     grid = []
     for text in texts or []:
@@ -169,10 +221,10 @@ def parse_grid(texts: list[str] | None) -> list[tuple[str, list[float]]]:
             weights = [float(v) for v in values.split(',')]
         except ValueError:
             weights = []
-        if method not in LOSSES or not weights:
+        if method not in known or not weights:
             raise SystemExit(
                 f'--select-weights {text!r}: expected METHOD=W1,W2,... with a METHOD of '
-                f'{", ".join(LOSSES)}.'
+                f'{", ".join(known)}.'
             )
         grid.append((method, weights))
     return grid
@@ -184,7 +236,8 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add('--dataset', choices=list(BENCHMARKS), required=True)
-    add('--methods', nargs='+', choices=METHODS, default=list(METHODS), help='default: all')
+    add('--pair', help='a pair of one kind of head; default: losses on features, on GFL')
+    add('--methods', nargs='+', metavar='METHOD', help='default: all')
     add('--seeds', nargs='+', type=int, default=[0, 1, 2])
     add('--jobs', type=int, default=2, help='runs at a time (default 2)')
     add('--threads', type=int, default=1, help='threads of each run (default 1)')
@@ -196,7 +249,24 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add('--results', type=Path, default=Path('benchmarks/results'), help='where the tables go')
     args = parser.parse_args(argv)
     args.argv = argv
-    args.select_weights = parse_grid(args.select_weights)
+    pairs = PAIRS.get(args.dataset, {})
+    if args.pair is None:
+        known: Iterable[str] = LOSSES
+        args.methods = args.methods or list(METHODS)
+        unknown = sorted(set(args.methods) - set(METHODS))
+    elif args.pair not in pairs:
+        raise SystemExit(f'--pair {args.pair}: {args.dataset} has {", ".join(pairs)}.')
+    else:
+        known = pairs[args.pair].weights
+        args.methods = args.methods or list(pairs[args.pair].methods)
+        parts = {part for method in args.methods for part in method.split('+')}
+        unknown = sorted(parts - {BASELINE, *known})
+    if unknown:
+        joined = ', joined by "+"' if args.pair else '; others need --pair'
+        raise SystemExit(
+            f'--methods {" ".join(unknown)}: expected {BASELINE} or {", ".join(known)}{joined}.'
+        )
+    args.select_weights = parse_grid(args.select_weights, known)
     return args
 
 

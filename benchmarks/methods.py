@@ -1,7 +1,8 @@
 """What ``detection.py`` compares: data sets, methods, and one fixed weight for each method.
 
-And what a benchmark of any task has: a student alone, and metrics. The methods of
-``classification.py`` are in ``cls_methods.py``.
+And what a benchmark of any task has: a student alone, and metrics. The pairs of ``--pair`` and
+their methods, logits and combinations, are in ``head_methods.py``, the methods of
+``classification.py`` in ``cls_methods.py``.
 """
 
 from __future__ import annotations
@@ -38,6 +39,17 @@ TASKS = {
         scale=100.0,
         evaluations=3,
     ),
+    'instance': Task(
+        dict(
+            mask_AP='coco/segm_mAP',
+            mask_AP50='coco/segm_mAP_50',
+            box_AP='coco/bbox_mAP',
+            box_AP50='coco/bbox_mAP_50',
+        ),
+        scale=100.0,
+        evaluations=1,
+    ),
+    'semantic': Task(dict(mIoU='mIoU', mAcc='mAcc', aAcc='aAcc'), scale=1.0, evaluations=1),
     'classification': Task(
         dict(top1='accuracy/top1', top5='accuracy/top5'), scale=1.0, evaluations=None
     ),

@@ -27,6 +27,7 @@ PACKAGES = (
     'onedl-mmcv',
     'mmdet',
     'onedl-mmdetection',
+    'onedl-mmsegmentation',
     'timm',
     'scikit-learn',
 )

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.methods import BASELINE, DETECTION, TITLES, Task
+from benchmarks.methods import BASELINE, DETECTION, TASKS, TITLES, Task
 
 MIN_SEEDS = 3
 METRICS = tuple(DETECTION.metrics)
@@ -26,8 +26,8 @@ def columns(task: Task) -> tuple[str, ...]:
 
 def run_fields(task: Task) -> tuple[str, ...]:
     """Columns of the CSV file."""
-    # The older task's files stay as they are: its only pair is no column.
-    pair = () if task is DETECTION else ('pair',)
+    # The detectors' files stay as they are: a file is about one pair, which is no column.
+    pair = ('pair',) if task is TASKS['classification'] else ()
     return (
         'dataset', 'split', *pair, 'method', 'weight', 'seed', 'epochs',
         *columns(task), 'seconds', 'parameters',
@@ -72,6 +72,10 @@ def summarise(
             gains = [found[s][task.main] - baseline[s][task.main] for s in seeds]
             row['gain'] = spread(gains)
             row['wins'] = sum(g > 0 for g in gains)
+            for metric in list(task.metrics)[1:]:
+                row[f'gain_{metric}'] = spread(
+                    [found[s][metric] - baseline[s][metric] for s in seeds]
+                )
         rows.append(row)
     return rows
 
@@ -111,20 +115,63 @@ def to_markdown(rows: Sequence[dict[str, Any]], weights: dict[str, float] | None
     return '\n'.join(lines) + '\n'
 
 
-def to_selection_markdown(runs: Sequence[dict[str, Any]]) -> str:
+def to_task_markdown(
+    rows: Sequence[dict[str, Any]],
+    task: Task,
+    titles: dict[str, str],
+    weights: dict[str, float],
+) -> str:
+    """The table of ``summarise`` for any task, with the gain in the first metric.
+
+    A task that measures masks and boxes shows the gain in boxes as well.
+
+    Args:
+        rows: Of :func:`summarise`.
+        task: What was measured.
+        titles: Of the methods.
+        weights: Of the parts that methods are joined from.
+    """
+    gains = {task.main: 'gain', **({'box_AP': 'gain_box_AP'} if 'box_AP' in task.metrics else {})}
+    names = [*task.metrics, *(f'gain in {name}' for name in gains), 'seeds better']
+    heads = [name.replace('_', ' ') for name in ['method', 'weight', *names]]
+    lines = [f'| {" | ".join(heads)} |', '|---|' + '---:|' * (len(heads) - 1)]
+    for row in rows:
+        method = row['method']
+        used = [f'{weights[part]:g}' for part in method.split('+') if part in weights]
+        cells = [titles.get(method, method), ' + '.join(used) or '–']
+        if row['incomplete']:
+            cells += [f'incomplete: {row["incomplete"]}', *[''] * (len(names) - 1)]
+        else:
+            cells += [points(row[m], scale=task.scale) for m in task.metrics]
+            alone = method == BASELINE
+            cells += [
+                '–' if alone else points(row[key], sign=True, scale=task.scale)
+                for key in gains.values()
+            ]
+            cells.append('–' if alone else f'{row["wins"]}/{len(row["seeds"])}')
+        lines.append(f'| {" | ".join(cells)} |')
+    return '\n'.join(lines) + '\n'
+
+
+def to_selection_markdown(
+    runs: Sequence[dict[str, Any]], task: Task = DETECTION, titles: dict[str, str] | None = None
+) -> str:
     """Runs of ``--select-weights`` as a table, the best weight of each method marked."""
+    titles = {**TITLES, **(titles or {})}
     best: dict[str, float] = {}
     for run in runs:
-        best[run['method']] = max(best.get(run['method'], 0.0), run['AP'])
+        best[run['method']] = max(best.get(run['method'], 0.0), run[task.main])
+    heads = [name.replace('_', ' ') for name in task.metrics]
     lines = [
-        '| method | weight | seed | AP | AP50 | AP75 | |',
-        '|---|---:|---:|---:|---:|---:|---|',
+        f'| method | weight | seed | {" | ".join(heads)} | |',
+        f'|---|---:|---:|{"---:|" * len(heads)}---|',
     ]
     for run in runs:
-        mark = 'highest' if run['AP'] == best[run['method']] and run['method'] != BASELINE else ''
-        numbers = ' | '.join(f'{100 * run[m]:.1f}' for m in METRICS)
+        method = run['method']
+        mark = 'highest' if run[task.main] == best[method] and method != BASELINE else ''
+        numbers = ' | '.join(f'{task.scale * run[m]:.1f}' for m in task.metrics)
         weight = '–' if run['weight'] is None else f'{run["weight"]:g}'
-        lines.append(f'| {TITLES[run["method"]]} | {weight} | {run["seed"]} | {numbers} | {mark} |')
+        lines.append(f'| {titles[method]} | {weight} | {run["seed"]} | {numbers} | {mark} |')
     return '\n'.join(lines) + '\n'
 
 

@@ -53,3 +53,11 @@ def _digits_coco_dataset(*args: Any, **kwargs: Any) -> Any:
     from .digits_coco import DigitsCocoDataset
 
     return DigitsCocoDataset(*args, **kwargs)
+
+
+@DATASETS.register_module(name='DigitsSegDataset')
+def _digits_seg_dataset(*args: Any, **kwargs: Any) -> Any:
+    """The same for MMSegmentation, an optional package."""
+    from .digits_semantic import DigitsSegDataset
+
+    return DigitsSegDataset(*args, **kwargs)

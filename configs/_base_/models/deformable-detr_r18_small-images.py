@@ -5,7 +5,7 @@ model = dict(
     num_queries=30,
     num_feature_levels=3,
     with_box_refine=True,
-    as_two_stage=True,  # queries start at the encoder's best places: learns in fewer epochs
+    as_two_stage=False,  # MMDetection's two-stage form is written for 256 channels
     data_preprocessor=dict(
         type='DetDataPreprocessor',
         mean=[123.675, 116.28, 103.53],
@@ -56,9 +56,7 @@ model = dict(
         num_classes=10,
         embed_dims=64,
         sync_cls_avg_factor=True,
-        loss_cls=dict(
-            type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=2.0
-        ),
+        loss_cls=dict(type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=2.0),
         loss_bbox=dict(type='L1Loss', loss_weight=5.0),
         loss_iou=dict(type='GIoULoss', loss_weight=2.0),
     ),

@@ -1,6 +1,6 @@
-"""Student: a quarter of the teacher's backbone width and half of its transformer's."""
+"""Student: half of the teacher's width everywhere, a quarter of ResNet-18 in the backbone."""
 
-_base_ = './deformable-detr_r18_digits.py'
+_base_ = './deformable-detr_r18-half_digits.py'
 
 model = dict(
     backbone=dict(base_channels=16),

@@ -1,11 +1,13 @@
-"""Teacher: a small Deformable DETR with a full-width ResNet-18, from scratch on the digits."""
+"""Teacher: FCOS with a half-width ResNet-18 and a 64-channel neck, from scratch on the digits."""
 
 _base_ = [
-    '../../_base_/models/deformable-detr_r18_small-images.py',
+    '../../_base_/models/fcos_r18_small-images.py',
     '../../_base_/datasets/digits_detection.py',
     '../../_base_/schedules/small-images_adamw.py',
     '../../_base_/default_runtime.py',
 ]
+
+model = dict(backbone=dict(base_channels=32), neck=dict(in_channels=[32, 64, 128, 256]))
 
 # 100 steps an epoch: few epochs have to do.
 train_dataloader = dict(batch_size=8)

@@ -1,0 +1,18 @@
+"""Teacher: PSPNet with a half-width ResNet-18, from scratch on the digits' semantic maps."""
+
+_base_ = [
+    '../../_base_/models/pspnet_r18_small-images.py',
+    '../../_base_/datasets/digits_semantic.py',
+    '../../_base_/schedules/small-images_adamw.py',
+    '../../_base_/default_runtime.py',
+]
+
+model = dict(backbone=dict(base_channels=32, stem_channels=32), decode_head=dict(in_channels=128))
+
+default_scope = 'mmseg'
+default_hooks = dict(
+    logger=dict(type='LoggerHook', interval=10),
+    visualization=dict(type='SegVisualizationHook'),
+)
+visualizer = dict(type='SegLocalVisualizer')
+log_processor = dict(type='LogProcessor', window_size=10, by_epoch=True)
