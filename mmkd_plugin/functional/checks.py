@@ -117,4 +117,5 @@ def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
         return reduce(values, 'mean')
     total = weights.sum()
     # The quotient lies in 0 to 1. Dividing the sum instead could overflow in a scaled backward.
-    return (values * (weights / torch.where(total > 0, total, 1)).to(values.dtype)).sum()
+    share = weights / torch.where(total == 0, torch.ones_like(total), total)
+    return (values * share.to(values.dtype)).sum()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
@@ -94,3 +95,45 @@ def binary_kl(
     on = t.sigmoid() * (nnf.logsigmoid(t) - nnf.logsigmoid(s))
     off = (-t).sigmoid() * (nnf.logsigmoid(-t) - nnf.logsigmoid(-s))
     return reduce((on + off).sum(-1) * temperature**2, reduction)
+
+
+def divergence_along(
+    student: Tensor, teacher: Tensor, temperature: float, dim: int, sigmoid: bool
+) -> Tensor:
+    """:func:`binary_kl` or :func:`kl_divergence` of tensors with the classes in ``dim``.
+
+    ``dim`` stays, with size 1. Serves large maps outside of autograd: fewer temporary tensors.
+    """
+    s, t = _softened(student, temperature), _softened(teacher, temperature)
+    if sigmoid:
+        # p (t - s) + log(1 + e^s) - log(1 + e^t) is the divergence, without a single log(p)
+        values = (t - s).mul_(t.sigmoid()).add_(nnf.softplus(s)).sub_(nnf.softplus(t))
+    else:
+        log_s, log_t = nnf.log_softmax(s, dim), nnf.log_softmax(t, dim)
+        values = log_t.exp().mul_(log_t.sub_(log_s))
+    return values.sum(dim, keepdim=True) * temperature**2
+
+
+def divergence_slope(
+    student: Tensor, teacher: Tensor, temperature: float, dim: int, sigmoid: bool, out: Tensor
+) -> None:
+    """Writes the student's gradient of :func:`divergence_along` into ``out``: T (p_S - p_T)."""
+    # Step by step within ``out``: the one temporary tensor is the teacher's.
+    out.copy_(student)
+    t = torch.empty_like(teacher, dtype=out.dtype).copy_(teacher)
+    if temperature != 1:
+        out.div_(temperature)
+        t.div_(temperature)
+    if sigmoid:
+        out.sigmoid_()
+        p = t.sigmoid_()
+    else:
+        out.copy_(out.softmax(dim))
+        p = t.softmax(dim)
+    out.sub_(p)
+    if temperature != 1:
+        out.mul_(temperature)
+
+
+def _softened(x: Tensor, temperature: float) -> Tensor:
+    return widen(x) if temperature == 1 else widen(x) / temperature

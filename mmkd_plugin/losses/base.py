@@ -94,6 +94,8 @@ class LogitLoss(DistillLoss):
             row is from) and ``'priors'`` (which of the predictions at its position it is).
         separable: the value of a row depends on this row alone and on no parameter, so that the
             rows may be computed one part after the other.
+        closed_form: a separable loss without extras that knows its gradient, by
+            :meth:`values_along` and :meth:`slope_along`; saves whole maps a detour through rows.
         default_select: which rows a term gives to the loss if it does not say, by the kind of the
             head; see :mod:`mmkd_plugin.selection`.
         activation: ``'softmax'`` or ``'sigmoid'``, what turns the logits into probabilities.
@@ -101,6 +103,7 @@ class LogitLoss(DistillLoss):
     """
 
     separable: bool = False
+    closed_form: bool = False
     default_select: dict[str, str | dict] = select_by_kind()
     activation: str = 'softmax'
     background: bool = False
@@ -202,7 +205,7 @@ class LogitLoss(DistillLoss):
         if weights is not None:
             weights = widen(_rows(weights, 'weights', shape).detach())
             # In front of the loss: behind it, a NaN would come back through the gradient, times 0.
-            counted = weights > 0
+            counted = weights != 0  # which NaN is, too: it shall be noticed
             weights, student, teacher = (keep(x, counted) for x in (weights, student, teacher))
             extras = {name: keep(x, counted) for name, x in extras.items()}
             extras['weights'] = weights
@@ -213,7 +216,7 @@ class LogitLoss(DistillLoss):
     ) -> Tensor:
         value = weighted_mean(self.rows(student, teacher, **extras), weights)
         for key, (total, amount) in self.take_notes(weights).items():
-            self.report[key] = total / amount
+            self.report[key] = total / torch.where(amount > 0, amount, 1)
         return value
 
     def rows(self, student: Tensor, teacher: Tensor, **extras: Tensor) -> Tensor:
@@ -222,6 +225,14 @@ class LogitLoss(DistillLoss):
         Diagnostics go through :meth:`note`, which weighs the rows as the loss does.
         """
         raise NotImplementedError(f'{type(self).__name__} must implement rows(student, teacher).')
+
+    def values_along(self, student: Tensor, teacher: Tensor, dim: int) -> Tensor:
+        """:meth:`rows` of tensors of any shape with the columns in ``dim``, which stays as 1."""
+        raise NotImplementedError
+
+    def slope_along(self, student: Tensor, teacher: Tensor, dim: int, out: Tensor) -> None:
+        """Writes the gradient of :meth:`values_along` with respect to the student into ``out``."""
+        raise NotImplementedError
 
     def note(self, key: str, values: Tensor, among: Tensor | None = None) -> None:
         """Reports the mean of a diagnostic over the rows.
@@ -233,18 +244,14 @@ class LogitLoss(DistillLoss):
         """
         self._noted[key] = values.detach(), among
 
-    def take_notes(self, weights: Tensor | None) -> dict[str, tuple[Tensor, Tensor | float]]:
-        """What was noted since the last call: weighted sums, and what to divide them by."""
+    def take_notes(self, weights: Tensor | None) -> dict[str, tuple[Tensor, Tensor]]:
+        """What was noted since the last call: weighted sums over the rows, and of the weights."""
         notes, self._noted = self._noted, {}
-        sums: dict[str, tuple[Tensor, Tensor | float]] = {}
+        sums: dict[str, tuple[Tensor, Tensor]] = {}
         for key, (values, among) in notes.items():
-            if weights is None and among is None:
-                sums[key] = values.sum(), max(values.numel(), 1)
-                continue
             share = torch.ones_like(values) if weights is None else weights.to(values.dtype)
             share = share if among is None else share * among
-            amount = share.sum()
-            sums[key] = (values * share).sum(), torch.where(amount > 0, amount, 1)
+            sums[key] = (values * share).sum(), share.sum()
         return sums
 
     def __getstate__(self) -> dict:

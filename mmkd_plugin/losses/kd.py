@@ -6,6 +6,7 @@ from torch import Tensor
 
 from mmkd_plugin import functional as F
 from mmkd_plugin.functional.checks import check_temperature
+from mmkd_plugin.functional.logits import divergence_along, divergence_slope
 from mmkd_plugin.registry import MODELS
 
 from .base import LogitLoss, select_by_kind
@@ -44,6 +45,7 @@ class KDLoss(LogitLoss):
     """
 
     separable = True
+    closed_form = True
     default_select = select_by_kind(dense='score_weighted')
 
     def __init__(self, temperature: float = 4.0, use_sigmoid: bool | None = None) -> None:
@@ -68,6 +70,12 @@ class KDLoss(LogitLoss):
     def rows(self, student: Tensor, teacher: Tensor) -> Tensor:
         divergence = F.binary_kl if self.sigmoid else F.kl_divergence
         return divergence(student, teacher, self.temperature, 'none')
+
+    def values_along(self, student: Tensor, teacher: Tensor, dim: int) -> Tensor:
+        return divergence_along(student, teacher, self.temperature, dim, self.sigmoid)
+
+    def slope_along(self, student: Tensor, teacher: Tensor, dim: int, out: Tensor) -> None:
+        divergence_slope(student, teacher, self.temperature, dim, self.sigmoid, out)
 
     def extra_repr(self) -> str:
         return f'temperature={self.temperature}, use_sigmoid={self.use_sigmoid}'
