@@ -11,8 +11,10 @@ from mmengine.registry import DefaultScope
 collect_ignore = [
     'classification_toys.py',
     'coco_mini.py',
+    'dense_models.py',
     'detectors.py',
     'loss_cases.py',
+    'region_batches.py',
     'toys.py',
 ]
 

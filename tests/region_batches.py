@@ -1,4 +1,4 @@
-"""Tiny detectors with weights by seed, batches made by hand, and one training step as seen by a view."""
+"""Tiny detectors with weights by seed, batches made by hand, and a step as a view sees it."""
 
 from __future__ import annotations
 
@@ -39,9 +39,11 @@ def detector(family: str, width: int = 16, seed: int = 0, classes: int = CLASSES
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for name, parameter in model.named_parameters():
-            # Wide enough that no two classes or boxes are alike by rounding.
+            # Classes that differ, boxes near their priors.
             if name.endswith(('fc_cls.weight', 'conv_logits.weight')):
                 nn.init.normal_(parameter, std=0.2)
+            elif name.endswith(('fc_reg.weight', 'rpn_reg.weight')):
+                nn.init.normal_(parameter, std=0.02)
             elif parameter.dim() > 1:
                 nn.init.kaiming_normal_(parameter)
             elif 'fc_cls' in name:
@@ -56,7 +58,7 @@ def sample(
     canvas: tuple[int, int] = (96, 96),
     crowd: Sequence[Sequence[float]] = (),
 ) -> DetDataSample:
-    """Truth of one image of `size` in a batch of `canvas`: boxes with a mask each, crowd regions."""
+    """Truth of an image of `size` in a batch of `canvas`: boxes with a mask each, crowd regions."""
     meta = dict(
         img_shape=size,
         ori_shape=size,

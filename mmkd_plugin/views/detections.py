@@ -1,0 +1,259 @@
+"""A teacher of any kind speaks through its boxes: for pairs whose heads have no rows in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..taps import Recorder, TapError, TapPoint
+from .assignment import assign, log_odds
+from .base import LogitView, register_view, views
+from .dense import DenseLogits
+from .dense_boxes import box_kind
+from .predictions import HeadSpec, Level, Predictions
+from .roi import RoILogits, pyramid, refuse_fused, stage_arguments
+
+PER_IMAGE = 100  # detections that an image keeps
+CANDIDATES = 1000  # boxes of an image, by score, that enter the NMS
+IOU = 0.6  # of the NMS where the teacher's own test_cfg names none
+
+
+class Found(NamedTuple):
+    """Boxes of one image, as the teacher sees it.
+
+    Attributes:
+        boxes: corners (M, 4) in pixels of the batch's images.
+        logits: (M, C); sigmoid logits (M, K) of the teacher's classes once they are detections.
+        quality: logits (M,) of centerness or objectness, or None.
+        taint: a scalar, 0, or NaN where the teacher saw one.
+    """
+
+    boxes: Tensor
+    logits: Tensor
+    quality: Tensor | None
+    taint: Tensor
+
+
+@register_view('detections')
+class Detections(LogitView):
+    """The teacher's decoded predictions, assigned to the positions of a dense student.
+
+    Whatever the teacher's head, it predicts boxes with a vector of class logits each: a RoI head
+    for its own proposals (a cascade after its last stage, with the mean logits of the stages), a
+    dense head at its own positions. The best 100 of an image, after an NMS within each class, are
+    its detections. A student's prediction is taught by one of those that contain the centre of its
+    position, namely that with the highest IoU with the box which the student itself predicts
+    there; it is not valid where no detection contains the centre.
+
+    The student's classes must be sigmoids. A sigmoid teacher's logits are taken as they are; those
+    of a softmax teacher become the log odds of each class, which is exact.
+
+    A box with a NaN is no detection. A NaN in the teacher's features or class logits makes all
+    rows of the image NaN, so that the step's finite check reports it.
+
+    Only a teacher can be viewed so. NMS and proposals give as many boxes as they find: the step
+    waits for the device here, as it does for a two-stage student's own proposals.
+    """
+
+    follows = True
+
+    def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
+        self.where = where
+        self.inner = _reader(model)(model, (), where)
+        self.spec = self.inner.specs(model)[-1]
+        self.by_regions = isinstance(self.inner, RoILogits)
+        self.iou = _check_boxes(model, self.by_regions, where)
+
+    @classmethod
+    def fits(cls, model: nn.Module) -> bool:
+        return _reader(model) is not None
+
+    @property
+    def points(self) -> list[TapPoint]:
+        raise TapError(
+            f"{self.where}: the view 'detections' is a teacher's; a student's rows come from its "
+            "own head: student='cls_logits', teacher='detections'."
+        )
+
+    @property
+    def teacher_points(self) -> list[TapPoint]:
+        return self.inner.teacher_points
+
+    def specs(self, model: nn.Module) -> list[HeadSpec]:
+        return [self.spec]
+
+    def check_pair(self, student: LogitView, models: tuple[nn.Module, nn.Module]) -> None:
+        spec, name = student.specs(models[0])[0], type(models[0]).__name__
+        if not isinstance(student, DenseLogits):
+            raise TapError(
+                f"{self.where}: 'detections' are assigned to the positions of a dense head; the "
+                f'student ({name}, {spec.label!r}) has rows of the kind {spec.kind!r}.'
+            )
+        if spec.activation != 'sigmoid' or spec.background:
+            raise TapError(
+                f'{self.where}: the student ({name}, {spec.label!r}) has a softmax over classes '
+                'and background; detections tell how sure each class is, which is a sigmoid. Take '
+                'a student whose loss_cls has use_sigmoid=True.'
+            )
+        if self.by_regions:
+            refuse_fused(models[1], self.where)
+
+    def read(
+        self, recorder: Recorder, data_samples: Any, student: list[Predictions] | None = None
+    ) -> list[Predictions]:
+        if data_samples is None:
+            raise TapError(
+                f"{self.where}: 'detections' need the sizes of the images, which this step did not "
+                'tell: call the student with data_samples.'
+            )
+        with torch.no_grad():
+            found = self.detect(recorder, data_samples)
+            return [self._assigned(own, found) for own in student]
+
+    def detect(self, recorder: Recorder, data_samples: Any) -> list[Found]:
+        """The detections of each image, the best first."""
+        read = self._from_regions if self.by_regions else self._from_maps
+        return [
+            self._best(found, sample.img_shape[:2])
+            for found, sample in zip(read(recorder, data_samples), data_samples)
+        ]
+
+    # -- what the teacher's head says ----------------------------------------------------------
+
+    def _from_regions(self, recorder: Recorder, data_samples: Any) -> list[Found]:
+        """Every proposal, regressed for its best class."""
+        from mmdet.structures.bbox import bbox2roi, get_box_tensor
+
+        model, metas = recorder.model, [sample.metainfo for sample in data_samples]
+        maps = pyramid(recorder, self.inner.pyramid)
+        taint = _taint(*maps)  # of NaN features no proposal would be left to tell
+        proposals = [p.bboxes for p in model.rpn_head.predict(maps, data_samples, rescale=False)]
+        rois, counts = bbox2roi(proposals), [len(boxes) for boxes in proposals]
+        if not len(rois):
+            nothing = maps[0].new_zeros((0, self.spec.columns))
+            return [Found(rois[:, 1:], nothing, None, taint) for _ in metas]
+        head = model.roi_head
+        if stage_arguments(head._bbox_forward, 0):
+            rois, logits, deltas = head._refine_roi(maps, rois, metas, counts)
+            box_head = head.bbox_head[-1]
+        else:
+            result = head._bbox_forward(maps, rois)
+            box_head, rois = head.bbox_head, rois.split(counts)
+            logits, deltas = result['cls_score'].split(counts), result['bbox_pred'].split(counts)
+        found = []
+        for own, z, delta, meta in zip(rois, logits, deltas, metas):
+            best = z[:, : self.spec.num_classes].argmax(1)
+            boxes = box_head.regress_by_class(own[:, 1:], best, delta, meta)
+            found.append(Found(get_box_tensor(boxes), z, None, taint + _taint(z)))
+        return found
+
+    def _from_maps(self, recorder: Recorder, data_samples: Any) -> list[Found]:
+        """The predictions at all positions within the images."""
+        (own,) = self.inner.read(recorder, data_samples)
+        levels = own.levels
+        boxes = torch.cat([level.boxes.decode().flatten(1, 2) for level in levels], dim=1)
+        logits = torch.cat([level.logits.flatten(1, 2) for level in levels], dim=1)
+        valid = [level.valid.expand(level.logits.shape[:3]).flatten(1) for level in levels]
+        boxes = boxes.masked_fill(~torch.cat(valid, dim=1)[..., None], torch.nan)
+        quality = [None] * len(boxes)
+        if all(level.quality is not None for level in levels):
+            quality = torch.cat([level.quality.flatten(1) for level in levels], dim=1)
+        return [Found(b, z, q, _taint(z)) for b, z, q in zip(boxes, logits, quality)]
+
+    def _best(self, found: Found, size: tuple[int, int]) -> Found:
+        """Drops what is no box, and of boxes of a class that overlap all but the best."""
+        from mmcv.ops import batched_nms
+
+        boxes, logits, quality, taint = found
+        boxes, logits = boxes.float(), logits.float()
+        if self.spec.activation == 'softmax':
+            logits = log_odds(logits)
+        logits = logits[:, : self.spec.num_classes]
+        limit = boxes.new_tensor([size[1], size[0]] * 2)
+        clipped = boxes.clamp(min=0).minimum(limit)
+        usable = (clipped[:, 2:] > clipped[:, :2]).all(1)
+        usable &= boxes.isfinite().all(1) & logits.isfinite().all(1)
+        boxes, logits = clipped[usable], logits[usable]
+        if not len(boxes):
+            return Found(boxes, logits, None, taint)
+        scores, labels = logits.sigmoid().max(1)
+        if quality is not None:
+            scores = scores * quality[usable].float().sigmoid()
+        scores, order = scores.topk(min(CANDIDATES, len(scores)))
+        boxes, logits, labels = boxes[order], logits[order], labels[order]
+        nms = dict(type='nms', iou_threshold=self.iou)
+        _, kept = batched_nms(boxes, scores, labels, nms)
+        kept = kept[:PER_IMAGE]
+        return Found(boxes[kept], logits[kept], None, taint)
+
+    # -- the student's positions ---------------------------------------------------------------
+
+    def _assigned(self, own: Predictions, found: list[Found]) -> Predictions:
+        return Predictions(
+            label=f'detections of {self.spec.label}',
+            kind=own.kind,
+            levels=[self._level(level, found) for level in own.levels],
+            activation='sigmoid',
+            num_classes=self.spec.num_classes,
+        )
+
+    def _level(self, own: Level, found: list[Found]) -> Level:
+        if own.boxes is None or own.centers is None:
+            raise TapError(
+                f"{self.where}: the student's head tells no boxes that could be compared with the "
+                "teacher's. Let both heads be compared directly (teacher='cls_logits'), or distil "
+                'features.'
+            )
+        boxes = own.boxes.decode().detach().float()
+        logits, valid = [], []
+        for image, detections in zip(boxes, found):
+            nothing = detections.logits.new_zeros((1, self.spec.num_classes))
+            rows = torch.cat([detections.logits, nothing]) + detections.taint
+            index = assign(own.centers, image, detections.boxes)
+            logits.append(rows[index])
+            valid.append(index < len(detections.boxes))
+        valid = torch.stack(valid)
+        if own.valid is not None:
+            valid &= own.valid
+        return Level(
+            logits=torch.stack(logits), valid=valid, centers=own.centers, stride=own.stride
+        )
+
+
+def _taint(*tensors: Tensor) -> Tensor:
+    """0, or NaN if there is a NaN or an infinity among the numbers."""
+    return sum(tensor.sum(dtype=torch.float32) for tensor in tensors) * 0.0
+
+
+def _reader(model: nn.Module) -> type[LogitView] | None:
+    """The view that reads boxes and class logits of the model's own positions or regions."""
+    for cls in views('cls_logits'):
+        if issubclass(cls, (RoILogits, DenseLogits)) and cls.fits(model):
+            if not issubclass(cls, RoILogits) or hasattr(model, 'rpn_head'):
+                return cls
+    return None
+
+
+def _check_boxes(model: nn.Module, by_regions: bool, where: str) -> float:
+    """Refuses heads whose boxes cannot be decoded.
+
+    Returns:
+        The IoU threshold of the model's own NMS.
+    """
+    head = model.roi_head.bbox_head if by_regions else model.bbox_head
+    head = head[-1] if isinstance(head, nn.ModuleList) else head
+    if not (hasattr(head, 'fc_reg') if by_regions else box_kind(head)):
+        raise TapError(
+            f"{where}: the view 'detections' does not know how {type(head).__name__} decodes its "
+            'boxes. Distil features instead.'
+        )
+    if by_regions and model.rpn_head.test_cfg is None:
+        raise TapError(
+            f"{where}: the view 'detections' takes the proposals that the teacher's rpn_head makes "
+            'in a test, but its config has no test_cfg.rpn. Add it.'
+        )
+    config = (model.roi_head if by_regions else head).test_cfg or {}
+    return float((config.get('nms') or {}).get('iou_threshold', IOU))

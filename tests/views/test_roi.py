@@ -1,0 +1,342 @@
+"""The view cls_logits on RoI heads: the teacher classifies the student's own sampled RoIs."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from detectors import model_config, run_config
+from mmengine.structures import InstanceData
+from region_batches import CLASSES, detector, empty, images, sample, student_step, teacher_step
+from toys import train
+
+import mmkd_plugin
+from mmkd_plugin import functional as F
+from mmkd_plugin.taps import TapError
+from mmkd_plugin.views import make_view
+from mmkd_plugin.views.roi import RoILogits
+
+FAMILIES = ('Faster R-CNN', 'Mask R-CNN', 'Cascade R-CNN')
+KD = dict(loss=dict(type='KDLoss', temperature=1.0), student='cls_logits', select='all')
+
+
+def heads(model):
+    """The box heads, one per stage."""
+    found = model.roi_head.bbox_head
+    return list(found) if isinstance(found, torch.nn.ModuleList) else [found]
+
+
+def classify(model, stage, batch, rois):
+    """Class logits of the RoIs by mmdet's own code, in eval."""
+    roi_head = model.eval().roi_head
+    arguments = (stage,) if len(heads(model)) > 1 else ()
+    with torch.no_grad():
+        maps = model.extract_feat(batch)
+        return roi_head._bbox_forward(*arguments, maps, rois)['cls_score']
+
+
+def batch():
+    """Two sizes, an image without objects, an image with a crowd region only."""
+    return [
+        sample(),
+        sample(boxes=[(5, 5, 60, 40)], labels=[2], size=(80, 64)),
+        empty(),
+        empty(crowd=[(0, 0, 50, 50)]),
+    ]
+
+
+def step(student, samples):
+    torch.manual_seed(0)
+    return student.train()(images(samples), samples, mode='loss')
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_the_teacher_classifies_the_students_rois_in_their_order(family):
+    student, teacher = detector(family), detector(family, width=32, seed=1)
+    own, theirs = make_view('cls_logits', student), make_view('cls_logits', teacher)
+    assert isinstance(own, RoILogits)
+    specs = own.specs(student)
+    assert [s.label for s in specs] == [f'roi_head.bbox_head{i}' for i in ('.0', '.1', '.2')] or (
+        [s.label for s in specs] == ['roi_head.bbox_head']
+    )
+    given = []
+    for head in heads(student):
+        head.loss_cls.register_forward_pre_hook(lambda module, args: given.append(args))
+    samples = batch()
+    predictions, _ = student_step(student, own, samples)
+    taught = teacher_step(teacher, theirs, samples, predictions)
+    assert len(predictions) == len(taught) == len(specs) == len(heads(student))
+    for stage, (spec, s, t) in enumerate(zip(specs, predictions, taught)):
+        (a,), (b,), rois = s.levels, t.levels, s.context['rois']
+        assert a.logits.shape == b.logits.shape == (1, len(rois), 1, CLASSES + 1)
+        assert (s.kind, s.activation, s.background) == ('roi', 'softmax', True)
+        assert spec.columns == a.logits.shape[-1] and spec.num_classes == s.num_classes == CLASSES
+        scores, labels, weights = given[stage][:3]
+        torch.testing.assert_close(a.logits[0, :, 0], scores, rtol=0, atol=0)
+        assert torch.equal(a.labels[0, :, 0], labels)
+        assert torch.equal(a.label_weights[0, :, 0], weights)
+        assert torch.equal(a.images[0], rois[:, 0].long()) and set(a.images[0].tolist()) == {
+            0, 1, 2, 3
+        }  # fmt: skip
+        positive = a.labels[0, :, 0] < CLASSES
+        assert set(a.images[0, positive].tolist()) <= {0, 1}, 'others have no objects'
+        expected = classify(teacher, stage, images(samples), rois)
+        torch.testing.assert_close(b.logits[0, :, 0], expected)
+        assert len({tuple(row) for row in expected.tolist()}) > 1, 'rows that tell their order'
+        assert a.logits.requires_grad and not b.logits.requires_grad
+        assert b.labels is None
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_an_identical_teacher_teaches_nothing_and_a_perturbed_one_does(family):
+    student = detector(family)
+    teacher = copy.deepcopy(student)
+    mmkd_plugin.attach(student, teacher, [KD])
+    assert step(student, batch())['loss_kd'].abs() < 1e-6
+    with torch.no_grad():
+        for head in heads(teacher):
+            head.fc_cls.weight.mul_(2)
+    assert step(student, batch())['loss_kd'] > 1e-4
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_heads_run_once_per_stage_and_the_teachers_rpn_not_at_all(family):
+    student, teacher = detector(family), detector(family, width=32, seed=1)
+    mmkd_plugin.attach(student, teacher, [KD])
+    calls = []
+    for role, model in (('student', student), ('teacher', teacher)):
+        parts = [*heads(model), model.rpn_head, model.neck]
+        for i, part in enumerate(parts):
+            part.register_forward_hook(lambda *_, key=(role, i): calls.append(key))
+    step(student, batch())
+    stages = len(heads(student))
+    # the teacher's RPN is part number `stages`
+    expected = [(r, i) for r in ('student', 'teacher') for i in range(stages + 2)]
+    expected.remove(('teacher', stages))
+    assert sorted(calls) == sorted(expected)
+
+
+def test_the_loss_is_the_formula_and_trains_the_student_only():
+    student, teacher = detector('Faster R-CNN'), detector('Faster R-CNN', width=32, seed=1)
+    view = make_view('cls_logits', student)
+    samples = batch()
+    ((own,), _) = student_step(student, view, samples)
+    rois, (level,) = own.context['rois'], own.levels
+    target = classify(teacher, 0, images(samples), rois)
+    expected = F.kl_divergence(level.logits[0, :, 0], target, 1.0)
+    mmkd_plugin.attach(student, teacher, [dict(KD, weight=0.5)])
+    losses = step(student, samples)
+    torch.testing.assert_close(losses['loss_kd'], 0.5 * expected)
+    assert losses['kd_rows'] == len(rois)
+    losses['loss_kd'].sum().backward()
+    gradients = [student.roi_head.bbox_head.fc_cls.weight.grad, *_grads(student.backbone)]
+    assert all(g is not None and g.isfinite().all() for g in gradients)
+    assert any(g.abs().max() > 0 for g in _grads(student.backbone))
+    assert not any(p.grad is not None for p in teacher.parameters())
+
+
+def _grads(module):
+    return [p.grad for p in module.parameters() if p.requires_grad]
+
+
+def test_cascade_is_the_mean_over_its_stages():
+    student, teacher = detector('Cascade R-CNN'), detector('Cascade R-CNN', width=32, seed=1)
+    view = make_view('cls_logits', student)
+    samples = batch()
+    predictions, _ = student_step(student, view, samples)
+    parts = [
+        F.kl_divergence(
+            own.levels[0].logits[0, :, 0],
+            classify(teacher, stage, images(samples), own.context['rois']),
+            1.0,
+        )
+        for stage, own in enumerate(predictions)
+    ]
+    rois = [own.context['rois'] for own in predictions]
+    assert not torch.equal(rois[0], rois[1]), 'each stage has regions of its own'
+    mmkd_plugin.attach(student, teacher, [KD])
+    losses = step(student, samples)
+    torch.testing.assert_close(losses['loss_kd'], sum(parts) / 3)
+
+
+def test_another_assigner_means_other_labels():
+    student = detector('Faster R-CNN')
+    view = make_view('cls_logits', student)
+    samples, counts = [sample(), sample()], []
+    for threshold in (2.0, 0.05):
+        assigner = student.roi_head.bbox_assigner
+        assigner.pos_iou_thr = assigner.neg_iou_thr = assigner.min_pos_iou = threshold
+        ((own,), _) = student_step(student, view, samples)
+        counts.append(int((own.levels[0].labels < CLASSES).sum()))
+    # The sampler adds the four objects themselves.
+    assert counts[0] == 4 and counts[1] > 4
+
+
+@pytest.mark.parametrize('loss', ['DKDLoss', 'LoCaLoss', 'CKDLoss'])
+@pytest.mark.parametrize('family', ['Faster R-CNN', 'Cascade R-CNN'])
+def test_other_losses_take_the_rows(family, loss):
+    student, teacher = detector(family), detector(family, width=32, seed=1)
+    mmkd_plugin.attach(student, teacher, [dict(loss=dict(type=loss), student='cls_logits')])
+    losses = step(student, batch())
+    (value,) = [v for k, v in losses.items() if k == f'loss_{loss[:-4].lower()}']
+    assert value.isfinite() and value > 0
+    value.sum().backward()
+
+
+def test_features_are_what_the_classification_layer_reads():
+    student = detector('Cascade R-CNN')
+    view = make_view('cls_logits', student, ('features',))
+    predictions, _ = student_step(student, view, batch())
+    for spec, head, own in zip(view.specs(student), heads(student), predictions):
+        (level,) = own.levels
+        assert level.features.shape == (1, level.logits.shape[1], spec.feature_dim)
+        torch.testing.assert_close(head.fc_cls(level.features[0]), level.logits[0, :, 0])
+
+
+@pytest.mark.parametrize('agnostic', [False, True])
+def test_boxes_are_those_of_the_best_class_by_the_heads_own_coder(agnostic):
+    def edit(config):
+        config.roi_head.bbox_head.reg_class_agnostic = agnostic
+
+    student = detector('Faster R-CNN', edit=edit)
+    view = make_view('cls_logits', student)
+    outputs = []
+    student.roi_head.bbox_head.register_forward_hook(lambda m, a, out: outputs.append(out))
+    samples = [sample(), sample()]
+    ((own,), _) = student_step(student, view, samples)
+    (level,), rois = own.levels, own.context['rois']
+    ((scores, deltas),) = outputs
+    best = scores[:, :CLASSES].argmax(1)
+    expected = student.roi_head.bbox_head.regress_by_class(
+        rois[:, 1:], best, deltas, dict(img_shape=None)
+    )
+    assert level.boxes.kind == 'deltas' and level.boxes.raw.shape == (1, len(rois), 1, 4)
+    torch.testing.assert_close(level.boxes.decode()[0, :, 0], expected)
+
+
+def test_a_sigmoid_head_without_background_column():
+    def edit(config):
+        config.roi_head.bbox_head.loss_cls = dict(
+            type='CrossEntropyCustomLoss', use_sigmoid=True, num_classes=CLASSES
+        )
+
+    student = detector('Faster R-CNN', edit=edit)
+    teacher = detector('Faster R-CNN', width=32, seed=1, edit=edit)
+    (spec,) = make_view('cls_logits', student).specs(student)
+    assert (spec.activation, spec.background, spec.columns) == ('sigmoid', False, CLASSES)
+    mmkd_plugin.attach(student, teacher, [KD])
+    assert step(student, [sample(), empty()])['loss_kd'] > 0
+
+
+# -- nothing to learn from ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_a_step_without_any_roi_is_worth_nothing(family, monkeypatch):
+    student, teacher = detector(family), detector(family, width=32, seed=1)
+    mmkd_plugin.attach(student, teacher, [KD])
+    original = student.rpn_head.loss_and_predict
+
+    def no_proposals(x, data_samples, **kwargs):
+        losses, proposals = original(x, data_samples, **kwargs)
+        return losses, [InstanceData(bboxes=p.bboxes[:0]) for p in proposals]
+
+    monkeypatch.setattr(student.rpn_head, 'loss_and_predict', no_proposals)
+    losses = step(student, [empty(), empty()])
+    assert losses['loss_kd'] == 0 and losses['kd_rows'] == 0
+    total, _ = student.parse_losses(losses)
+    total.backward()
+    assert all(g is None or g.isfinite().all() for g in _grads(student))
+
+
+@pytest.mark.parametrize('select', ['all', 'positive'])
+def test_a_batch_without_objects(select):
+    student, teacher = detector('Faster R-CNN'), detector('Faster R-CNN', width=32, seed=1)
+    mmkd_plugin.attach(student, teacher, [dict(KD, select=select)])
+    losses = step(student, [empty(), empty(crowd=[(0, 0, 90, 90)])])
+    assert (losses['loss_kd'] > 0) == (select == 'all')  # background is a class like others
+    losses['loss_kd'].sum().backward()
+    gradients = [g for g in _grads(student) if g is not None]
+    assert gradients and all(g.isfinite().all() for g in gradients)
+
+
+# -- pairs that do not fit ---------------------------------------------------------------------
+
+
+def test_other_classes_are_refused_before_training():
+    student, teacher = detector('Faster R-CNN'), detector('Faster R-CNN', seed=1, classes=7)
+    with pytest.raises(TapError, match='has 4 classes and the teacher .* 7'):
+        mmkd_plugin.attach(student, teacher, [KD])
+
+
+@pytest.mark.parametrize(
+    'pair', [('Faster R-CNN', 'Cascade R-CNN', 1, 3), ('Cascade R-CNN', 'Faster R-CNN', 3, 1)]
+)
+def test_another_number_of_stages_is_refused_with_both_numbers(pair):
+    student, teacher = detector(pair[0]), detector(pair[1], seed=1)
+    message = rf'has {pair[2]} heads.*roi_head.bbox_head.*has {pair[3]} .*stages'
+    with pytest.raises(TapError, match=message):
+        mmkd_plugin.attach(student, teacher, [KD])
+
+
+def test_a_dense_student_is_pointed_to_detections():
+    with pytest.raises(TapError, match="teacher='detections'"):
+        mmkd_plugin.attach(detector('GFL'), detector('Faster R-CNN', seed=1), [KD])
+
+
+def test_a_teacher_that_fuses_more_into_its_rois_is_refused():
+    student, teacher = detector('Cascade R-CNN'), detector('Cascade R-CNN', seed=1)
+    teacher.roi_head.with_semantic = True  # as HTC's says
+    with pytest.raises(TapError, match='CascadeRoIHead feeds its stages.*with_semantic'):
+        mmkd_plugin.attach(student, teacher, [KD])
+
+
+def test_a_head_with_columns_of_its_own_is_refused():
+    def edit(config):
+        config.roi_head.bbox_head.loss_cls = dict(type='SeesawLoss', num_classes=CLASSES)
+
+    model = detector('Faster R-CNN', edit=edit)
+    with pytest.raises(TapError, match='knows 4 classes, but SeesawLoss gives its fc_cls 6'):
+        make_view('cls_logits', model)
+
+
+def test_a_nan_of_the_teacher_is_reported_with_its_head():
+    student, teacher = detector('Faster R-CNN'), detector('Faster R-CNN', width=32, seed=1)
+    distiller = mmkd_plugin.attach(student, teacher, [KD])
+    with torch.no_grad():
+        teacher.roi_head.bbox_head.fc_cls.bias[0] = torch.nan
+    step(student, [sample(), sample()])
+    with pytest.raises(FloatingPointError, match="teacher logits 'roi_head.bbox_head'"):
+        distiller.raise_if_not_finite()
+
+
+# -- for real ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('family', ['Faster R-CNN', 'Cascade R-CNN'])
+def test_a_runner_trains_on_the_digits(family, digits_root, tmp_path):
+    teacher = dict(model=model_config(family, 32), default_scope='mmdet')
+    hook = dict(
+        type='mmkd_plugin.DistillHook',
+        teacher=dict(config=teacher, allow_random=True),
+        terms=[
+            dict(KD, name='kd'),
+            dict(loss=dict(type='CKDLoss'), student='cls_logits', weight=0.1),
+        ],
+    )
+    config = run_config(
+        model_config(family),
+        digits_root / 'annotations' / 'train.json',
+        digits_root / 'train',
+        tmp_path,
+        masks=False,
+        custom_hooks=[hook],
+        custom_imports=dict(imports=['mmkd_plugin'], allow_failed_imports=False),
+    )
+    scalars = train(config).message_hub.log_scalars
+    for name in ('loss_kd', 'loss_ckd'):
+        values = scalars[f'train/{name}'].data[0]
+        assert len(values) == 2 and all(v > 0 for v in values)
+    saved = torch.load(tmp_path / 'iter_2.pth', weights_only=False)['state_dict']
+    detector(family, classes=10).load_state_dict(saved, strict=True)
