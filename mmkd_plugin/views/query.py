@@ -96,7 +96,7 @@ class QueryLogits(LogitView):
             raise TapError(
                 f'{self.where}: {type(models[1]).__name__} predicts a set of queries, '
                 f'{type(models[0]).__name__} does not: no rows correspond. Take a teacher of the '
-                "student's kind, or let the teacher's boxes speak: teacher='detections'."
+                "student's kind, or distil features."
             )
 
     def read(
