@@ -10,24 +10,6 @@ from torch import Tensor
 from ..compat import is_compiling
 
 
-def memory_order(x: Tensor) -> list[int]:
-    """The dimensions of ``x`` from the slowest to the fastest in memory."""
-    stride = x.stride()
-    return sorted(range(x.ndim), key=lambda d: -stride[d])
-
-
-def zeros_in_layout(x: Tensor) -> Tensor:
-    """Zeros of the shape, dtype and device of ``x`` whose dimensions lie in memory as in ``x``.
-
-    Not ``zeros_like``, which loses the layout of a slice. A gradient in another layout than its
-    tensor would be copied on its way through the views below it.
-    """
-    order = memory_order(x)
-    inverse = sorted(range(x.ndim), key=order.__getitem__)
-    zeros = torch.zeros([x.shape[d] for d in order], dtype=x.dtype, device=x.device)
-    return zeros.permute(inverse)
-
-
 def gather_rows(maps: Sequence[Tensor], index: Tensor) -> Tensor:
     """Chosen rows of several maps, such as pyramid levels.
 
@@ -90,7 +72,7 @@ class _GatherRows(torch.autograd.Function):
             if not needed:
                 grads.append(None)
                 continue
-            whole = zeros_in_layout(x)
+            whole = torch.zeros_like(x)  # in the layout of x, or the views below would copy it
             if x.shape[1]:
                 own = torch.where(inside[..., None], grad, torch.zeros_like(grad)).to(x.dtype)
                 # Adding up, for rows of other maps share places here: they add zeros.

@@ -3,10 +3,11 @@
 A method adds its name to this list, its file, and nothing else.
 """
 
-from .base import DistillLoss, FeatureLoss, GenerativeLoss, LogitLoss
+from .base import DistillLoss, LogitLoss
 from .ckd import CKDLoss
 from .cwd import CWDLoss
 from .dkd import DKDLoss
+from .feature_base import FeatureLoss, GenerativeLoss
 from .gdd import GDDLoss
 from .ipwd import IPWDLoss
 from .kd import KDLoss

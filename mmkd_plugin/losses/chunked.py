@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from mmkd_plugin.functional.checks import widen
-from mmkd_plugin.functional.rows import memory_order, zeros_in_layout
 
 from .base import LogitLoss, keep
 
@@ -173,7 +172,8 @@ class _Part:
 
 def _frame(x: Tensor) -> tuple[list[int], int]:
     """Dimensions of a map in the order of memory, and where the columns are then."""
-    order = memory_order(x)
+    stride = x.stride()
+    order = sorted(range(4), key=lambda d: -stride[d])
     return order, order.index(3)
 
 
@@ -196,8 +196,9 @@ class _ChunkedMean(torch.autograd.Function):
     def backward(ctx, upstream: Tensor) -> tuple[Tensor | None, ...]:
         plan, levels = ctx.plan, ctx.levels
         students, teachers = ctx.saved_tensors[:levels], ctx.saved_tensors[levels:]
+        # In the layout of the maps, or the views below would copy them.
         wanted = ctx.needs_input_grad[2 : 2 + levels]
-        grads = [zeros_in_layout(x) if want else None for want, x in zip(wanted, students)]
+        grads = [torch.zeros_like(x) if want else None for want, x in zip(wanted, students)]
         with torch.autocast(upstream.device.type, enabled=False):
             for part in plan.parts(students):
                 if wanted[part.level]:

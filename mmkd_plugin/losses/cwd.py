@@ -8,7 +8,7 @@ from mmkd_plugin import functional as F
 from mmkd_plugin.functional.checks import check_temperature
 from mmkd_plugin.registry import MODELS
 
-from .base import FeatureLoss
+from .feature_base import FeatureLoss
 
 
 @MODELS.register_module()

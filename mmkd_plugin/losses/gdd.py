@@ -9,7 +9,7 @@ from mmkd_plugin.functional.checks import check_choice, check_number, check_temp
 from mmkd_plugin.functional.features import NOISE_MODES
 from mmkd_plugin.registry import MODELS
 
-from .base import GenerativeLoss
+from .feature_base import GenerativeLoss
 
 
 @MODELS.register_module()

@@ -9,7 +9,7 @@ from mmkd_plugin.functional.checks import check_choice, check_number
 from mmkd_plugin.functional.features import NORMALIZE
 from mmkd_plugin.registry import MODELS
 
-from .base import GenerativeLoss
+from .feature_base import GenerativeLoss
 
 
 @MODELS.register_module()

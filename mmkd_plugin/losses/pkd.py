@@ -7,7 +7,7 @@ from torch import Tensor
 from mmkd_plugin import functional as F
 from mmkd_plugin.registry import MODELS
 
-from .base import FeatureLoss
+from .feature_base import FeatureLoss
 
 
 @MODELS.register_module()
