@@ -54,9 +54,11 @@ EXTRAS = {
         'opencv-python<4.12',
         'numpy<2',
     ],
-    # backbones of timm (BiT for FunMatch); classifiers of MMPreTrain; Shampoo
+    # backbones of timm (BiT for FunMatch); classifiers of MMPreTrain; segmenters of
+    # MMSegmentation; Shampoo
     'timm': ['timm'],
     'mmpretrain': ['onedl-mmpretrain'],
+    'mmseg': ['onedl-mmsegmentation>=1.4'],
     'shampoo': ['pytorch-optimizer'],
     'demo': ['scikit-learn', 'matplotlib', 'rich', 'tensorboard'],
     'dev': ['pytest', 'pytest-xdist', 'pytest-timeout', 'ruff'],

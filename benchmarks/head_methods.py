@@ -29,8 +29,9 @@ PARTS: dict[str, Term] = {
         loss=dict(type='IPWDLoss', temperature=1.0, normalize='batch_mean', clip_max=5),
         student='cls_logits',
     ),
-    'dfl': dict(loss=dict(type='KDLoss', temperature=1.0), student='dfl_logits'),
-    'mask': dict(loss=dict(type='KDLoss', temperature=1.0), student='mask_logits'),
+    # Heads have a loss_dfl and a loss_mask of their own, hence the names.
+    'dfl': dict(loss=dict(type='KDLoss', temperature=1.0), student='dfl_logits', name='kd_dfl'),
+    'mask': dict(loss=dict(type='KDLoss', temperature=1.0), student='mask_logits', name='kd_mask'),
     'gdd_channel': dict(loss=LOSSES['gdd_channel'], student='neck'),
 }
 PART_TITLES = {
@@ -123,7 +124,7 @@ class Pair:
             if part == 'ipwd':  # its auxiliary classifier learns before the weights count
                 term['loss']['start_epoch'] = (epochs or self.length) // 3
             used = self.weights[part] if weight is None else weight
-            terms.append(dict(term, weight=used, name=part))
+            terms.append(dict(term, weight=used, name=term.get('name', part)))
         return terms
 
 

@@ -35,7 +35,7 @@ base=(torch torchvision numpy setuptools wheel ninja)
 extras=(pytest pytest-xdist pytest-timeout ruff scikit-learn matplotlib rich tensorboard)
 # What mmkd_plugin can work with but does not need; the tests that use one skip where it is missing.
 optional=()
-if [ "$lane" = onedl ]; then optional=(timm onedl-mmpretrain pytorch-optimizer); fi
+if [ "$lane" = onedl ]; then optional=(timm onedl-mmpretrain onedl-mmsegmentation pytorch-optimizer); fi
 
 say() { printf '[set-up] %s\n' "$*"; }
 die() { printf '\n[set-up] %s\n' "$@" >&2; exit 1; }

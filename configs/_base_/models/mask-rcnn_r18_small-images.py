@@ -23,5 +23,6 @@ model = dict(
         ),
     ),
     train_cfg=dict(rcnn=dict(mask_size=28)),
-    test_cfg=dict(rcnn=dict(mask_thr_binary=0.5)),
+    # At most 7 objects are in an image, and every mask costs time in evaluation.
+    test_cfg=dict(rcnn=dict(max_per_img=20, mask_thr_binary=0.5)),
 )

@@ -11,3 +11,4 @@ model = dict(
         bbox_head=dict(in_channels=32, fc_out_channels=128),
     ),
 )
+optim_wrapper = dict(optimizer=dict(lr=4e-3))

@@ -9,6 +9,7 @@ _base_ = [
 
 model = dict(backbone=dict(base_channels=32), neck=dict(in_channels=[32, 64, 128, 256]))
 
+optim_wrapper = dict(optimizer=dict(lr=2e-3))
 # 100 steps an epoch: few epochs have to do.
 train_dataloader = dict(batch_size=8)
 default_hooks = dict(logger=dict(type='LoggerHook', interval=10))

@@ -13,3 +13,4 @@ model = dict(
         mask_head=dict(in_channels=32, conv_out_channels=32),
     ),
 )
+optim_wrapper = dict(optimizer=dict(lr=4e-3))
