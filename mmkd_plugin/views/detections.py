@@ -156,8 +156,15 @@ class Detections(LogitView):
         levels = own.levels
         boxes = torch.cat([level.boxes.decode().flatten(1, 2) for level in levels], dim=1)
         logits = torch.cat([level.logits.flatten(1, 2) for level in levels], dim=1)
-        valid = [level.valid.expand(level.logits.shape[:3]).flatten(1) for level in levels]
-        boxes = boxes.masked_fill(~torch.cat(valid, dim=1)[..., None], torch.nan)
+        if any(level.valid is not None for level in levels):
+            outside = [
+                torch.zeros_like(level.logits[..., 0], dtype=torch.bool)
+                if level.valid is None
+                else ~level.valid.expand(level.logits.shape[:3])
+                for level in levels
+            ]
+            outside = torch.cat([mask.flatten(1) for mask in outside], dim=1)
+            boxes = boxes.masked_fill(outside[..., None], torch.nan)
         quality = [None] * len(boxes)
         if all(level.quality is not None for level in levels):
             quality = torch.cat([level.quality.flatten(1) for level in levels], dim=1)
