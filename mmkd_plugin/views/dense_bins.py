@@ -25,7 +25,7 @@ class DenseBins(DenseLogits):
     best class's probability (times the quality's), serves where rows are weighted or ranked.
     """
 
-    classes = False  # columns are distances: no class_map applies
+    of_classes = False
 
     def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
         super().__init__(model, [], where)
