@@ -15,6 +15,7 @@ collect_ignore = [
     'detectors.py',
     'loss_cases.py',
     'region_batches.py',
+    'segmenters.py',
     'toys.py',
 ]
 

@@ -96,9 +96,8 @@ class DynamicMasks(LogitView):
         losses = iter(loss_calls(recorder, self.losses))
         levels, kept, sizes = [], [], []
         for i, (masks, info) in enumerate(zip(maps, infos)):
-            if not len(info.pos_inds):  # the head calls no loss
-                masks = masks.flatten(0, -3)
-                target = masks
+            if not len(info.pos_inds):  # the head calls no loss, and its masks have no graph
+                masks = target = info.param_preds.reshape(0, *masks.shape[-2:])
                 positions = info.pos_inds
             else:
                 call = next(losses, None)

@@ -1,0 +1,286 @@
+"""SOLO's grids (classes and masks) and CondInst's masks, pixel by pixel."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hub import get_config
+from region_batches import CLASSES, detector, empty, images, sample, student_step, teacher_step
+from torch import nn
+from torch.nn import functional as nnf
+
+import mmkd_plugin
+from mmkd_plugin import functional as F
+from mmkd_plugin.taps import TapError
+from mmkd_plugin.views.base import make_view
+from mmkd_plugin.views.dynamic_masks import _recognise
+
+MASKS = dict(loss=dict(type='KDLoss', temperature=1.0), student='mask_logits', name='kd')
+GRIDS = [8, 6, 5, 4, 3]
+
+
+def batch():
+    return [sample(), sample(labels=(2, 0), size=(80, 64))]
+
+
+def view_of(model, name='mask_logits', role='student', needs=()):
+    return make_view(name, model, needs, f'terms[0].{role}')
+
+
+def solo(width=16, seed=0, **head):
+    return detector('SOLO', width, seed, edit=lambda config: config.mask_head.update(head))
+
+
+def condinst(width=16, seed=0, **head):
+    return detector('CondInst', width, seed, edit=lambda config: config.mask_head.update(head))
+
+
+MODELS = dict(SOLO=solo, CondInst=condinst)
+
+
+def targets_of(model):
+    """What the head hands to its mask loss in the next step."""
+    seen = []
+    model.mask_head.loss_mask.register_forward_pre_hook(lambda m, args: seen.append(args[:2]))
+    return seen
+
+
+# SOLO's classes
+
+
+@pytest.mark.parametrize('config', ['solo/solo_r50_fpn_1x_coco.py',
+                                    'solo/decoupled-solo_r50_fpn_1x_coco.py',
+                                    'solov2/solov2_r50_fpn_1x_coco.py'])  # fmt: skip
+def test_classes_of_the_cells(config):
+    student = of_config(config)
+    view = view_of(student, 'cls_logits', needs=('features',))
+    seen = {}
+    head = student.mask_head
+    head.loss_cls.register_forward_pre_hook(lambda m, args: seen.update(loss=args))
+    (p,), _ = student_step(student, view, batch())
+    scores, labels = seen['loss'][:2]
+    assert [x.logits.shape for x in p.levels] == [(2, s * s, 1, CLASSES) for s in GRIDS]
+    assert (p.kind, p.activation, p.background) == ('dense', 'sigmoid', False)
+    # the order in which the head lays out its own rows: by grid, then image, then cell
+    assert torch.equal(torch.cat([x.logits.flatten(0, 2) for x in p.levels]), scores)
+    assert torch.equal(torch.cat([x.labels.flatten() for x in p.levels]), labels)
+    assert (labels < CLASSES).any()
+    (spec,) = view.specs(student)
+    assert (spec.columns, spec.feature_dim) == (CLASSES, p.levels[0].features.shape[-1])
+    assert p.levels[0].logits.data_ptr() != scores.data_ptr(), 'the map, not the copy of the loss'
+
+
+def of_config(path: str):
+    """Another member of SOLO's family, shrunk like it."""
+    from detectors import _shrink, _shrink_backbone
+
+    from mmkd_plugin.teacher import build_model
+
+    model = get_config(f'mmdet::{path}').model
+    _shrink(model, 16, CLASSES)
+    _shrink_backbone(model, 16, 4)
+    model.mask_head.num_grids = GRIDS
+    model.mask_head.norm_cfg = dict(type='GN', num_groups=4, requires_grad=True)
+    if 'mask_feature_head' in model.mask_head:
+        model.mask_head.update(feat_channels=16)
+        model.mask_head.mask_feature_head.update(
+            feat_channels=8,
+            out_channels=8,
+            norm_cfg=dict(type='GN', num_groups=4, requires_grad=True),
+        )
+    torch.manual_seed(0)
+    return build_model(Config(dict(model=model, default_scope='mmdet'))).train()
+
+
+def test_grids_of_other_sizes_and_heads_without_mask_logits_are_refused():
+    with pytest.raises(TapError, match=r'grids of the student are \[8, 6, 5, 4, 3\].*9'):
+        mmkd_plugin.attach(
+            solo(), solo(num_grids=[9, 6, 5, 4, 3]), [dict(MASKS, student='cls_logits')]
+        )
+    decoupled = of_config('solo/decoupled-solo_r50_fpn_1x_coco.py')
+    for model in (decoupled, of_config('solov2/solov2_r50_fpn_1x_coco.py')):
+        with pytest.raises(TapError, match='has no mask logits for each cell'):
+            view_of(model)
+    with pytest.raises(TapError, match='trains a classifier on features'):
+        view_of(solo(), needs=('features',))
+    with pytest.raises(TapError, match='does not: no rows correspond'):
+        mmkd_plugin.attach(solo(), condinst(), [MASKS])
+    with pytest.raises(TapError, match='does not: no rows correspond'):
+        mmkd_plugin.attach(condinst(), solo(), [MASKS])
+
+
+# masks
+
+
+@pytest.mark.parametrize('kind', MODELS)
+def test_rows_are_the_pixels_that_the_students_loss_gets(kind):
+    student = MODELS[kind]()
+    seen = targets_of(student)
+    (p,), _ = student_step(student, view_of(student), batch())
+    assert (p.kind, p.activation, p.num_classes) == ('pixel', 'sigmoid', 1)
+    filled = [x for x in p.levels if x.logits.numel()]
+    assert len(filled) == len(seen) > 0
+    for level, (masks, targets) in zip(filled, seen):
+        assert level.logits.shape == (1, masks.numel(), 1, 1)
+        assert torch.equal(level.logits.flatten(), masks.flatten())
+        assert torch.equal(level.labels.flatten() == 0, targets.flatten() > 0.5)
+        assert {0, 1} == set(level.labels.flatten().tolist())
+        height, width = masks.shape[-2:]
+        where = level.images.reshape(masks.shape)
+        assert (where == where[:, :1, :1]).all(), 'one image per mask'
+        inside = level.valid.reshape(masks.shape)
+        rows = torch.arange(height)[:, None] < height * 80 / 96
+        columns = torch.arange(width) < width * 64 / 96
+        assert inside[where[:, 0, 0] == 0].all()
+        padded = inside[where[:, 0, 0] == 1]
+        assert torch.equal(padded, (rows & columns).expand_as(padded))
+    assert {0, 1} == {i for x in filled for i in x.images.unique().tolist()}
+
+
+def test_solo_teacher_gives_the_masks_of_the_same_cells():
+    student, teacher = solo(), solo(32, 1)
+    cells = []
+    student.mask_head.loss_cls.register_forward_pre_hook(lambda m, args: cells.append(args[1]))
+    samples = batch()
+    own, _ = student_step(student, view_of(student), samples)
+    ((theirs,),) = [teacher_step(teacher, view_of(teacher, role='t'), samples, own)]
+    with torch.no_grad():
+        teacher.mask_head.train()
+        maps, _ = teacher.mask_head(teacher.extract_feat(images(samples)))
+    labels = cells[0].split([2 * s * s for s in GRIDS])
+    for level, label, masks, s in zip(theirs.levels, labels, maps, own[0].levels):
+        positive = label.reshape(2, -1) < CLASSES
+        torch.testing.assert_close(level.logits.flatten(), masks[positive].flatten())
+        assert level.logits.shape == s.logits.shape
+
+
+def test_condinst_teacher_makes_masks_by_its_kernels_at_the_same_positions():
+    student, teacher = condinst(), condinst(32, 1)
+    infos = []
+    student.mask_head.register_forward_pre_hook(lambda m, args: infos.extend(args[1]))
+    samples = batch()
+    own, _ = student_step(student, view_of(student), samples)
+    ((theirs,),) = [teacher_step(teacher, view_of(teacher, role='t'), samples, own)]
+    with torch.no_grad():
+        pyramid = teacher.extract_feat(images(samples))
+        kernels = teacher.bbox_head(pyramid)[3]
+        kernels = torch.cat([k.flatten(2) for k in kernels], dim=2).transpose(1, 2)
+        for i, info in enumerate(infos):
+            info.param_preds = kernels[i][info.pos_inds]
+        (masks,) = teacher.mask_head(pyramid, infos)
+    for level, expected, s in zip(theirs.levels, masks, own[0].levels):
+        torch.testing.assert_close(level.logits.flatten(), expected.flatten())
+        assert level.logits.shape == s.logits.shape
+
+
+def test_condinst_rows_follow_the_subset_that_the_student_trains_on():
+    samples = batch()
+    student, teacher = condinst(max_masks_to_train=3, topk_masks_per_img=-1), condinst(32, 1)
+    whole = condinst()
+    infos, chosen = [], targets_of(student)
+    student.mask_head.register_forward_pre_hook(lambda m, args: infos.extend(args[1]))
+    own, _ = student_step(student, view_of(student), samples)
+    kept = own[0].context['positives']
+    assert [len(x.pos_inds) for x in kept] == [3, 3]
+    assert all(len(info.pos_inds) > 3 for info in infos)
+    everything, _ = student_step(whole, view_of(whole), samples)
+    for i, (info, positives) in enumerate(zip(infos, kept)):
+        place = [info.pos_inds.tolist().index(p) for p in positives.pos_inds.tolist()]
+        masks = everything[0].levels[i].logits.reshape(len(info.pos_inds), -1)
+        torch.testing.assert_close(chosen[i][0].flatten(1), masks[place])
+    theirs = teacher_step(teacher, view_of(teacher, role='t'), samples, own)
+    assert [x.logits.shape for x in theirs[0].levels] == [x.logits.shape for x in own[0].levels]
+
+
+def test_masks_are_recognised_by_their_values():
+    masks = torch.randn(7, 9, 11)
+    order = torch.tensor([4, 0, 6])
+    assert torch.equal(_recognise(masks[order], masks), order)
+    assert torch.equal(_recognise(masks, masks), torch.arange(7))
+
+
+@pytest.mark.parametrize('kind', MODELS)
+def test_loss_of_a_copy_and_of_another_teacher(kind):
+    samples = batch()
+    student = MODELS[kind]()
+    for module in student.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    mmkd_plugin.attach(student, MODELS[kind](), [MASKS])
+    losses = student(images(samples), copy.deepcopy(samples), mode='loss')
+    torch.testing.assert_close(losses['loss_kd'], torch.zeros(()), rtol=0, atol=1e-5)
+    losses['loss_kd'].backward()
+
+    student, teacher, twin = MODELS[kind](), MODELS[kind](32, 1), MODELS[kind]()
+    mmkd_plugin.attach(student, teacher, [MASKS])
+    losses = student(images(samples), copy.deepcopy(samples), mode='loss')
+    (own,), _ = student_step(twin, view_of(twin), copy.deepcopy(samples))
+    (theirs,) = teacher_step(teacher, view_of(teacher, role='t'), samples, [own])
+    s, t, valid = (
+        torch.cat([getattr(x, key).flatten() for x in p.levels if x.logits.numel()])
+        for p, key in ((own, 'logits'), (theirs, 'logits'), (own, 'valid'))
+    )
+    expected = F.binary_kl(s[valid][:, None], t[valid][:, None])
+    torch.testing.assert_close(losses['loss_kd'], expected)
+    assert losses['kd_rows'] == valid.sum()
+    losses['loss_kd'].backward()
+    gradients = [p.grad for p in student.mask_head.parameters() if p.grad is not None]
+    assert gradients and all(g.isfinite().all() for g in gradients)
+
+
+@pytest.mark.parametrize('kind', MODELS)
+def test_padded_pixels_have_no_influence(kind):
+    samples = [sample(size=(80, 64), canvas=(96, 96)), sample(size=(80, 64))]
+    student, teacher = MODELS[kind](), MODELS[kind](32, 1)
+    own, _ = student_step(student, view_of(student), copy.deepcopy(samples))
+    theirs = teacher_step(teacher, view_of(teacher, role='t'), samples, own)
+
+    def value():
+        from mmkd_plugin.losses import KDLoss
+        from mmkd_plugin.selection import evaluate, parse_select
+
+        loss = KDLoss(temperature=1.0)
+        loss.adopt('sigmoid', False)
+        loss.connect((1, 1), (1, 1), None)
+        return evaluate(loss, own[0], theirs[0], parse_select('all', 'select'))[0]
+
+    before = value()
+    for s, t in zip(own[0].levels, theirs[0].levels):
+        if t.logits.numel():
+            t.logits = torch.where(s.valid[..., None], t.logits, float('nan'))
+    assert before > 0
+    torch.testing.assert_close(value(), before)
+
+
+@pytest.mark.parametrize('kind', MODELS)
+@pytest.mark.parametrize('select', ['all', 'positive'])
+def test_images_without_objects(kind, select):
+    student, teacher = MODELS[kind](), MODELS[kind](32, 1)
+    mmkd_plugin.attach(student, teacher, [dict(MASKS, select=select)])
+    samples = [empty(), empty()]
+    losses = student(images(samples), samples, mode='loss')
+    assert losses['loss_kd'] == 0 and losses['kd_rows'] == 0
+    losses['loss_kd'].backward()
+    assert all(p.grad.isfinite().all() for p in student.parameters() if p.grad is not None)
+    samples = [empty(), sample()]
+    losses = student(images(samples), samples, mode='loss')
+    assert losses['loss_kd'] > 0 and losses['kd_rows'] > 0
+
+
+def test_masks_of_another_size_are_resized():
+    """A teacher whose masks are half as large."""
+    student, teacher = solo(), solo(seed=1)
+    for layer in teacher.mask_head.conv_mask_list:
+        layer.register_forward_hook(lambda m, args, out: nnf.avg_pool2d(out, 2))
+    samples = batch()
+    own, _ = student_step(student, view_of(student), samples)
+    theirs = teacher_step(teacher, view_of(teacher, role='t'), samples, own)
+    assert [x.logits.shape for x in theirs[0].levels] == [x.logits.shape for x in own[0].levels]
+    cells, size = own[0].context['cells'][0], own[0].context['sizes'][0]
+    with torch.no_grad():
+        maps, _ = teacher.mask_head(teacher.extract_feat(images(samples)))
+        expected = nnf.interpolate(maps[0][cells][:, None], size=size, mode='bilinear')
+    torch.testing.assert_close(theirs[0].levels[0].logits.flatten(), expected.flatten())
