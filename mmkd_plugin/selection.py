@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .functional.checks import check_choice
@@ -109,21 +110,25 @@ def evaluate(
     Raises:
         ValueError: something is missing, or there are too many rows.
     """
-    heads = HeadRows(loss, student, teacher, selection, columns)
-    if selection.by in ('all', 'score_weighted') or heads.masks_positives:
+    # Also for what is in front of the loss: autocast would widen whole maps where it joins levels.
+    with torch.autocast(student.levels[0].logits.device.type, enabled=False):
+        return _evaluate(HeadRows(loss, student, teacher, selection, columns))
+
+
+def _evaluate(heads: HeadRows) -> tuple[Tensor, Tensor]:
+    if heads.selection.by in ('all', 'score_weighted') or heads.masks_positives:
         weights = heads.weights()
         if heads.in_parts:
             value = chunked_mean(
-                loss,
-                [x.logits for x in student.levels],
-                [x.logits for x in teacher.levels],
+                heads.loss,
+                [x.logits for x in heads.student.levels],
+                [x.logits for x in heads.teacher.levels],
                 weights,
-                heads.known_labels() if 'labels' in loss.needs else None,
-                columns,
+                heads.labels if 'labels' in heads.loss.needs else None,
+                heads.columns,
             )
             return value, heads.amount(weights)
         index, flat = None, None if weights is None else heads.flat(weights)
     else:
         index, flat = heads.choose()
-    value = heads.compare(index, flat)
-    return value, heads.amount(None if flat is None else [flat])
+    return heads.compare(index, flat), heads.amount(None if flat is None else [flat])

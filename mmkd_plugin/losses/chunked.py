@@ -51,8 +51,7 @@ def chunked_mean(
         weights = [w / share for w in weights]
     count = max(1, sum(x.shape[:3].numel() for x in students))
     plan = _Plan(loss, weights, labels, columns, count)
-    device = students[0].device.type
-    with torch.autocast(device, enabled=False):
+    with torch.autocast(students[0].device.type, enabled=False):
         return _ChunkedMean.apply(plan, len(students), *students, *teachers)
 
 
