@@ -221,4 +221,24 @@ PAIRS: dict[str, dict[str, Pair]] = {
             student_of='fcos',
         ),
     },
+    'bccd': {
+        'gfl': Pair(
+            'configs/detection/bccd/gfl_r18_bccd.py',
+            'configs/detection/bccd/gfl_r18-quarter_bccd.py',
+            'dense',
+            (*DENSE, 'dfl', 'kd+dfl'),
+            (9, None),
+            'test split (72 images)',
+            'val split (87 images)',
+        ),
+        'faster': Pair(
+            'configs/detection/bccd/faster-rcnn_r18-half_bccd.py',
+            'configs/detection/bccd/faster-rcnn_r18-quarter_bccd.py',
+            'roi',
+            SOFTMAX,
+            (9, None),
+            'test split (72 images)',
+            'val split (87 images)',
+        ),
+    },
 }
