@@ -144,6 +144,8 @@ class LogitTerm(Term):
         self, student: Recorder, teacher: Recorder, data_samples: Any
     ) -> tuple[dict[str, Tensor], list[Watched]]:
         own = self.student.read(student, data_samples)
+        for predictions in own:  # a teacher's view may compare classes to find its rows
+            predictions.context['columns'] = self.columns
         with torch.no_grad():
             theirs = self.teacher.read(teacher, data_samples, student=own)
         if not len(own) == len(theirs) == len(self.losses):

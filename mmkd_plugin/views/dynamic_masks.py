@@ -31,6 +31,8 @@ class DynamicMasks(LogitView):
     ``topk_masks_per_img``). Which ones is told by the values of their masks at a few pixels.
     """
 
+    of_classes = False
+
     def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
         self.where = where
         refuse_features(needs, where)

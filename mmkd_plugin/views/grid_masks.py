@@ -131,6 +131,8 @@ class GridMasks(_GridView):
     the step waits for the device once per grid, as SOLO's own targets do for every object.
     """
 
+    of_classes = False
+
     def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
         super().__init__(model, needs, where)
         head = model.mask_head

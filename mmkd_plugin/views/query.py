@@ -31,16 +31,12 @@ class QueryLogits(LogitView):
     image, by the assignment of least cost. The cost is ``2 * class + 5 * L1 + 2 * GIoU``: the L1
     distance of the two class probability vectors, that of the two boxes (cx, cy, w, h in units of
     the image), and 1 - GIoU. The assignment runs on the CPU (SciPy), so that the step waits for
-    the device once, as it does for the detector's own matching. Of different numbers of queries
-    the surplus is left out: student rows without a partner are not valid.
+    the device once, as it does for the detector's own matching: with 900 queries, 6 layers and 2
+    images for 0.2 s if the two models agree, up to 1.8 s if they do not at all. If the numbers of
+    queries differ, the surplus is left out: student rows without a partner are not valid.
 
-    Attributes:
-        columns: indices of the student's and of the teacher's columns that mean the same classes;
-            None if all agree. With different numbers of columns and no such pair the cost has no
-            class part.
+    With a class map the cost compares the classes that both know.
     """
-
-    columns: tuple[Tensor, Tensor] | None = None
 
     def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
         head = model.bbox_head
@@ -121,7 +117,7 @@ class QueryLogits(LogitView):
                 level.features = hidden[i][:, -queries:]
             predictions.append(self._predictions(i, [level]))
         if student:
-            follow(predictions, student, self.columns)
+            follow(predictions, student)
         return predictions
 
     def _label(self, layer: int) -> str:
@@ -201,18 +197,14 @@ def corners(boxes: Tensor) -> Tensor:
     return torch.cat([center - half, center + half], dim=-1)
 
 
-def follow(
-    teacher: list[Predictions],
-    student: list[Predictions],
-    columns: tuple[Tensor, Tensor] | None = None,
-) -> None:
+def follow(teacher: list[Predictions], student: list[Predictions]) -> None:
     """Puts the teacher's queries into the student's order, in place.
 
     Args:
         teacher: one Predictions per decoder layer, each of one level.
-        student: as many.
-        columns: columns of student and teacher that mean the same classes; None for all.
+        student: as many; ``context['columns']`` may name the columns of both that mean the same.
     """
+    columns = student[0].context.get('columns')
     pairs = [(s.levels[0], t.levels[0]) for s, t in zip(student, teacher)]
     with torch.no_grad():
         costs = torch.stack([matching_cost(s, t, teacher[0].activation, columns) for s, t in pairs])

@@ -19,7 +19,7 @@ from torch import nn
 import mmkd_plugin
 from mmkd_plugin import functional as F
 from mmkd_plugin.taps import TapError
-from mmkd_plugin.teacher import build_model
+from mmkd_plugin.teacher import Teacher, build_model
 from mmkd_plugin.views.base import make_view
 from mmkd_plugin.views.predictions import Boxes, Level
 from mmkd_plugin.views.query import QueryLogits, assign, matching_cost
@@ -284,6 +284,21 @@ def test_denoising_queries_have_no_part_in_the_loss():
     after['loss_kd'].backward()
     gradient = student.dn_query_generator.label_embedding.weight.grad
     assert gradient is None or not gradient.any()
+
+
+def test_a_class_map_has_its_say_in_the_matching():
+    """A teacher with its classes in reverse order, its map known, teaches as if they were not."""
+    values = []
+    for order in ([0, 1, 2, 3], [3, 2, 1, 0]):
+        student, teacher = query_detector('Deformable DETR'), query_detector('Deformable DETR', 32)
+        for layer in set(teacher.bbox_head.cls_branches):  # the decoder's layers share one
+            layer.weight.data, layer.bias.data = layer.weight.data[order], layer.bias.data[order]
+        handle = Teacher(teacher, class_map=order)
+        mmkd_plugin.attach(student, handle, [KD])
+        samples = batch()
+        values.append(student(images(samples), samples, mode='loss')['loss_kd'])
+    assert values[0] > 0
+    torch.testing.assert_close(*values)
 
 
 def test_positives_only_and_images_without_objects():
