@@ -1,0 +1,270 @@
+"""Recipes on the logits of detectors and segmenters: one table of numbers, by what a row is.
+
+A row is a region (``'roi'``), a position of a dense head (``'dense'``), a query (``'query'``) or a
+pixel (``'pixel'``). The view that serves a model says which, so that a head with a view of its own
+gets a recipe, too. Which rows a loss compares is its own default unless the table says otherwise.
+
+Evidence for the numbers: *mdistiller* = DKD on the RoIs of Faster R-CNN in
+megvii-research/mdistiller, *official code* = the method's own repository, *LD* = its configs in
+mmdet, *recommended* = a choice of this project with no published value behind it. Every task weight
+is 1: the published runs add their term to the detector's losses as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..registry import build_loss
+from ..taps import TapError
+from ..views import HeadSpec, LogitView, make_view
+
+ROWS = {
+    'roi': 'regions of a two-stage detector',
+    'dense': 'positions of a dense head',
+    'query': 'queries',
+    'pixel': 'pixels',
+}
+# The student's own class loss counts 2 in Deformable DETR and DINO. Most queries are background.
+_KD_TERM = dict(
+    roi=dict(weight=1.0),
+    dense=dict(weight=1.0),
+    query=dict(weight=2.0, select='score_weighted'),
+    pixel=dict(weight=1.0),
+)
+_AS_KD = "KD's numbers, all recommended"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method with the numbers of each kind of row.
+
+    Attributes:
+        summary: one line for the tools' listings.
+        term: loss and other keys of a term, from the kind of row and the length of the training.
+        sources: where the numbers come from, by kind of row; other kinds are refused.
+        view: the rows.
+        activations: what the head may do with its logits.
+    """
+
+    summary: str
+    term: Callable[[str, dict[str, int]], dict]
+    sources: dict[str, str]
+    view: str = 'cls_logits'
+    activations: tuple[str, ...] = ('softmax', 'sigmoid')
+
+
+def _kd(kind: str, length: dict[str, int]) -> dict:
+    return dict(loss=dict(type='KDLoss', temperature=1.0), **_KD_TERM[kind])
+
+
+def _dkd(**arguments: Any) -> Callable[[str, dict[str, int]], dict]:
+    def term(kind: str, length: dict[str, int]) -> dict:
+        loss = dict(type='DKDLoss', temperature=1.0, alpha=1.0, beta=0.25, **arguments)
+        return dict(loss=loss, weight=1.0)
+
+    return term
+
+
+def _loca(kind: str, length: dict[str, int]) -> dict:
+    loss = dict(type='LoCaLoss', temperature=1.0, alpha=0.9)
+    return dict(loss=loss, weight=_KD_TERM[kind]['weight'])
+
+
+def _ckd(kind: str, length: dict[str, int]) -> dict:
+    return dict(loss=dict(type='CKDLoss', temperature=1.0), weight=0.1)
+
+
+def _ipwd(ratio: str) -> Callable[[str, dict[str, int]], dict]:
+    def term(kind: str, length: dict[str, int]) -> dict:
+        loss = dict(
+            type='IPWDLoss',
+            temperature=1.0,
+            ratio=ratio,
+            normalize='batch_mean',
+            clip_max=5.0,
+            # Plain KD for a third of the schedule. A loop that counts iterations stays in epoch 0,
+            # where the weights would wait for ever.
+            start_epoch=length.get('epochs', 0) // 3,
+        )
+        return dict(loss=loss, weight=_KD_TERM[kind]['weight'])
+
+    return term
+
+
+def _bins(kind: str, length: dict[str, int]) -> dict:
+    # LD's 0.25 belongs to a mean over GFL's 17 bins, KDLoss sums over them: 0.25 / 17.
+    loss = dict(type='KDLoss', temperature=10.0)
+    return dict(loss=loss, select='positive', weight=0.0147)
+
+
+def _everywhere(source: str) -> dict[str, str]:
+    return dict.fromkeys(ROWS, source)
+
+
+_DKD_SOURCES = dict(
+    roi='mdistiller', query='recommended: as on RoIs', pixel='recommended: as on RoIs'
+)
+_CALIBRATED = {kind: f'{source}; alpha recommended' for kind, source in _DKD_SOURCES.items()}
+
+RECIPES = {
+    'kd': Recipe(
+        'KL between class probabilities, of a softmax or of each class on its own',
+        _kd,
+        dict(
+            roi="recommended; T as mdistiller's DKD",
+            dense='recommended',
+            query='recommended',
+            pixel='recommended',
+        ),
+    ),
+    'dkd': Recipe(
+        'decoupled KD: target and non-target classes weighted apart',
+        _dkd(),
+        _DKD_SOURCES,
+        activations=('softmax',),
+    ),
+    'loca': Recipe("KD with the teacher's wrong answers calibrated", _loca, _everywhere(_AS_KD)),
+    'dkd-loca': Recipe(
+        "DKD with the teacher's wrong answers calibrated",
+        _dkd(calibrate=0.9),
+        _CALIBRATED,
+        activations=('softmax',),
+    ),
+    'ckd': Recipe(
+        'contrastive KD between the rows of a batch',
+        _ckd,
+        dict(
+            roi='official code, there together with ReviewKD',
+            dense='recommended: as on RoIs',
+            query='recommended: as on RoIs',
+            pixel='recommended: as on RoIs',
+        ),
+    ),
+    'ipwd': Recipe(
+        'KD weighted by inverse propensity (ratio kd/cls)',
+        _ipwd('kd_over_cls'),
+        _everywhere(_AS_KD),
+    ),
+    'ipwd-inverse': Recipe(
+        'KD weighted by inverse propensity, the ratio the other way round',
+        _ipwd('cls_over_kd'),
+        _everywhere(_AS_KD),
+    ),
+    'kd-bins': Recipe(
+        "KL between the bins of a box's sides (GFL and its kin), beside a recipe for the classes",
+        _bins,
+        dict(dense='LD'),
+        view='dfl_logits',
+    ),
+    'kd-masks': Recipe(
+        'KL on the pixels of the masks of positive regions, beside a recipe for the classes',
+        _kd,
+        dict(pixel='recommended: the weight of the mask loss'),
+        view='mask_logits',
+    ),
+}
+
+
+def source(name: str, model: nn.Module) -> str:
+    """Where the hyper-parameters of a recipe come from for this kind of model."""
+    recipe = RECIPES[name]
+    kind = make_view(recipe.view, model, (), name).specs(model)[0].kind
+    return recipe.sources[kind]
+
+
+def plan(name: str, student: nn.Module, teacher: nn.Module, length: dict[str, int]) -> dict:
+    """The term of a logit recipe for this pair; what the student's rows are decides.
+
+    Args:
+        name: a key of ``RECIPES``.
+        student: the model to train.
+        teacher: the model to learn from.
+        length: of the training, ``dict(epochs=...)``, ``dict(iterations=...)`` or empty.
+
+    Returns:
+        ``dict(terms=[...], task_weight=1.0)``.
+
+    Raises:
+        ValueError: a head without a view, a method that does not suit its rows, or a teacher whose
+            rows cannot be brought to the student's.
+    """
+    recipe = RECIPES[name]
+    view = make_view(recipe.view, student, (), f'recipe {name!r}: student')
+    spec = view.specs(student)[0]
+    _check_method(name, recipe, spec, type(student).__name__)
+    term = recipe.term(spec.kind, length)
+    # Once more, with what the loss needs beside logits, which a head may not have.
+    needs = build_loss(term['loss'], f'recipe {name!r}').needs
+    view = make_view(recipe.view, student, needs, f'recipe {name!r}: student')
+    rows = dict(student=_view_name(recipe.view, spec, student))
+    if not _same_rows(name, recipe.view, view, (student, teacher)):
+        rows['teacher'] = 'detections'
+    term = dict(name=name.replace('-', '_'), **rows, **term)
+    return dict(terms=[term], task_weight=1.0)
+
+
+def _check_method(name: str, recipe: Recipe, spec: HeadSpec, model: str) -> None:
+    """Refuses a method that has no meaning on the student's rows."""
+    if spec.activation not in recipe.activations:
+        raise ValueError(
+            f'The recipe {name!r} needs a softmax over the classes: it takes target and other '
+            f'classes apart. The head of {model} ({spec.label}) has a sigmoid for each class, on '
+            'its own. Take kd, loca, ckd or ipwd there.'
+        )
+    if spec.kind not in recipe.sources:
+        kinds = ', '.join(ROWS[kind] for kind in recipe.sources)
+        raise ValueError(
+            f'The recipe {name!r} is for {kinds}, but the rows of {model} ({spec.label}) are '
+            f'{ROWS.get(spec.kind, spec.kind)}. Write the term yourself if you know its weight.'
+        )
+
+
+def _view_name(view: str, spec: HeadSpec, model: nn.Module) -> str:
+    """A semantic head by its more telling name; both are the same view."""
+    is_semantic = view == 'cls_logits' and spec.kind == 'pixel'
+    return 'seg_logits' if is_semantic and hasattr(model, 'decode_head') else view
+
+
+def _same_rows(name: str, view: str, own: LogitView, models: tuple[nn.Module, nn.Module]) -> bool:
+    """Whether the teacher's head has the student's rows; if not, its detections must do.
+
+    Raises:
+        TapError: if they do not, either.
+    """
+    student, teacher = models
+    try:
+        theirs = make_view(view, teacher, (), f'recipe {name!r}: teacher')
+        _compare(own.specs(student), theirs.specs(teacher), name, models)
+        theirs.check_pair(own, models)
+        return True
+    except TapError as error:
+        if view != 'cls_logits' or own.specs(student)[0].kind != 'dense':
+            raise
+        try:
+            boxes = make_view('detections', teacher, (), f'recipe {name!r}: teacher')
+            boxes.check_pair(own, models)
+        except TapError:
+            raise error from None
+        return False
+
+
+def _compare(
+    own: list[HeadSpec], theirs: list[HeadSpec], name: str, models: tuple[nn.Module, nn.Module]
+) -> None:
+    """Refuses heads of another kind, activation or number; classes are the term's business."""
+    forms = [[(s.kind, s.activation, s.background) for s in specs] for specs in (own, theirs)]
+    if forms[0] == forms[1]:
+        return
+    told = [
+        f'{len(specs)} of {ROWS.get(specs[0].kind, specs[0].kind)} ({specs[0].activation})'
+        for specs in (own, theirs)
+    ]
+    raise TapError(
+        f'The recipe {name!r} cannot pair the heads of the student ({type(models[0]).__name__}: '
+        f'{told[0]}) with those of the teacher ({type(models[1]).__name__}: {told[1]}). Take a '
+        "teacher of the student's kind, or distil features."
+    )
