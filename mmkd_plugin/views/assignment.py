@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_CHUNK = 1 << 14  # positions whose overlaps are computed at a time
+_CHUNK = 1 << 21  # pairs of boxes whose overlaps are computed at a time
 
 
 def log_odds(logits: Tensor) -> Tensor:
@@ -55,7 +55,8 @@ def assign(centers: Tensor, boxes: Tensor, detections: Tensor) -> Tensor:
     if not count:
         return torch.zeros(boxes.shape[:2], dtype=torch.long, device=boxes.device)
     found = []
-    for place, own in zip(centers.split(_CHUNK), boxes.split(_CHUNK)):
+    size = max(1, _CHUNK // (boxes.shape[1] * count))
+    for place, own in zip(centers.split(size), boxes.split(size)):
         place = place[:, None].to(detections.dtype)
         inside = (place >= detections[:, :2]) & (place <= detections[:, 2:])
         overlap = _iou(own[:, :, None], detections).nan_to_num(nan=0.0)

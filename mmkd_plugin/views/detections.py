@@ -56,6 +56,7 @@ class Detections(LogitView):
 
     Only a teacher can be viewed so. NMS and proposals give as many boxes as they find: the step
     waits for the device here, as it does for a two-stage student's own proposals.
+    The rows are a tensor of the size of the student's logits.
     """
 
     follows = True
@@ -73,7 +74,10 @@ class Detections(LogitView):
 
     @property
     def points(self) -> list[TapPoint]:
-        raise TapError(
+        raise self._no_student()
+
+    def _no_student(self) -> TapError:
+        return TapError(
             f"{self.where}: the view 'detections' is a teacher's; a student's rows come from its "
             "own head: student='cls_logits', teacher='detections'."
         )
@@ -86,6 +90,8 @@ class Detections(LogitView):
         return [self.spec]
 
     def check_pair(self, student: LogitView, models: tuple[nn.Module, nn.Module]) -> None:
+        if isinstance(student, Detections):
+            raise self._no_student()
         spec, name = student.specs(models[0])[0], type(models[0]).__name__
         if not isinstance(student, DenseLogits):
             raise TapError(
