@@ -115,7 +115,8 @@ def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
     """Mean of the values (N,), weighted by ``weights`` (N,) of at least 0; 0 if nothing counts."""
     if weights is None:
         return reduce(values, 'mean')
+    weights = weights.to(values.dtype)
     total = weights.sum()
     # The quotient lies in 0 to 1. Dividing the sum instead could overflow in a scaled backward.
     share = weights / torch.where(total == 0, torch.ones_like(total), total)
-    return (values * share.to(values.dtype)).sum()
+    return (values * share).sum()

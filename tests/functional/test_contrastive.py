@@ -266,3 +266,41 @@ def test_tiny_and_large_logits_stay_finite(variant, size):
 def test_wrong_options_raise(kwargs, message):
     with pytest.raises(ValueError, match=message):
         F.contrastive(**{**dict(student=torch.zeros(2, 3), teacher=torch.zeros(2, 3)), **kwargs})
+
+
+@pytest.mark.parametrize('variant', ['ts', 'sym', 'ss'])
+def test_rows_of_weight_zero_are_neither_anchors_nor_negatives(variant):
+    g = torch.Generator().manual_seed(0)
+    s, t = (torch.randn(7, 4, generator=g, dtype=torch.float64) for _ in 'st')
+    weights = torch.tensor([1.0, 0, 2, 1, 0, 0.5, 1])
+    kept = weights > 0
+    rows = F.contrastive(s[kept], t[kept], 0.7, variant, reduction='none')
+    expected = (rows * weights[kept]).sum() / weights.sum()
+    value = F.contrastive(s, t, 0.7, variant, weights=weights)
+    torch.testing.assert_close(value, expected)
+    equal = F.contrastive(s, t, 0.7, variant, weights=kept.double())
+    torch.testing.assert_close(equal, F.contrastive(s[kept], t[kept], 0.7, variant))
+    assert F.contrastive(s, t, 0.7, variant, weights=torch.zeros(7)).item() == 0
+
+
+@pytest.mark.parametrize('variant', ['ts', 'sym', 'ss'])
+def test_rows_of_other_groups_are_no_negatives(variant):
+    g = torch.Generator().manual_seed(0)
+    s, t = (torch.randn(6, 4, generator=g, dtype=torch.float64) for _ in 'st')
+    groups = torch.tensor([4, 9, 4, 4, 9, 7])
+    rows = F.contrastive(s, t, 0.7, variant, groups=groups, reduction='none')
+    for group in (4, 9, 7):
+        own = groups == group
+        expected = F.contrastive(s[own], t[own], 0.7, variant, reduction='none')
+        torch.testing.assert_close(rows[own], expected)
+    assert rows[5].item() == 0  # alone in its group
+    everything = F.contrastive(s, t, 0.7, variant, groups=torch.zeros(6))
+    torch.testing.assert_close(everything, F.contrastive(s, t, 0.7, variant))
+
+
+def test_weights_and_groups_must_fit():
+    for name in ('weights', 'groups'):
+        with pytest.raises(
+            ValueError, match=rf'{name} must have shape \(B,\) = \(2,\), got \(3,\)'
+        ):
+            F.contrastive(torch.eye(2), torch.eye(2), **{name: torch.ones(3)})

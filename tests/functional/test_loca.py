@@ -239,3 +239,59 @@ def test_no_gradient_no_change_of_the_input_and_no_row():
 def test_wrong_options_raise(kwargs, message):
     with pytest.raises(ValueError, match=message):
         F.loca_calibrate(**{**dict(teacher=TEACHER, labels=ZERO), **kwargs})
+
+
+def sigmoid_case(n: int = 200, classes: int = 6):
+    g = torch.Generator().manual_seed(0)
+    t = 2 * torch.randn(n, classes, generator=g, dtype=torch.float64)
+    return t, torch.randint(classes + 1, (n,), generator=g)
+
+
+@pytest.mark.parametrize('temperature', [1.0, 4.0])
+@pytest.mark.parametrize('alpha', [0.5, 0.9, 0.99])
+def test_margin_of_sigmoid_logits_by_its_formula(alpha, temperature):
+    t, labels = sigmoid_case()
+    p, q = ((x / temperature).sigmoid() for x in (t, F.loca_margin(t, labels, alpha, temperature)))
+    wrong = 0
+    for row in range(len(t)):
+        expected = p[row].clone()
+        y = int(labels[row])
+        if y < 6:
+            top = max(p[row, c].item() for c in range(6) if c != y)
+            if expected[y] < top:
+                expected[y] = min(1 - 1e-6, top + 1 - alpha)
+                wrong += 1
+        torch.testing.assert_close(q[row], expected, rtol=1e-9, atol=1e-12)
+    assert 50 < wrong < 190
+    same = labels == 6
+    assert torch.equal(F.loca_margin(t, labels, alpha, temperature)[same], t[same])
+
+
+def test_margin_raises_and_never_lowers():
+    t, labels = sigmoid_case()
+    for only in (True, False):
+        moved = F.loca_margin(t, labels, only_mispredicted=only) - t
+        index = labels.clamp(max=5).unsqueeze(1)
+        assert (moved.gather(1, index) >= 0).all()
+        assert moved.scatter(1, index, 0.0).eq(0).all()
+    every = F.loca_margin(t, labels, only_mispredicted=False).sigmoid()
+    lead = every.gather(1, index) - every.scatter(1, index, 0.0).amax(1, keepdim=True)
+    assert (lead[labels < 6] > 0.1 - 1e-9)[every.gather(1, index)[labels < 6] < 0.999].all()
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.float32, torch.float64])
+def test_margin_of_extreme_logits_is_finite(dtype):
+    t = torch.tensor([[500.0, -500, -500], [-500, -500, -499], [9, 9, 9]]).to(dtype)
+    moved = F.loca_margin(t, torch.tensor([1, 0, 0]), 0.9)
+    p = moved.double().sigmoid()
+    assert moved.isfinite().all() and moved.dtype != torch.float16
+    assert p[0, 1].item() == pytest.approx(1 - 1e-6, abs=1e-7)
+    assert p[1, 0].item() == pytest.approx(0.1, rel=1e-5)
+    assert torch.equal(moved[2], t[2].to(moved.dtype))  # a tie is on top
+
+
+def test_margin_with_a_single_class_changes_nothing():
+    t = torch.tensor([[-3.0], [2.0]])
+    for only in (True, False):
+        moved = F.loca_margin(t, torch.tensor([0, 1]), only_mispredicted=only)
+        assert torch.equal(moved, t)

@@ -153,3 +153,32 @@ def test_without_gathering_every_process_has_its_own_contrast(ranks, variant):
         expected = F.contrastive(x[rows], t[rows], 0.5, variant).item()
         assert results['equal', variant, False][0] == pytest.approx(expected, abs=1e-12)
         assert results['equal', variant, True][0] != pytest.approx(expected, abs=1e-2)
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+@pytest.mark.parametrize('weighted', [False, True])
+def test_the_images_of_a_batch_are_contrasted_apart(variant, weighted):
+    x, t = data()
+    images = torch.tensor([1, 0, 1, 0, 1, 1])
+    weights = torch.tensor([1.0, 2, 0, 1, 3, 1]) if weighted else None
+    loss = CKDLoss(variant=variant, per_image=True)
+    assert loss.needs == ('images',) and CKDLoss().needs == ()
+    value = loss(x, t, images=images, weights=weights)
+    expected = share = 0
+    for image in (0, 1):
+        own = images == image
+        own_weights = None if weights is None else weights[own]
+        amount = own.sum() if weights is None else own_weights.sum()
+        expected += amount * CKDLoss(variant=variant)(x[own], t[own], weights=own_weights)
+        share += amount
+    torch.testing.assert_close(value, expected / share, rtol=1e-6, atol=0)
+    assert abs(value - CKDLoss(variant=variant)(x, t, weights=weights)) > 1e-2
+    with pytest.raises(ValueError, match='CKDLoss needs images'):
+        loss(x, t)
+
+
+def test_the_error_about_too_many_samples_names_the_way_out(monkeypatch):
+    monkeypatch.setattr(ckd, 'MAX_SAMPLES', 2)
+    for call in (CKDLoss().rows, CKDLoss()):
+        with pytest.raises(ValueError, match=r"at most 2, but got 3;.*'teacher_topk', k=512"):
+            call(STUDENT, TEACHER)

@@ -70,3 +70,9 @@ def test_calibration_is_computed_without_autocast():
 def test_wrong_options_raise(kwargs, message):
     with pytest.raises(ValueError, match=message):
         DKDLoss(**kwargs)
+
+
+def test_a_head_of_sigmoid_logits_is_refused():
+    DKDLoss().adopt('softmax', background=True)
+    with pytest.raises(ValueError, match='sigmoid logits, whose classes share no.*KDLoss or LoCa'):
+        DKDLoss().adopt('sigmoid')

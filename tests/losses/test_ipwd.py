@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from mmkd_plugin import functional as F
 from mmkd_plugin.losses import DKDLoss, IPWDLoss, KDLoss
@@ -201,3 +201,65 @@ def test_copied_and_pickled_after_a_step():
 def test_wrong_options_raise(kwargs, message):
     with pytest.raises(ValueError, match=message):
         IPWDLoss(**kwargs)
+
+
+def test_sigmoid_logits():
+    s, t, more = batch()
+    more['labels'][:2] = 5  # background
+    loss = IPWDLoss(temperature=2.0)
+    loss.adopt('sigmoid')
+    value = loss(s, t, **more)
+    cls = loss.cls_head(more['features'])
+    hot = torch.nn.functional.one_hot(more['labels'], 6)[:, :5].float()
+
+    def misfit(logits: torch.Tensor) -> torch.Tensor:
+        mean, std = logits.mean(1, keepdim=True), logits.std(1, correction=0, keepdim=True)
+        return binary_cross_entropy_with_logits((logits - mean) / std, hot, reduction='none').sum(1)
+
+    weights = 1 + misfit(s) / misfit(cls)
+    torch.testing.assert_close(value, (weights * F.binary_kl(s, t, 2.0, 'none')).mean())
+    expected = binary_cross_entropy_with_logits(cls, hot, reduction='none').sum(1).mean()
+    torch.testing.assert_close(loss.auxiliary['cls'], expected)
+    with pytest.raises(ValueError, match="base='dkd' needs softmax logits"):
+        IPWDLoss(base='dkd').adopt('sigmoid')
+
+
+@pytest.mark.parametrize('weights', [None, torch.tensor([1.0, 0, 2, 1, 0, 1])])
+def test_predictions_that_share_features_have_a_part_of_the_head_each(weights):
+    s, t, more = batch()
+    priors = torch.tensor([0, 2, 1, 1, 0, 2])
+    loss = IPWDLoss()
+    loss.connect(s.shape, t.shape, more['features'].shape, priors=3)
+    assert loss.cls_head.out_features == 3 * 5
+    assert loss.needs == ('labels', 'features', 'priors') and len(IPWDLoss().needs) == 2
+    value = loss(s, t, **more, priors=priors, weights=weights)
+    aux = loss.auxiliary['cls']
+    share = torch.ones(6) if weights is None else weights
+    parts = []
+    for a in range(3):
+        own = (priors == a) & (share > 0)
+        single = IPWDLoss()
+        single.connect(s.shape, t.shape, more['features'].shape)
+        single.cls_head.weight.data = loss.cls_head.weight.data[5 * a : 5 * a + 5]
+        single.cls_head.bias.data = loss.cls_head.bias.data[5 * a : 5 * a + 5]
+        rows = {k: x[own] for k, x in more.items()}
+        values = single(s[own], t[own], **rows, weights=share[own]), single.auxiliary['cls']
+        parts.append(torch.stack(values) * share[own].sum())
+    expected = sum(parts) / share.sum()
+    torch.testing.assert_close(torch.stack([value, aux]), expected)
+    with pytest.raises(ValueError, match='IPWDLoss needs priors'):
+        loss(s, t, **more)
+    message = 'connected to 7 features and 5 classes, but got 7 and 4'
+    with pytest.raises(ValueError, match=message):
+        loss.connect((6, 4), (6, 4), (6, 7), priors=3)
+
+
+def test_the_batch_mean_is_that_of_the_rows_that_count():
+    s, t, more = batch()
+    loss = IPWDLoss(normalize='batch_mean')
+    weights = torch.tensor([1.0, 3, 0, 0, 2, 0])
+    loss(s, t, **more, weights=weights)
+    assert loss.report['weight_mean'].item() == pytest.approx(1, abs=1e-6)
+    raw = F.ipw_weights(s, loss.cls_head(more['features']), more['labels'])
+    mean = (raw * weights).sum() / weights.sum()
+    assert loss.report['weight_max'].item() == pytest.approx((raw[[0, 1, 4]].max() / mean).item())

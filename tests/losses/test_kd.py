@@ -67,3 +67,39 @@ def test_sizes_may_differ_when_connected_but_not_when_called():
 def test_wrong_temperature_raises():
     with pytest.raises(ValueError, match='temperature must be a finite number above 0, got -4'):
         KDLoss(temperature=-4)
+
+
+def test_follows_the_head():
+    loss = KDLoss(2.0)
+    assert torch.equal(loss(STUDENT, TEACHER), F.kl_divergence(STUDENT, TEACHER, 2.0))
+    loss.adopt('sigmoid')
+    assert torch.equal(loss(STUDENT, TEACHER), F.binary_kl(STUDENT, TEACHER, 2.0))
+    KDLoss(use_sigmoid=True).adopt('sigmoid')
+    KDLoss(use_sigmoid=False).adopt('softmax', background=True)
+
+
+@pytest.mark.parametrize(('use_sigmoid', 'head'), [(True, 'softmax'), (False, 'sigmoid')])
+def test_what_contradicts_the_head_is_refused(use_sigmoid, head):
+    message = f'use_sigmoid={use_sigmoid} contradicts the head, whose logits are {head} logits'
+    with pytest.raises(ValueError, match=message):
+        KDLoss(use_sigmoid=use_sigmoid).adopt(head)
+
+
+@pytest.mark.parametrize('sigmoid', [False, True])
+@pytest.mark.parametrize('temperature', [1.0, 4.0])
+@pytest.mark.parametrize('size', [3, 500, 1e4])
+def test_closed_form(sigmoid, temperature, size):
+    g = torch.Generator().manual_seed(0)
+    shape = (3, 5, 7)  # the classes in the middle
+    s, t = (size * torch.randn(shape, generator=g, dtype=torch.float64) for _ in 'st')
+    s.requires_grad_()
+    loss = KDLoss(temperature, sigmoid)
+    rows = (x.movedim(1, -1).flatten(0, 1) for x in (s, t))
+    expected = loss.rows(*rows).view(3, 7)
+    values = loss.values_along(s.detach(), t, 1)
+    assert values.shape == (3, 1, 7)
+    torch.testing.assert_close(values[:, 0], expected, rtol=1e-9, atol=1e-8)
+    (grad,) = torch.autograd.grad(expected.sum(), s)
+    slope = torch.empty(shape, dtype=torch.float64)
+    loss.slope_along(s.detach(), t, 1, out=slope)
+    torch.testing.assert_close(slope, grad, rtol=1e-9, atol=1e-9)

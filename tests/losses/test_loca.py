@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mmkd_plugin import functional as F
 from mmkd_plugin.losses import KDLoss, LoCaLoss
 
 STUDENT = torch.tensor([[1, 0.5, 0.2, 1.5], [2, 0.5, 0.1, -0.3]], dtype=torch.float64)
@@ -87,3 +88,39 @@ def test_share_of_mispredicted_positions_of_a_map():
 def test_wrong_options_raise(kwargs, message):
     with pytest.raises(ValueError, match=message):
         LoCaLoss(**kwargs)
+
+
+def sigmoid(**kwargs) -> LoCaLoss:
+    loss = LoCaLoss(**kwargs)
+    loss.adopt('sigmoid')
+    return loss
+
+
+@pytest.mark.parametrize('calibrate_at', ['tempered', 'raw'])
+def test_sigmoid_logits(calibrate_at):
+    g = torch.Generator().manual_seed(0)
+    s, t = (2 * torch.randn(6, 5, generator=g, dtype=torch.float64) for _ in 'st')
+    wrong, right, background = t[:2].argmin(1), t[2:4].argmax(1), torch.tensor([5, 5])
+    labels = torch.cat([wrong, right, background])
+    loss = sigmoid(temperature=2.0, calibrate_at=calibrate_at)
+    value = loss(s, t, labels=labels)
+    raised = F.loca_margin(t, labels, 0.9, 2.0 if calibrate_at == 'tempered' else 1.0)
+    torch.testing.assert_close(value, F.binary_kl(s, raised, 2.0))
+    assert loss.report['mis_instruction'].item() == 0.5  # of the four with a class
+    plain = KDLoss(2.0, use_sigmoid=True)
+    untouched = loss(s[2:], t[2:], labels=labels[2:])
+    assert torch.equal(untouched, plain(s[2:], t[2:]))
+    assert loss.report['mis_instruction'].item() == 0
+    assert value != plain(s, t)
+    weights = torch.tensor([3.0, 0, 1, 0, 8, 8])
+    loss(s, t, labels=labels, weights=weights)
+    assert loss.report['mis_instruction'].item() == 0.75
+    loss(s[4:], t[4:], labels=labels[4:])
+    assert loss.report['mis_instruction'].item() == 0  # nothing to be wrong about
+
+
+def test_labels_beyond_the_background_raise():
+    with pytest.raises(ValueError, match='labels must lie in 0 to 4, .* 4 classes, got 5'):
+        sigmoid()(STUDENT, TEACHER, labels=torch.tensor([0, 5]))
+    with pytest.raises(ValueError, match='labels must lie in 0 to 3, .* 4 classes, got 4'):
+        LoCaLoss()(STUDENT, TEACHER, labels=torch.tensor([0, 4]))
