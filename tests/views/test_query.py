@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 import torch
-from detectors import _shrink, _shrink_backbone
+from detectors import _shrink, _shrink_backbone, skip_if_too_large
 from mmdet.models.task_modules.assigners import AssignResult
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps
 from mmengine.config import Config
@@ -42,6 +42,7 @@ def from_config(path: str, levels: int, width: int = 16) -> Config:
 
 def query_detector(kind: str, width: int = 16, seed: int = 0, queries: int = QUERIES):
     """A tiny query detector without dropout; DETR has a softmax with a background column."""
+    skip_if_too_large(kind)
     if kind == 'DETR':
         config = from_config('detr/detr_r50_8xb2-150e_coco.py', 1, width)
         config.model.num_queries = queries
