@@ -80,7 +80,7 @@ def test_gdd_noise_modes():
     assert terms('gdd-shared', net, net)[0]['loss']['noise'] == 'shared'
 
 
-@pytest.mark.parametrize('name', recipes.names())
+@pytest.mark.parametrize('name', [*features.RECIPES, *classification.names()])
 def test_every_recipe_builds_its_loss(name):
     import mmkd_plugin.losses  # noqa: F401
     from mmkd_plugin.registry import build_loss
@@ -167,12 +167,27 @@ def test_logit_recipes_want_the_same_classes():
     assert terms('kd', student, teacher)
 
 
-def test_logit_recipes_are_for_classifiers():
+def test_a_classifier_does_not_teach_a_detector():
     detector = model('bbox_head', neck=FPN(5))
-    with pytest.raises(
-        ValueError, match="'dkd' distils the class logits of image classifiers.*gdd"
-    ):
+    with pytest.raises(ValueError, match="'dkd' distils .* image classifiers here.*student.*gdd"):
         recipes.resolve('dkd', detector, model('head'))
+    with pytest.raises(ValueError, match="'funmatch' distils .* image classifiers here"):
+        recipes.resolve('funmatch', detector, detector)
+    with pytest.raises(ValueError, match="'kd-bins' distils boxes or masks, which image classif"):
+        recipes.resolve('kd-bins', model('head'), model('head'))
+
+
+def test_recipes_are_listed_for_a_kind_of_model():
+    assert 'kd-bins' in recipes.names() and 'funmatch' in recipes.names()
+    assert 'kd-bins' not in recipes.names(model('head'))
+    assert 'funmatch' not in recipes.names(model('bbox_head'))
+    assert {'gdd', 'kd', 'kd-bins'} <= set(recipes.names(model('bbox_head')))
+
+
+def test_a_head_without_a_view_is_named():
+    detector = model('bbox_head', neck=FPN(5))
+    with pytest.raises(ValueError, match="recipe 'kd': student: no view 'cls_logits' fits Module"):
+        recipes.resolve('kd', detector, detector)
 
 
 @pytest.mark.parametrize(

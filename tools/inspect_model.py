@@ -30,7 +30,9 @@ from torch import nn
 
 from mmkd_plugin import recipes
 from mmkd_plugin.survey import Place, survey
+from mmkd_plugin.taps import TapError
 from mmkd_plugin.teacher import build_model, load_model_config
+from mmkd_plugin.views import make_view, view_names
 
 NARROW = 100  # columns below which the two models share one column
 DEFAULT_DEPTH = dict(backbone=2, neck=4)
@@ -123,7 +125,7 @@ def select(pairs: Sequence[Pair], pattern: str | None, depth: int | None) -> lis
 def fitting_recipes(student: nn.Module, teacher: nn.Module) -> list[dict]:
     """What each recipe would do with this pair, or why it cannot."""
     found = []
-    for name in recipes.names():
+    for name in recipes.names(student):
         try:
             term = recipes.resolve(name, student, teacher)['terms'][0]
             found.append(
@@ -139,6 +141,35 @@ def fitting_recipes(student: nn.Module, teacher: nn.Module) -> list[dict]:
         except ValueError as error:
             found.append(dict(recipe=name, error=str(error)))
     return found
+
+
+def fitting_views(model: nn.Module) -> list[dict]:
+    """What the views that fit this model read: one entry per view."""
+    found = []
+    for name in view_names():
+        with contextlib.suppress(TapError):
+            view = make_view(name, model)
+            if view.follows:  # a teacher's only
+                continue
+            specs = view.specs(model)
+            found.append(dict(view=name, heads=[dataclasses.asdict(spec) for spec in specs]))
+    return found
+
+
+def show_views(console: Console, found: Sequence[dict]) -> None:
+    """Prints the views, for student=... and teacher=... of logit terms."""
+    if not found:
+        return
+    console.print("\n[bold]Views of the student's logits[/bold] (student='NAME' in a term)")
+    for item in found:
+        heads = [
+            f'{head["label"]}: {head["num_classes"]} classes, {head["activation"]}'
+            + (' with background' if head['background'] else '')
+            + (f', {head["priors"]} at each position' if head['priors'] > 1 else '')
+            for head in item['heads']
+        ]
+        more = f' (and {len(heads) - 1} more)' if len(heads) > 1 else ''
+        console.print(f'  {item["view"]:<12} {heads[0]}{more}', markup=False, highlight=False)
 
 
 def show_table(console: Console, pairs: Sequence[Pair], with_teacher: bool) -> None:
@@ -214,7 +245,7 @@ def _tap_text(tap: Any) -> str:
     return tap if isinstance(tap, str) else f'{tap["path"]} (levels {tap["levels"]})'
 
 
-def as_json(pairs: Sequence[Pair], found: Sequence[dict]) -> str:
+def as_json(pairs: Sequence[Pair], found: Sequence[dict], views: Sequence[dict]) -> str:
     def side(place: Place | None) -> dict | None:
         return None if place is None else dataclasses.asdict(place)
 
@@ -222,7 +253,7 @@ def as_json(pairs: Sequence[Pair], found: Sequence[dict]) -> str:
         dict(path=p.path, mark=p.mark, student=side(p.student), teacher=side(p.teacher))
         for p in pairs
     ]
-    return json.dumps(dict(places=places, recipes=list(found)), indent=1)
+    return json.dumps(dict(places=places, views=list(views), recipes=list(found)), indent=1)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -249,9 +280,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             "'*' stands for one part of a path, '**' for any number."
         )
     found = fitting_recipes(student, teacher if teacher is not None else student)
+    views = fitting_views(student)
     console = Console()
     if args.json:
-        console.file.write(as_json(pairs, found) + '\n')
+        console.file.write(as_json(pairs, found, views) + '\n')
         return
     show_table(console, pairs, with_teacher=teacher is not None)
     hidden = len(all_pairs) - len(pairs)
@@ -259,6 +291,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         console.print(
             f'({hidden} more places: --depth N or --filter PATTERN shows them)', highlight=False
         )
+    show_views(console, views)
     show_recipes(console, found, with_teacher=teacher is not None)
 
 

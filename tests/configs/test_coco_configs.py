@@ -1,4 +1,4 @@
-"""The COCO configs: published numbers, verified teachers, and one real training iteration each.
+"""COCO configs of feature terms: published numbers, verified teachers, one real iteration each.
 
 The iteration runs the full-size student and teacher on small images with random weights on both
 sides, which the configs allow only through `allow_random=True`.
@@ -7,23 +7,19 @@ sides, which the configs allow only through `allow_random=True`.
 from __future__ import annotations
 
 import math
-from functools import cache
 from pathlib import Path
 
-import mmdet
 import pytest
 import torch
-import yaml
 from coco_mini import coco_root, draw_coco
+from config_pairs import CONFIGS, LOGIT_CONFIGS, Watch, hook_of, one_iteration, read, zoo
 from mmengine.config import Config
-from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmkd_plugin import attach
 from mmkd_plugin.taps import parse_tap
 from mmkd_plugin.teacher import build_model, load_model_config
 
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 GDD = 'detection/gdd/gdd_'
 SEGMENTATION = 'instance_segmentation/gdd/gdd_'
 RETINANET = 'retinanet-x101-64x4d_retinanet-r50_2x_coco'
@@ -52,34 +48,11 @@ OFFICIAL_GDD = list(EXPECTED)[:3]
 FAST = (f'{GDD}retinanet-r101_retinanet-r50_2x_coco', f'{SEGMENTATION}solo-r101_solo-r50_1x_coco')
 
 
-@cache
-def read(name: str) -> Config:
-    return Config.fromfile(CONFIGS / f'{name}.py')
-
-
-def hook_of(config: Config) -> dict:
-    (hook,) = [h for h in config.custom_hooks if h.type == 'mmkd_plugin.DistillHook']
-    return hook
-
-
-@cache
-def zoo() -> dict[str, str]:
-    """Returns the configs of mmdet's model zoo by the address of their weights."""
-    folder = Path(mmdet.__file__).parent / '.mim' / 'configs'
-    found = {}
-    for file in folder.glob('*/metafile.yml'):
-        content = yaml.safe_load(file.read_text())
-        for model in content['Models'] if isinstance(content, dict) else content:
-            weights = model.get('Weights', [])
-            for address in [weights] if isinstance(weights, str) else weights:
-                found[address] = model['Config'].removeprefix('configs/')
-    return found
-
-
 def test_every_coco_config_is_in_the_table():
     tasks = ('detection', 'instance_segmentation')
     files = [f for task in tasks for f in (CONFIGS / task).rglob('*_coco.py')]
-    assert {str(f.relative_to(CONFIGS).with_suffix('')) for f in files} == set(EXPECTED)
+    names = {str(f.relative_to(CONFIGS).with_suffix('')) for f in files}
+    assert names == {*EXPECTED, *LOGIT_CONFIGS}  # the latter: test_logit_configs.py
 
 
 @pytest.mark.parametrize('name', EXPECTED)
@@ -135,45 +108,9 @@ def test_both_models_build_and_taps_resolve(name):
     assert levels == [EXPECTED[name][1]] * 2
 
 
-class Watch(Hook):
-    """Reads the plan and the losses of a run that lasts one iteration."""
-
-    priority = 'LOWEST'
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        self.plan = runner.model.distiller.plan()
-        self.losses = {k: v.item() for k, v in outputs.items() if 'loss' in k}
-
-
 @pytest.fixture(scope='module')
 def data_root(tmp_path_factory) -> Path:
     return coco_root(tmp_path_factory.mktemp('coco'))
-
-
-def one_iteration(config: Config, data_root: Path, work_dir: Path) -> Config:
-    """Turns a COCO config into one iteration of one small image, without any download."""
-    loader = config.train_dataloader
-    loader.update(batch_size=1, num_workers=0, persistent_workers=False)
-    loader.dataset.data_root = f'{data_root}/'
-    loader.dataset.pipeline = [
-        dict(type='Resize', scale=(160, 128), keep_ratio=True) if 'Resize' in step.type else step
-        for step in loader.dataset.pipeline
-    ]
-    config.model.backbone.init_cfg = None
-    hook_of(config).teacher.update(checkpoint=None, allow_random=True)
-    hook_of(config).probe_size = (128, 128)
-    config.train_cfg = dict(type='IterBasedTrainLoop', max_iters=1, val_interval=10)
-    config.update(
-        param_scheduler=None,
-        work_dir=str(work_dir),
-        log_level='WARNING',
-        randomness=dict(seed=0),
-    )
-    for part in ('val', 'test'):
-        for key in ('cfg', 'dataloader', 'evaluator'):
-            config[f'{part}_{key}'] = None
-    config.default_hooks.checkpoint = None  # hundreds of megabytes that nobody reads
-    return config
 
 
 @pytest.mark.parametrize(

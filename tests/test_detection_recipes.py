@@ -1,0 +1,222 @@
+"""Recipes on the logits of detectors and segmenters: numbers, what does not suit, joined ones."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+from detectors import model_config
+from mmengine.config import Config
+from torch import nn
+
+import mmkd_plugin
+from mmkd_plugin import recipes
+from mmkd_plugin.recipes import detection
+from mmkd_plugin.registry import build_loss
+from mmkd_plugin.teacher import build_model
+
+SEGMENTER = 'PSPNet'
+
+
+@cache
+def detector(family: str) -> nn.Module:
+    """A tiny one; recipes only look at it."""
+    return fresh(family)
+
+
+def fresh(family: str, width: int = 16) -> nn.Module:
+    if family != SEGMENTER:
+        model = model_config(family, width)
+        return build_model(Config(dict(model=model, default_scope='mmdet')))
+    pytest.importorskip('mmseg')
+    pytest.importorskip('ftfy')
+    norm = dict(type='BN')
+    head = dict(in_channels=64, num_classes=5, norm_cfg=norm, loss_decode=LOSS_DECODE)
+    model = dict(
+        type='EncoderDecoder',
+        backbone=dict(type='ResNetV1c', depth=18, base_channels=8, stem_channels=8, norm_cfg=norm),
+        decode_head=dict(type='PSPHead', channels=8, pool_scales=(1, 2), **head),
+    )
+    return build_model(Config(dict(model=model, default_scope='mmseg')))
+
+
+LOSS_DECODE = dict(type='CrossEntropyLoss', use_sigmoid=False)
+KD = dict(type='KDLoss', temperature=1.0)
+DKD = dict(type='DKDLoss', temperature=1.0, alpha=1.0, beta=0.25)
+LOCA = dict(type='LoCaLoss', temperature=1.0, alpha=0.9)
+CKD = dict(type='CKDLoss', temperature=1.0)
+
+
+def resolved(name: str, student: str, teacher: str | None = None, **length: int) -> list[dict]:
+    pair = detector(student), detector(teacher or student)
+    plan = recipes.resolve(name, *pair, length)
+    assert plan['task_weight'] == 1.0
+    return plan['terms']
+
+
+@pytest.mark.parametrize(
+    'name, family, loss, weight, select',
+    [
+        ('kd', 'Faster R-CNN', KD, 1.0, None),
+        ('kd', 'Cascade R-CNN', KD, 1.0, None),
+        ('kd', 'GFL', KD, 1.0, None),
+        ('kd', 'YOLOX', KD, 1.0, None),
+        ('kd', 'SOLO', KD, 1.0, None),
+        ('kd', 'Deformable DETR', KD, 2.0, 'score_weighted'),
+        ('kd', SEGMENTER, KD, 1.0, None),
+        ('dkd', 'Mask R-CNN', DKD, 1.0, None),  # mdistiller
+        ('dkd', SEGMENTER, DKD, 1.0, None),
+        ('dkd-loca', 'Faster R-CNN', dict(DKD, calibrate=0.9), 1.0, None),
+        ('loca', 'Faster R-CNN', LOCA, 1.0, None),
+        ('loca', 'FCOS', LOCA, 1.0, None),
+        ('loca', 'Deformable DETR', LOCA, 2.0, None),
+        ('ckd', 'Faster R-CNN', CKD, 0.1, None),  # official code
+        ('ckd', 'RetinaNet', CKD, 0.1, None),
+    ],
+)
+def test_numbers(name, family, loss, weight, select):
+    (term,) = resolved(name, family)
+    assert term['loss'] == loss
+    assert term['weight'] == weight and term.get('select') == select
+    assert term['student'] == ('seg_logits' if family == SEGMENTER else 'cls_logits')
+    assert 'teacher' not in term, 'both heads have the same rows'
+    assert term['name'] == name.replace('-', '_')
+
+
+@pytest.mark.parametrize(
+    'length, start',
+    [(dict(epochs=24), 8), (dict(epochs=12), 4), (dict(iterations=9000), 0), ({}, 0)],
+)
+def test_ipwd_waits_for_a_third_of_the_epochs(length, start):
+    for name, ratio in (('ipwd', 'kd_over_cls'), ('ipwd-inverse', 'cls_over_kd')):
+        (term,) = resolved(name, 'Faster R-CNN', **length)
+        numbers = dict(temperature=1.0, ratio=ratio, normalize='batch_mean', clip_max=5.0)
+        assert term['loss'] == dict(type='IPWDLoss', **numbers, start_epoch=start)
+
+
+def test_companions_of_boxes_and_masks():
+    (bins,) = resolved('kd-bins', 'GFL')
+    assert bins['loss'] == dict(type='KDLoss', temperature=10.0)  # LD
+    assert (bins['student'], bins['select']) == ('dfl_logits', 'positive')
+    assert bins['weight'] == pytest.approx(0.25 / 17, abs=1e-4)
+    for family in ('Mask R-CNN', 'SOLO', 'CondInst'):
+        (masks,) = resolved('kd-masks', family)
+        assert (masks['loss'], masks['student'], masks['weight']) == (KD, 'mask_logits', 1.0)
+
+
+@pytest.mark.parametrize(
+    'name, family, said',
+    [
+        ('dkd', 'GFL', 'needs a softmax over the classes.*GFL .bbox_head. has a sigmoid.*loca'),
+        ('dkd-loca', 'Deformable DETR', 'needs a softmax over the classes'),
+        ('dkd', 'SOLO', 'needs a softmax over the classes'),
+        ('kd-bins', 'RetinaNet', "no view 'dfl_logits' fits RetinaNet"),
+        ('kd-masks', 'Faster R-CNN', "no view 'mask_logits' fits FasterRCNN"),
+        ('kd', 'Mask2Former', "no view 'cls_logits' fits Mask2Former"),
+    ],
+)
+def test_methods_that_do_not_suit(name, family, said):
+    with pytest.raises(ValueError, match=f"recipe '{name}'.*{said}"):
+        resolved(name, family)
+
+
+@pytest.mark.parametrize(
+    'teacher, student, by_boxes',
+    [
+        ('Faster R-CNN', 'GFL', True),
+        ('Cascade R-CNN', 'FCOS', True),
+        ('GFL', 'FCOS', False),  # one prediction at each position of the same strides
+        ('RetinaNet', 'GFL', False),  # the best of nine anchors
+        ('GFL', 'RetinaNet', True),  # which of nine anchors?
+        ('RetinaNet', 'RTMDet', False),  # the strides 8 to 32 are there
+        ('RTMDet', 'RetinaNet', True),  # no 64 and 128
+    ],
+)
+def test_a_teacher_with_other_rows_speaks_through_its_boxes(teacher, student, by_boxes):
+    for name in ('kd', 'loca', 'ckd', 'ipwd'):
+        (term,) = resolved(name, student, teacher)
+        assert term['student'] == 'cls_logits'
+        assert term.get('teacher') == ('detections' if by_boxes else None)
+
+
+@pytest.mark.parametrize(
+    'teacher, student, said',
+    [
+        ('GFL', 'Faster R-CNN', 'cannot pair the heads.*regions.*positions of a dense head'),
+        ('Faster R-CNN', 'Cascade R-CNN', 'student .CascadeRCNN: 3 of regions.*FasterRCNN: 1 of'),
+        ('Faster R-CNN', 'Deformable DETR', 'cannot pair the heads.*queries .*regions'),
+        ('Faster R-CNN', 'SOLO', 'cannot pair the heads|dense head'),
+    ],
+)
+def test_teachers_that_cannot_speak(teacher, student, said):
+    with pytest.raises(ValueError, match=said):
+        resolved('kd', student, teacher)
+
+
+def test_joined_recipes():
+    terms = resolved('gdd+kd+kd-bins', 'GFL')
+    assert [term.get('name', 'gdd') for term in terms] == ['gdd', 'kd', 'kd_bins']
+    assert terms[0] == recipes.resolve('gdd', detector('GFL'), detector('GFL'))['terms'][0]
+    assert recipes.describe('gdd+kd') == f'{recipes.describe("gdd")}; {recipes.describe("kd")}'
+    told = recipes.source('gdd+kd-bins', detector('GFL'))
+    assert told == 'gdd: official code, RepPoints; kd-bins: LD'
+
+
+@pytest.mark.parametrize(
+    'name, said',
+    [
+        ('gdd+kdd', "no recipe 'kdd'; nearest: 'kd'"),
+        ('gdd+', "no recipe ''"),
+        ('gdd+gdd-shared', "'gdd.gdd-shared' has two terms 'gdd'.*loss_gdd"),
+        ('kd+kd', "two terms 'kd'"),
+        ('gdd+funmatch', 'funmatch, which is a way to train'),
+    ],
+)
+def test_names_that_cannot_be_joined(name, said):
+    for call in (
+        lambda: recipes.describe(name),  # what the command line asks before anything is built
+        lambda: resolved(name, 'GFL'),
+    ):
+        with pytest.raises(ValueError, match=said):
+            call()
+
+
+def test_methods_that_weigh_the_student_differently_are_not_joined():
+    classifier = nn.Module()
+    classifier.backbone, classifier.head = nn.Conv2d(3, 4, 1), nn.Linear(4, 2)
+    with pytest.raises(ValueError, match='gdd wants 1, kd wants 0.1, as task_weight'):
+        recipes.resolve('gdd+kd', classifier, classifier)
+    plan = recipes.resolve('kd+loca', classifier, classifier)
+    assert [term['name'] for term in plan['terms']] == ['kd', 'loca']
+    assert plan['task_weight'] == pytest.approx(0.1)
+
+
+FITS = {
+    'Faster R-CNN': ('kd', 'dkd', 'loca', 'dkd-loca', 'ckd', 'ipwd', 'ipwd-inverse'),
+    'Mask R-CNN': ('kd-masks', 'kd'),
+    'Cascade R-CNN': ('kd', 'dkd', 'ipwd'),
+    'GFL': ('kd', 'loca', 'ckd', 'ipwd', 'ipwd-inverse', 'kd-bins'),
+    'SOLO': ('kd', 'loca', 'ckd', 'ipwd', 'kd-masks'),
+    'Deformable DETR': ('kd', 'loca', 'ckd', 'ipwd'),
+    SEGMENTER: ('kd', 'dkd', 'loca', 'dkd-loca', 'ckd', 'ipwd', 'ipwd-inverse'),
+}
+
+
+@pytest.mark.parametrize('family, name', [(f, n) for f, names in FITS.items() for n in names])
+def test_every_recipe_can_be_attached(family, name):
+    """What `resolve` gives is a term that both models take."""
+    plan = recipes.resolve(name, detector(family), detector(family), dict(epochs=12))
+    (term,) = plan['terms']
+    assert type(build_loss(term['loss'], 'term')).__name__ == term['loss']['type']
+    assert recipes.source(name, detector(family))
+    assert recipes.describe(name)
+    distiller = mmkd_plugin.attach(student := fresh(family), fresh(family), plan['terms'])
+    assert {row.term for row in distiller.plan()} == {term['name']}
+    mmkd_plugin.detach(student)
+
+
+def test_every_recipe_says_something_of_every_kind_it_serves():
+    for name, recipe in detection.RECIPES.items():
+        assert recipe.sources and set(recipe.sources) <= set(detection.ROWS), name
+        for kind in recipe.sources:
+            assert recipe.term(kind, dict(epochs=12))['weight'] > 0
