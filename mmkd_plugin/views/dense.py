@@ -179,10 +179,10 @@ class DenseLogits(LogitView):
         maps = [capture.tensor for capture in recorder.read([self.output])]
         levels = len(self.strides)
         wanted = [priors * head.cls_out_channels for priors in self.priors]
+        classes = maps[:levels]
         if (
             recorder.calls(HEAD) != 1
-            or len(maps) % levels
-            or [m.shape[1] if m.dim() == 4 else None for m in maps[:levels]] != wanted
+            or [m.shape[1] if m.dim() == 4 else None for m in classes] != wanted
         ):
             raise TapError(
                 f'{self.where}: {self.name} gave {[tuple(m.shape) for m in maps]} in '
@@ -190,7 +190,9 @@ class DenseLogits(LogitView):
                 f'height, width) of class logits with {wanted} channels, followed by as many of '
                 'each other output. Tap a module path instead, or write a view for this head.'
             )
-        return [maps[i : i + levels] for i in range(0, len(maps), levels)]
+        groups = [maps[i : i + levels] for i in range(0, len(maps), levels)]
+        sizes = [m.shape[-2:] for m in classes]
+        return [group for group in groups if [m.shape[-2:] for m in group] == sizes]
 
     def _level(self, head: nn.Module, groups: list[list[Tensor]], i: int) -> Level:
         priors, class_map = self.priors[i], groups[0][i]

@@ -78,11 +78,15 @@ class DenseBins(DenseLogits):
     ) -> list[Predictions]:
         classes = student and [p.context['classes'] for p in student]
         (own,) = super().read(recorder, data_samples, classes)
+        levels = [self._sides(level, own) for level in own.levels]
+        if student is not None:  # rows are ranked by the teacher's scores
+            for sides, level in zip(levels, own.levels):
+                sides.score = _each_side(_class_score(level, own))
         return [
             Predictions(
                 label=f'{HEAD} bins',
                 kind='dense',
-                levels=[self._sides(level, own) for level in own.levels],
+                levels=levels,
                 activation='softmax',
                 num_classes=self.bins,
                 context=dict(classes=own),
@@ -91,9 +95,13 @@ class DenseBins(DenseLogits):
 
     def _sides(self, level: Level, classes: Predictions) -> Level:
         """The bins of a level's boxes, from its class logits and boxes."""
+        if level.boxes is None or level.boxes.kind != 'dfl':
+            raise TapError(
+                f'{self.where}: {self.name} has reg_max and integral, but no output of 4 x '
+                f'{self.bins} channels, so its bins were not found. Tap a module path instead.'
+            )
         sides = Level(
             logits=level.boxes.raw.unflatten(3, (4, self.bins)).flatten(2, 3),
-            score=_each_side(_class_score(level, classes)),
             boxes=level.boxes,
             centers=level.centers,
             stride=level.stride,

@@ -20,11 +20,13 @@ def box_kind(head: nn.Module) -> str | None:
     if hasattr(head, 'points2bbox'):
         return 'points'
     coder = getattr(head, 'bbox_coder', None)
-    if coder is None:
-        return 'cxcywh' if hasattr(head, '_bbox_decode') else None
+    if hasattr(head, '_bbox_decode'):  # YOLOX's, without a coder; FoveaBox ignores its coder
+        return 'cxcywh' if coder is None else None
     if any(cls.__name__ == 'DistancePointBBoxCoder' for cls in type(coder).__mro__):
         return 'ltrb'
-    return 'deltas' if hasattr(head.prior_generator, 'base_anchors') else None
+    if coder is None or not hasattr(head.prior_generator, 'base_anchors'):
+        return None
+    return 'deltas'
 
 
 def reg_max(head: nn.Module) -> int | None:
@@ -65,7 +67,7 @@ def read_boxes(head: nn.Module, box_map: Tensor, level: int, priors: int) -> Box
     kind = box_kind(head)
     decode = partial(_DECODERS[kind], head, box_map, level, priors)
     if kind == 'ltrb':  # asked now: whoever decodes later may have switched the head's mode
-        decode = partial(decode, in_strides=getattr(head, 'norm_on_bbox', False) and head.training)
+        decode = partial(decode, in_strides=head.training and _trains_in_strides(head))
     return Boxes(kind=kind, raw=raw, decode=decode)
 
 
@@ -91,6 +93,12 @@ def _points(head: nn.Module, box_map: Tensor, level: int) -> Tensor:
 def _stride(head: nn.Module, level: int) -> float:
     stride = head.prior_generator.strides[level]
     return stride[0] if isinstance(stride, (tuple, list)) else stride
+
+
+def _trains_in_strides(head: nn.Module) -> bool:
+    """Whether distances are in strides in training; in eval mode they always are in pixels."""
+    centernet = any(cls.__name__ == 'CenterNetUpdateHead' for cls in type(head).__mro__)
+    return bool(getattr(head, 'norm_on_bbox', centernet))
 
 
 def _coded(head: nn.Module, priors: Tensor, rows: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -80,6 +80,8 @@ class DenseTargets:
         heard = {name: loss_calls(recorder, point) for name, point in self.losses.items()}
         rows = [self._rows(call) for call in heard['loss_cls']]
         objects = heard.get('loss_obj', [])
+        # PAA and PISA compute losses of some rows first, to choose or weigh their positives.
+        rows = [row for row in rows if len(row.labels) == total][-1:] or rows
         if sum(len(row.labels) for row in rows) != total and len(objects) == 1:
             if quality is None or len(rows) > 1:
                 raise self._unknown(rows, shapes)

@@ -30,6 +30,20 @@ SMALL = (64, 80)
 CROWD = (20.0, 24.0, 60.0, 70.0)
 
 
+def centernet_config() -> ConfigDict:
+    config = model_config('FCOS')
+    config.bbox_head = dict(
+        type='CenterNetUpdateHead',
+        num_classes=CLASSES,
+        in_channels=WIDTH,
+        feat_channels=WIDTH,
+        stacked_convs=1,
+        strides=[8, 16, 32, 64, 128],
+        norm_cfg=dict(type='GN', num_groups=4),
+    )
+    return config
+
+
 def flat(predictions, name):
     """A field of all levels, (N, all priors) in mmdet's order."""
     return torch.cat([getattr(level, name).flatten(1) for level in predictions.levels], 1)
@@ -115,10 +129,11 @@ def test_labels_of_a_real_step_lie_on_the_objects(family):
     assert view.targets.order[True] == ('images' if family == 'YOLOX' else 'levels')
 
 
-@pytest.mark.parametrize('family', DENSE)
+@pytest.mark.parametrize('family', (*DENSE, 'CenterNetUpdate'))
 def test_decoded_boxes_are_mmdets(family):
     """Classes are set so that mmdet returns every prior once, in order; then boxes must agree."""
-    model = teacher(family, WIDTH, seed=0)
+    model = build(centernet_config()) if family not in DENSE else teacher(family, WIDTH, seed=0)
+    set_inference(model)
     images = batch(model)
     view = make_view('cls_logits', model, (), 'term')
     recorder = Recorder(model, 'student')
@@ -221,19 +236,65 @@ def test_softmax_head_has_a_background_column():
     assert (flat(own, 'labels') < CLASSES).any()
 
 
-def test_other_heads_with_the_same_parts_are_served():
-    """CondInst's box head has a fourth output; the view was not written for it."""
-    model = build(model_config('CondInst')).train()
+def test_losses_of_some_rows_before_that_of_all_are_passed_over():
+    """PAA scores candidates with its loss_cls, then chooses positives; rows go by images."""
+    config = model_config('ATSS')
+    config.bbox_head.update(
+        type='PAAHead', reg_decoded_bbox=True, loss_bbox=dict(type='GIoULoss', loss_weight=1.3)
+    )
+    config.train_cfg.assigner = dict(
+        type='MaxIoUAssigner', pos_iou_thr=0.1, neg_iou_thr=0.1, ignore_iof_thr=-1
+    )
+    model = build(config).train()
+    corners = sample(boxes=[(2, 2, 46, 46)]), sample(boxes=[(50, 50, 94, 94)])
+    own, view, recorder = read(model, batch(model, *corners))
+    assert len(recorder.raw(view.targets.points[0])) == 3
+    assert view.targets.order[True] == 'images'
+    for i, (low, high) in enumerate(((0, 48), (48, IMAGE))):
+        hits = [level.centers[(level.labels[i] == 0).any(-1)] for level in own.levels[:2]]
+        assert (
+            len(hits[0]) and ((torch.cat(hits) >= low - 17) & (torch.cat(hits) <= high + 17)).all()
+        )
+
+
+def test_unknown_boxes_are_left_out():
+    """FoveaBox has a coder but decodes by a formula of its own."""
+    config = model_config('FCOS')
+    config.bbox_head = dict(
+        type='FoveaHead', num_classes=CLASSES, in_channels=WIDTH, feat_channels=WIDTH,
+        stacked_convs=1, strides=[8, 16, 32, 64, 128], base_edge_list=[16, 32, 64, 128, 256],
+        scale_ranges=((1, 64), (32, 128), (64, 256), (128, 512), (256, 2048)),
+        loss_cls=dict(type='FocalLoss', use_sigmoid=True),
+        loss_bbox=dict(type='SmoothL1Loss', beta=0.11),
+    )  # fmt: skip
+    model = build(config).train()
+    own, _, _ = read(model, batch(model))
+    assert all(level.boxes is None for level in own.levels)
+    assert (flat(own, 'labels') < CLASSES).any()
+
+
+@pytest.mark.parametrize('family', ['CondInst', 'RTMDet-Ins'])
+def test_heads_with_more_outputs_are_served(family):
+    """Kernels of masks, and features that belong to no level, are passed over."""
+    if family == 'CondInst':
+        config = model_config(family)
+    else:
+        config = model_config('RTMDet')
+        config.bbox_head.type = 'RTMDetInsSepBNHead'
+        config.bbox_head.num_prototypes = 4
+        config.bbox_head.pop('exp_on_reg')
+    model = build(config)
+    set_inference(model)
     view = make_view('cls_logits', model, (), 'term')
     recorder = Recorder(model, 'student')
     recorder.listen(view.points)
     recorder.arm()
-    set_inference(model)
     images = batch(model)
     with torch.no_grad():
         model.bbox_head(model.extract_feat(images['inputs']))
     (own,) = view.read(recorder, images['data_samples'])
-    assert own.levels[0].quality is not None and own.levels[0].boxes.kind == 'ltrb'
+    assert (own.levels[0].quality is not None) == (family == 'CondInst')
+    assert own.levels[0].boxes.kind == 'ltrb' and own.levels[0].labels is None
 
 
 def test_single_image_and_then_several():
@@ -261,16 +322,7 @@ def test_head_that_never_calls_its_loss_is_named():
 
 
 def test_head_whose_loss_gets_something_else_is_named():
-    config = model_config('FCOS')
-    config.bbox_head = dict(
-        type='CenterNetUpdateHead',
-        num_classes=CLASSES,
-        in_channels=WIDTH,
-        feat_channels=WIDTH,
-        stacked_convs=1,
-        strides=[8, 16, 32, 64, 128],
-        norm_cfg=dict(type='GN', num_groups=4),
-    )
+    config = centernet_config()
     model = build(config).train()
     with pytest.raises(TapError, match=r'CenterNetUpdateHead\) gave its loss_cls .*pos_inds'):
         read(model, batch(model))
