@@ -214,6 +214,11 @@ def make_term(config: Any, student: nn.Module, teacher: Teacher, index: int) -> 
             f'{where}: student={taps[0]!r} and teacher={taps[1]!r} are a view and a module path: '
             'rows of logits with a meaning, and a plain tensor. Give both of one kind.'
         )
+    if views[0].follows:
+        raise TapError(
+            f'{where}: student={taps[0]!r} reads a teacher for the rows of a student. Name the '
+            f"student's own rows: student='cls_logits', teacher={taps[0]!r}."
+        )
     if not isinstance(loss, LogitLoss):
         raise TapError(
             f'{where}: {type(loss).__name__} compares feature maps, but student={taps[0]!r} gives '

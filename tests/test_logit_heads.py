@@ -238,6 +238,8 @@ def test_methods_that_do_not_suit_a_head_say_so():
         pair('GFL', term('dkd', DKD))
     with pytest.raises(TapError, match="GDDLoss compares feature maps.*'neck'"):
         pair('GFL', term('gdd', dict(type='GDDLoss')))
+    with pytest.raises(TapError, match="student='cls_logits', teacher='detections'"):
+        pair('GFL', term('kd', KD, 'detections'))
     with pytest.raises(TapError, match='a view and a module path'):
         pair('GFL', dict(term('kd', KD), teacher='bbox_head.gfl_cls'))
     with pytest.raises(ValueError, match="'positives'.*nearest.*'positive'|positive"):

@@ -81,6 +81,17 @@ def test_other_calls_of_a_shared_head_are_no_match(tool, configs, capsys):
     assert 'cannot pair 5 FPN levels' in found['recipes'][0]['error']
 
 
+def test_views_tell_what_their_rows_are(tool, configs, capsys):
+    found = as_json(tool, capsys, configs / 'student.py')
+    views = {v['view']: v['heads'] for v in found['views']}
+    assert set(views) == {'cls_logits', 'dfl_logits'}, "detections are a teacher's"
+    (classes,), (bins,) = views['cls_logits'], views['dfl_logits']
+    assert (classes['num_classes'], classes['activation'], classes['priors']) == (80, 'sigmoid', 1)
+    assert (bins['num_classes'], bins['activation'], bins['priors']) == (17, 'softmax', 4)
+    tool.main([str(configs / 'student.py'), '--size', '128', '192', '--filter', 'neck'])
+    assert 'bbox_head: 80 classes, sigmoid' in capsys.readouterr().out
+
+
 def test_recipes_say_where_they_tap(tool, configs, capsys):
     found = as_json(tool, capsys, configs / 'student.py', '--teacher', configs / 'wide.py')
     recipes = {r['recipe']: r for r in found['recipes']}
