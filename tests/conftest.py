@@ -17,6 +17,7 @@ collect_ignore = [
     'region_batches.py',
     'segmenters.py',
     'toys.py',
+    'waiting.py',
 ]
 
 DIGITS = dict(image_size=128, train=24, val=12, seed=0)

@@ -11,10 +11,11 @@ from mmengine.hub import get_config
 from region_batches import CLASSES, detector, empty, images, sample, student_step, teacher_step
 from torch import nn
 from torch.nn import functional as nnf
+from waiting import Waits
 
 import mmkd_plugin
 from mmkd_plugin import functional as F
-from mmkd_plugin.taps import TapError
+from mmkd_plugin.taps import Recorder, TapError
 from mmkd_plugin.views.base import make_view
 from mmkd_plugin.views.dynamic_masks import _recognise
 
@@ -71,6 +72,36 @@ def test_classes_of_the_cells(config):
     (spec,) = view.specs(student)
     assert (spec.columns, spec.feature_dim) == (CLASSES, p.levels[0].features.shape[-1])
     assert p.levels[0].logits.data_ptr() != scores.data_ptr(), 'the map, not the copy of the loss'
+
+
+def test_reading_classes_does_not_wait_for_the_device():
+    student, teacher = solo(), solo(32, 1)
+    views = [view_of(student, 'cls_logits'), view_of(teacher, 'cls_logits')]
+    recorder, other = Recorder(student, 'student'), Recorder(teacher, 'teacher')
+    recorder.listen(views[0].points)
+    other.listen(views[1].teacher_points)
+    for listening in (recorder, other):
+        listening.arm()
+    samples = batch()
+    student(images(samples), samples, mode='loss')
+    teacher.mask_head(teacher.extract_feat(images(samples)))
+    with Waits() as waits:
+        own = views[0].read(recorder, samples)
+        views[1].read(other, samples, student=own)
+    assert not waits.seen and own[0].levels[0].labels is not None
+
+
+def test_reading_masks_waits_once_for_each_grid():
+    student = solo()
+    view = view_of(student)
+    recorder = Recorder(student, 'student')
+    recorder.listen(view.points)
+    recorder.arm()
+    samples = batch()
+    student(images(samples), samples, mode='loss')
+    with Waits() as waits:
+        view.read(recorder, samples)
+    assert waits.seen == ['aten::nonzero'] * len(GRIDS)
 
 
 def of_config(path: str):

@@ -31,6 +31,7 @@ from segmenters import (  # noqa: E402
     segmenter,
     segmenter_config,
 )
+from waiting import Waits  # noqa: E402
 
 KD = dict(loss=dict(type='KDLoss', temperature=1.0), student='seg_logits', name='kd')
 
@@ -197,6 +198,22 @@ def test_a_teacher_of_another_stride_is_resized():
     maps = nnf.interpolate(maps, size=(8, 8), mode='bilinear', align_corners=False)
     rows = maps.flatten(2).transpose(1, 2)[level.valid[..., 0]]
     torch.testing.assert_close(losses['loss_kd'], F.kl_divergence(level.logits[level.valid], rows))
+
+
+def test_reading_pixels_does_not_wait_for_the_device():
+    student, teacher = segmenter(segmenter_config()), segmenter(segmenter_config(stride=16), 1)
+    batch, samples = seg_batch()
+    views = [make_view('seg_logits', model, (), 'x') for model in (student, teacher)]
+    recorders = []
+    for model, view, mode in zip((student, teacher), views, ('loss', 'tensor')):
+        recorders.append(Recorder(model, 'student'))
+        recorders[-1].listen(view.points if mode == 'loss' else view.teacher_points)
+        recorders[-1].arm()
+        model(batch, samples, mode=mode)
+    with Waits() as waits:
+        own = views[0].read(recorders[0], samples)
+        views[1].read(recorders[1], samples, student=own)
+    assert not waits.seen
 
 
 def test_every_method_runs_on_pixels():
