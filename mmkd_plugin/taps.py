@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from .compat import is_compiling
 from .registry import check_keys, nearest
@@ -78,11 +79,12 @@ class _Listener:
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict, *output: Any) -> None:
         if not self.armed:
             return
-        tensors = list(_tensors(output or (args, kwargs)))
+        seen = output[0] if output else (args, kwargs)
         if self.clone:
-            tensors = [t.clone() for t in tensors]
+            seen = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, seen)
+        tensors = list(_tensors(seen))
         self.calls.append(tensors)
-        self.raw.append(output[0] if output else (args, kwargs))
+        self.raw.append(seen)
         if not is_compiling():
             self.versions.append([t._version for t in tensors])
 
