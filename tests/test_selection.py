@@ -350,6 +350,30 @@ def test_never_waits_for_the_device(loss, activation, select, kind, mapped, monk
     assert 'mul' in mode.seen
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
+@each_select
+@pytest.mark.parametrize('loss', [KDLoss, LoCaLoss, CKDLoss, IPWDLoss])
+def test_a_gpu_is_never_waited_for(loss, select):
+    head = Head(dtype=torch.float32)
+    for name in ('student', 'teacher', 'quality', 'features', 'labels', 'label_weights', 'valid'):
+        setattr(head, name, [x.detach().cuda() for x in getattr(head, name)])
+    for x in head.student:
+        x.requires_grad_()
+    loss = made(loss(), head).float().cuda()
+    selection = parse_select(select, 'select')
+    for debug in ('default', 'error'):  # the first call may build handles and kernels
+        torch.cuda.set_sync_debug_mode(debug)
+        try:
+            value, count = evaluate(loss, *head.predictions(), selection)
+            (value + sum(loss.auxiliary.values())).backward()
+        finally:
+            torch.cuda.set_sync_debug_mode('default')
+    rows = head.rows()
+    expected = naive(loss, rows, expected_weights(rows, selection).to(rows['mask'].device))
+    torch.testing.assert_close(value, expected, check_dtype=False)
+
+
 def shared(head: Head) -> tuple[torch.Tensor, torch.Tensor]:
     """Student classes 0, 2, 3 are the teacher's 4, 0, 1; and the background is the background."""
     tail = [CLASSES] if head.background else []

@@ -66,6 +66,9 @@ def test_wrong_options_raise(kwargs, message):
         CKDLoss(**kwargs)
 
 
+WEIGHTS = torch.tensor([1.0, 0, 2, 1, 0.5, 1], dtype=torch.float64)
+
+
 def data(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     g = torch.Generator().manual_seed(seed)
     return tuple(torch.randn(6, 5, generator=g, dtype=torch.float64) for _ in 'xt')
@@ -93,6 +96,15 @@ for name, counts in case.BATCHES.items():
             value = CKDLoss(0.5, variant, gather=gather)(wrapped(x), t)
             value.backward()
             results[name, variant, gather] = (value.item(), model.weight.grad, model.bias.grad)
+x, t = (rows.split((4, 2))[rank] for rows in case.data())
+weights = case.WEIGHTS.split((4, 2))[rank]
+images = torch.tensor([0, 1, 0, 1] if rank == 0 else [0, 0])
+for per_image in (False, True):
+    x = x.detach().clone().requires_grad_()
+    loss = CKDLoss(0.5, gather=True, per_image=per_image)
+    value = loss(x, t, weights=weights, images=images)
+    value.backward()
+    results['weighted', per_image] = (value.item(), x.grad)
 torch.save(results, f'{out}/{{rank}}.pth')
 dist.destroy_process_group()
 print('DONE')
@@ -182,3 +194,16 @@ def test_the_error_about_too_many_samples_names_the_way_out(monkeypatch):
     for call in (CKDLoss().rows, CKDLoss()):
         with pytest.raises(ValueError, match=r"at most 2, but got 3;.*'teacher_topk', k=512"):
             call(STUDENT, TEACHER)
+
+
+@pytest.mark.parametrize('per_image', [False, True])
+def test_weights_and_images_are_gathered_with_the_samples(ranks, per_image):
+    x, t = data()
+    x.requires_grad_()
+    groups = torch.tensor([0, 1, 0, 1, 2, 2]) if per_image else None
+    value = F.contrastive(x, t, 0.5, 'ts', WEIGHTS, groups)
+    (2 * value).backward()  # DDP's average over two processes comes after it
+    for results, own in zip(ranks, (slice(0, 4), slice(4, 6))):
+        got, grad = results['weighted', per_image]
+        assert got == pytest.approx(value.item(), abs=1e-12)
+        torch.testing.assert_close(grad, x.grad[own], rtol=0, atol=1e-12)
