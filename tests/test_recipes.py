@@ -182,6 +182,7 @@ def test_recipes_are_listed_for_a_kind_of_model():
     assert 'kd-bins' not in recipes.names(model('head'))
     assert 'funmatch' not in recipes.names(model('bbox_head'))
     assert {'gdd', 'kd', 'kd-bins'} <= set(recipes.names(model('bbox_head')))
+    assert recipes.names(nn.Sequential()) == recipes.names(), 'resolve says why none fits'
 
 
 def test_a_head_without_a_view_is_named():

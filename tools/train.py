@@ -75,9 +75,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument(
         '--recipe',
         metavar='NAME',
-        help='method on features: gdd (default), gdd-shared, cwd, mgd, pkd; on logits: kd (default of '
-        'classifiers), dkd, loca, dkd-loca, ckd, ipwd, ipwd-inverse; for boxes and masks: kd-bins, '
-        'kd-masks; for classifiers: funmatch. Several are joined by +, as in gdd+kd',
+        help='method on features: gdd (default), gdd-shared, cwd, mgd, pkd; on logits: kd (default '
+        'of classifiers), dkd, loca, dkd-loca, ckd, ipwd, ipwd-inverse; for boxes and masks: '
+        'kd-bins, kd-masks; for classifiers: funmatch. Several are joined by +, as in gdd+kd',
     )
     group.add_argument(
         '--task-weight',

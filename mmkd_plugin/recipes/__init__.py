@@ -24,11 +24,15 @@ def names(model: nn.Module | None = None) -> list[str]:
     Args:
         model: only those for models of its kind.
     """
-    known = classification.names()
-    if model is None:
-        known += [name for name in detection.RECIPES if name not in known]
-    elif family(model) != 'classification':
-        known = list(detection.RECIPES)
+    for_classifiers, for_detectors = classification.names(), list(detection.RECIPES)
+    try:
+        kind = None if model is None else family(model)
+    except ValueError:  # no recipe will fit, for a reason that resolve gives
+        kind = None
+    if kind is None:
+        known = list(dict.fromkeys([*for_classifiers, *for_detectors]))
+    else:
+        known = for_classifiers if kind == 'classification' else for_detectors
     return [*features.RECIPES, *known]
 
 

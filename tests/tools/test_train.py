@@ -148,6 +148,14 @@ def test_the_term_is_trained_and_logged(distilled: Path):
         assert record['loss'] == pytest.approx(own, rel=1e-4)
 
 
+def test_joined_recipes_of_features_and_logits(place: Path, teacher: Path):
+    options = ('--work-dir', 'joined', '--recipe', 'gdd+kd+kd-bins')
+    run_tool('train.py', 'student.py', *options, *TEACHER, cwd=place)
+    for record in scalars(place / 'joined')[:2]:
+        assert all(record[f'loss_{name}'] > 0 for name in ('gdd', 'kd', 'kd_bins'))
+        assert record['kd_rows'] > 0
+
+
 def test_the_checkpoint_is_the_plain_students(distilled: Path, place: Path):
     from mmkd_plugin.teacher import build_model, load_model_config
 
