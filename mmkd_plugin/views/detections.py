@@ -14,7 +14,8 @@ from .base import LogitView, register_view, views
 from .dense import DenseLogits
 from .dense_boxes import box_kind
 from .predictions import HeadSpec, Level, Predictions
-from .roi import RoILogits, pyramid, refuse_fused, stage_arguments
+from .regions import pyramid, refuse_fused, stage_arguments
+from .roi import RoILogits
 
 PER_IMAGE = 100  # detections that an image keeps
 CANDIDATES = 1000  # boxes of an image, by score, that enter the NMS
@@ -130,11 +131,23 @@ class Detections(LogitView):
     # -- what the teacher's head says ----------------------------------------------------------
 
     def _from_regions(self, recorder: Recorder, data_samples: Any) -> list[Found]:
-        """Every proposal, regressed for its best class."""
+        """Every proposal, regressed for its best class.
+
+        Runs in the precision of the teacher's weights also under autocast: mmcv's NMS and RoIAlign
+        do not know every narrower type, and a dense student has no need of them.
+        """
+        model = recorder.model
+        maps = pyramid(recorder, self.inner.pyramid)
+        dtype = next(model.roi_head.parameters()).dtype
+        with torch.autocast(maps[0].device.type, enabled=False):
+            return self._classified(model, tuple(m.to(dtype) for m in maps), data_samples)
+
+    def _classified(
+        self, model: nn.Module, maps: tuple[Tensor, ...], data_samples: Any
+    ) -> list[Found]:
         from mmdet.structures.bbox import bbox2roi, get_box_tensor
 
-        model, metas = recorder.model, [sample.metainfo for sample in data_samples]
-        maps = pyramid(recorder, self.inner.pyramid)
+        metas = [sample.metainfo for sample in data_samples]
         taint = _taint(*maps)  # of NaN features no proposal would be left to tell
         proposals = [p.bboxes for p in model.rpn_head.predict(maps, data_samples, rescale=False)]
         rois, counts = bbox2roi(proposals), [len(boxes) for boxes in proposals]

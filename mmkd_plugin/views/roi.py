@@ -7,7 +7,6 @@ taken from the calls that its own training step makes.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,95 +15,18 @@ from torch import Tensor, nn
 
 from ..taps import Recorder, TapError, TapPoint
 from .base import LogitView, register_view
-from .loss_calls import LossCall, loss_calls
+from .loss_calls import loss_calls
 from .predictions import Boxes, HeadSpec, Level, Predictions
-
-# What else some RoI heads feed their stages with; each is an attribute ``with_<name>``.
-FUSED = ('semantic', 'glbctx', 'feat_relay')
-
-
-def paths_of(roi_head: nn.Module, name: str) -> list[str]:
-    """Paths of a part of the RoI head: one, or one per stage of a cascade."""
-    part = getattr(roi_head, name)
-    if isinstance(part, nn.ModuleList):
-        return [f'roi_head.{name}.{stage}' for stage in range(len(part))]
-    return [f'roi_head.{name}']
-
-
-def pyramid_point(model: nn.Module) -> TapPoint:
-    """Where the features that ``roi_head`` pools from come out."""
-    return TapPoint('neck' if isinstance(getattr(model, 'neck', None), nn.Module) else 'backbone')
-
-
-def pyramid(recorder: Recorder, point: TapPoint) -> tuple[Tensor, ...]:
-    """The maps of this step."""
-    calls = recorder.raw(point)
-    if len(calls) != 1:
-        raise TapError(
-            f'The {recorder.role} ran {point.path!r} {len(calls)} times in this step; a view of '
-            'its RoI head reads models that run it once.'
-        )
-    return tuple(calls[0]) if isinstance(calls[0], (tuple, list)) else (calls[0],)
-
-
-def stage_arguments(forward: Any, stage: int) -> tuple[int, ...]:
-    """``(stage,)`` if a RoI head's ``_bbox_forward`` or ``_mask_forward`` wants it, else ``()``."""
-    return (stage,) if 'stage' in inspect.signature(forward).parameters else ()
-
-
-def pools_rois(forward: Any) -> bool:
-    """Whether features and RoIs are all that ``forward`` needs (and the stage, in a cascade)."""
-    if forward is None:
-        return False
-    needed = [
-        p.name
-        for p in inspect.signature(forward).parameters.values()
-        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    return set(needed) <= {'stage', 'x', 'rois'}
-
-
-def refuse_fused(model: nn.Module, where: str) -> None:
-    """Refuses a teacher whose RoI head also reads what its own forward computes on the way.
-
-    Raises:
-        TapError: naming that feature.
-    """
-    fused = [name for name in FUSED if getattr(model.roi_head, f'with_{name}', False)]
-    if fused:
-        raise TapError(
-            f"{where}: the teacher's {type(model.roi_head).__name__} feeds its stages with more "
-            f"than RoIs ({', '.join('with_' + name for name in fused)}), so the student's RoIs "
-            'cannot be put through it. Take a teacher without it, or distil features.'
-        )
-
-
-def told(recorder: Recorder, point: TapPoint, rows: int) -> LossCall | None:
-    """The last call of a loss with ``rows`` predictions; None if there was no such call.
-
-    A head calls its loss once, or a second time with weights that came of the first (PISA).
-    """
-    calls = [call for call in loss_calls(recorder, point) if len(call.pred) == rows]
-    return calls[-1] if calls else None
-
-
-def rois_of(recorder: Recorder, point: TapPoint, rows: int, last: bool = False) -> Tensor:
-    """The ``rows`` RoIs (R, 5) that a RoI extractor was given: image, x1, y1, x2, y2.
-
-    An extractor may serve boxes, then masks, and regions of several scales; its first call with as
-    many RoIs as there are predictions is that of the boxes, its last one that of the masks.
-    """
-    found = []
-    for args, kwargs in recorder.raw(point):
-        rois = kwargs['rois'] if 'rois' in kwargs else args[1]
-        if len(rois) == rows:
-            found.append(rois.detach())
-    if not found:
-        raise TapError(
-            f'The {recorder.role} gave {rows} predictions, but {point.path!r} was never called '
-            'with as many RoIs in this step.'
-        )
-    return found[-1 if last else 0]
+from .regions import (
+    paths_of,
+    pools_rois,
+    pyramid,
+    pyramid_point,
+    refuse_fused,
+    rois_of,
+    stage_arguments,
+    told,
+)
 
 
 @register_view('cls_logits')
@@ -179,14 +101,15 @@ class RoILogits(LogitView):
         outputs = recorder.raw(self.outputs[stage])
         if not outputs and before:  # a cascade stops where a stage had no RoI at all
             return self._nothing(stage, before[-1])
-        if len(outputs) != 1:
+        if not outputs:
             raise TapError(
-                f'{self.where}: {self.heads[stage]!r} was called {len(outputs)} times in this '
-                "step; the view 'cls_logits' reads RoI heads that call it once in a training step."
+                f'{self.where}: {self.heads[stage]!r} was not called in this step, so there are no '
+                'RoIs to distil.'
             )
-        logits, deltas = outputs[0][:2]
+        own = self._own_call(recorder, stage, outputs)
+        logits, deltas = outputs[own][:2]
         count = len(logits)
-        rois = rois_of(recorder, self.rois[stage], count)
+        rois = rois_of(recorder, self.rois[stage], count, last=len(outputs) > 1)
         level = self._level(recorder.model, stage, logits, deltas, rois)
         level.images = rois[None, :, 0].long()
         call = told(recorder, self.losses[stage], count)
@@ -203,9 +126,18 @@ class RoILogits(LogitView):
             if call.weight is not None:
                 level.label_weights = call.weight.detach()[None, :, None]
         if self.features:
-            ((args, _),) = recorder.raw(self.features[stage])
+            args, _ = recorder.raw(self.features[stage])[own]
             level.features = args[0][None]
         return level, rois
+
+    def _own_call(self, recorder: Recorder, stage: int, outputs: list) -> int:
+        """Which call of the box head was for its loss: samplers that look for hard regions (OHEM,
+        PISA) call it, too."""
+        losses = loss_calls(recorder, self.losses[stage])
+        for i, output in enumerate(outputs):
+            if losses and output[0] is losses[-1].pred:
+                return i
+        return len(outputs) - 1
 
     def _nothing(self, stage: int, before: Predictions) -> tuple[Level, Tensor]:
         """No rows, but with a gradient, in the form of others."""

@@ -12,7 +12,7 @@ from torch.nn import functional as nnf
 from ..taps import Recorder, TapError, TapPoint
 from .base import LogitView, register_view
 from .predictions import HeadSpec, Level, Predictions
-from .roi import (
+from .regions import (
     paths_of,
     pools_rois,
     pyramid,
@@ -125,17 +125,16 @@ class RoIMasks(LogitView):
                 f'{self.where}: {self.heads[stage]!r} was not called in this step, so there are no '
                 'masks to distil.'
             )
-        masks = _first(outputs[-1])
+        # Later stages of HTC call the heads of earlier ones again, for their features.
+        masks = _first(outputs[0])
         count, _, height, width = masks.shape
-        # A head does not call its loss for no masks; heads that run twice give the loss the right
-        # ones.
         call = told(recorder, self.losses[stage], count)
         if call is None and count:
             raise TapError(
                 f'{self.where}: {self.losses[stage].path!r} was not given the {count} masks of its '
                 'head in this step, so their classes are not known.'
             )
-        if call is None:
+        if call is None:  # a head does not call its loss for no masks
             truth = masks.new_zeros((0, height, width))
             classes = truth.new_zeros(0, dtype=torch.long)
         else:

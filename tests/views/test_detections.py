@@ -272,6 +272,18 @@ def test_the_teacher_runs_to_its_neck_and_once():
     assert all(p.grad is None for p in teacher.parameters())
 
 
+@pytest.mark.parametrize('teacher', ['Faster R-CNN', 'FCOS'])
+def test_a_student_under_autocast(teacher):
+    pupil, model = detector('GFL'), detector(teacher, width=32, seed=1)
+    mmkd_plugin.attach(pupil, model, [KD])
+    samples = [sample(), empty()]
+    exact = pupil.train()(images(samples), samples, mode='loss')['loss_kd']
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        losses = pupil(images(samples), samples, mode='loss')
+    assert losses['loss_kd'].dtype == torch.float32
+    torch.testing.assert_close(losses['loss_kd'], exact, rtol=0.1, atol=0.1)
+
+
 @pytest.mark.parametrize('loss', ['KDLoss', 'LoCaLoss', 'CKDLoss', 'IPWDLoss'])
 def test_every_loss_on_sigmoid_rows_takes_them(loss):
     pupil, teacher = detector('GFL'), detector('Faster R-CNN', width=32, seed=1)
@@ -364,7 +376,7 @@ def test_pairs_that_cannot_be_are_refused():
 
     with pytest.raises(TapError, match="positions of a dense head.*of the kind 'roi'"):
         attach(faster, copy.deepcopy(gfl))
-    with pytest.raises(TapError, match="'detections' is a teacher's"):
+    with pytest.raises(TapError, match="'detections' reads a teacher"):
         attach(gfl, copy.deepcopy(gfl), student='detections')
     with pytest.raises(TapError, match='has 4 classes and the teacher .* 7'):
         attach(gfl, detector('Faster R-CNN', classes=7))

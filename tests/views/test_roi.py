@@ -6,7 +6,8 @@ import copy
 
 import pytest
 import torch
-from detectors import model_config, run_config
+from detectors import FAMILIES as ZOO
+from detectors import Family, model_config, run_config
 from mmengine.structures import InstanceData
 from region_batches import CLASSES, detector, empty, images, sample, student_step, teacher_step
 from toys import train
@@ -227,6 +228,48 @@ def test_a_sigmoid_head_without_background_column():
     assert (spec.activation, spec.background, spec.columns) == ('sigmoid', False, CLASSES)
     mmkd_plugin.attach(student, teacher, [KD])
     assert step(student, [sample(), empty()])['loss_kd'] > 0
+
+
+@pytest.mark.parametrize('sampler', ['OHEMSampler', 'ScoreHLRSampler'])
+def test_samplers_that_try_the_head_first_do_not_confuse_the_rows(sampler):
+    """They classify more regions than the loss sees, image by image."""
+
+    def edit(config):
+        if sampler == 'ScoreHLRSampler':
+            config.roi_head.type = 'PISARoIHead'
+            config.train_cfg.rcnn.update(isr=dict(k=2, bias=0), carl=dict(k=1, bias=0.2))
+        config.train_cfg.rcnn.sampler = dict(
+            type=sampler, num=8, pos_fraction=0.5, neg_pos_ub=-1, add_gt_as_proposals=True
+        )
+
+    student = detector('Faster R-CNN', edit=edit)
+    teacher = copy.deepcopy(student)
+    view, calls, given = make_view('cls_logits', student, ('features',)), [], []
+    head = student.roi_head.bbox_head
+    head.register_forward_hook(lambda *_: calls.append(1))
+    head.loss_cls.register_forward_pre_hook(lambda module, args: given.append(args))
+    samples = batch()
+    ((own,), _) = student_step(student, view, samples)
+    assert len(calls) > 1
+    (level,), rois = own.levels, own.context['rois']
+    torch.testing.assert_close(level.logits[0, :, 0], given[-1][0], rtol=0, atol=0)
+    torch.testing.assert_close(head.fc_cls(level.features[0]), level.logits[0, :, 0])
+    expected = classify(teacher, 0, images(samples), rois)
+    torch.testing.assert_close(level.logits[0, :, 0], expected)
+
+
+def test_a_hybrid_task_cascade_without_semantic_branch(monkeypatch):
+    htc = Family('htc/htc-without-semantic_r50_fpn_1x_coco.py', masks=True)
+    monkeypatch.setitem(ZOO, 'HTC', htc)
+    student, teacher = detector('HTC'), detector('HTC', width=32, seed=1)
+    terms = [dict(KD, name='box'), dict(KD, student='mask_logits', name='mask')]
+    mmkd_plugin.attach(student, teacher, terms)
+    losses = step(student, batch())
+    assert losses['loss_box'] > 0 and losses['loss_mask'] > 0
+    mmkd_plugin.detach(student)
+    mmkd_plugin.attach(student, copy.deepcopy(student), terms)
+    losses = step(student, batch())
+    assert losses['loss_box'] < 1e-5 and losses['loss_mask'] < 1e-5
 
 
 # -- nothing to learn from ---------------------------------------------------------------------
