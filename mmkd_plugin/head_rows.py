@@ -271,9 +271,8 @@ def _images(level: Level) -> Tensor:
 @torch.no_grad()
 def _score(level: Level, head: Predictions, columns: Tensor | None) -> Tensor:
     """How sure a head is of an object at each place, (N, P, A): its best class, times quality."""
-    score = getattr(level, 'score', None)
-    if score is not None:
-        return widen(score)
+    if level.score is not None:
+        return widen(level.score)
     logits = level.logits
     foreground = (logits.shape[3] if columns is None else len(columns)) - int(head.background)
     if head.activation == 'sigmoid' and columns is None:
