@@ -107,12 +107,14 @@ class Watch(Hook):
         self.losses = {k: v.item() for k, v in outputs.items() if 'loss' in k}
 
 
-def one_iteration(config: Config, data_root: Path, work_dir: Path) -> Config:
+def one_iteration(
+    config: Config, data_root: Path, work_dir: Path, scale: tuple[int, int] = (160, 128)
+) -> Config:
     """Turns a COCO config into one iteration of one small image, without any download."""
     loader = config.train_dataloader
     loader.update(batch_size=1, num_workers=0, persistent_workers=False)
     loader.dataset.data_root = f'{data_root}/'
-    resize = dict(type='Resize', scale=(160, 128), keep_ratio=True)
+    resize = dict(type='Resize', scale=scale, keep_ratio=True)
     loader.dataset.pipeline = [
         resize if 'Resize' in step.type or step.type == 'RandomChoice' else step
         for step in loader.dataset.pipeline

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
+from pathlib import Path
 
 import pytest
-from detectors import model_config
+from detectors import FAMILIES, Family, model_config
 from mmengine.config import Config
 from torch import nn
 
@@ -14,6 +16,7 @@ from mmkd_plugin import recipes
 from mmkd_plugin.recipes import detection
 from mmkd_plugin.registry import build_loss
 from mmkd_plugin.teacher import build_model
+from mmkd_plugin.views import make_view, view_names, views
 
 SEGMENTER = 'PSPNet'
 
@@ -220,3 +223,46 @@ def test_every_recipe_says_something_of_every_kind_it_serves():
         assert recipe.sources and set(recipe.sources) <= set(detection.ROWS), name
         for kind in recipe.sources:
             assert recipe.term(kind, dict(epochs=12))['weight'] > 0
+
+
+DOCS = Path(__file__).resolve().parents[1] / 'docs' / 'coverage.md'
+ROW = re.compile(r'^\| ([^|]+) \| ([^|]+) \| (softmax|sigmoid|–) \| ([^|]+) \| ([^|]+) \|$', re.M)
+PANOPTIC = 'Panoptic FPN'
+
+
+@pytest.mark.parametrize('family', [*FAMILIES, PANOPTIC, SEGMENTER])
+def test_the_table_in_the_docs(family, monkeypatch):
+    """Views and recipes of each family as `docs/coverage.md` has them."""
+    rows = {row[0].split(',')[0].strip(): row[1:] for row in ROW.findall(DOCS.read_text())}
+    assert set(rows) == {*FAMILIES, PANOPTIC, SEGMENTER}
+    if family == PANOPTIC:
+        config = 'panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py'
+        monkeypatch.setitem(FAMILIES, PANOPTIC, Family(config, masks=True))
+    model = fresh(family)
+    kinds, activation, others, names = (cell.strip() for cell in rows[family])
+    told = set(re.findall('`([^`]+)`', others))
+    fitting = {n for n in view_names() if any(cls.fits(model) for cls in views(n))}
+    if family != 'Mask2Former':
+        assert 'cls_logits' in fitting
+        specs = make_view('cls_logits', model).specs(model)
+        assert {spec.activation for spec in specs} == {activation}
+        assert {spec.kind for spec in specs} == {KINDS[kinds.split()[0].strip(',')]}
+        assert (len(specs) == 3) == ('3 stages' in kinds)
+        assert specs[0].priors == (9 if '9 anchors' in kinds else 1)
+    assert told == fitting - {'cls_logits'}
+    suiting = [name for name in detection.RECIPES if suits(name, model)]
+    short = [name for name in suiting if name not in ('dkd-loca', 'ipwd-inverse')]
+    assert (names if names != '–' else '') == ', '.join(short)
+    assert ('dkd' in suiting) == ('dkd-loca' in suiting)
+    assert ('ipwd' in suiting) == ('ipwd-inverse' in suiting)
+
+
+KINDS = dict(positions='dense', cells='dense', RoIs='roi', queries='query', pixels='pixel')
+
+
+def suits(name: str, model: nn.Module) -> bool:
+    try:
+        recipes.resolve(name, model, model)
+    except ValueError:
+        return False
+    return True
