@@ -52,6 +52,9 @@ class LogitTerm(Term):
         self.selection = parse_select(config.get('select'), f'{self.where}.select')
         self.specs = student.specs(models[0])
         self.teacher_specs = teacher.specs(models[1])
+        teacher.mapped = class_map is not None
+        table = None if class_map is None else torch.tensor(class_map)
+        self.register_buffer('class_map', table, persistent=False)
         self._check(class_map, models)
         self._map_classes(class_map if student.of_classes else None)
 
@@ -145,7 +148,7 @@ class LogitTerm(Term):
     ) -> tuple[dict[str, Tensor], list[Watched]]:
         own = self.student.read(student, data_samples)
         for predictions in own:  # a teacher's view may compare classes to find its rows
-            predictions.context['columns'] = self.columns
+            predictions.context.update(columns=self.columns, class_map=self.class_map)
         with torch.no_grad():
             theirs = self.teacher.read(teacher, data_samples, student=own)
         if not len(own) == len(theirs) == len(self.losses):

@@ -218,6 +218,33 @@ def test_other_classes_need_a_class_map():
     assert losses['dkd_rows'] < losses['kd_rows']
 
 
+def test_masks_of_other_classes():
+    """The teacher's mask of a region is that of its own name for the region's class."""
+    student = detector('Mask R-CNN')
+    teacher = detector('Mask R-CNN', width=32, seed=1, classes=6)
+    table = (5, 3, 0, -1)  # the boxes are of classes 1, 3 and 2
+    handle = mmkd_plugin.teacher.Teacher(teacher, class_map=table)
+    mmkd_plugin.attach(student, handle, [term('masks', KD, 'mask_logits')])
+    plain, asked = teacher.roi_head._mask_forward, []
+
+    def only_mapped(x, rois):
+        found = plain(x, rois)
+        asked.append(len(rois))
+        for unused in (1, 2, 4, 5):
+            found['mask_preds'][:, unused] = math.nan
+        return found
+
+    teacher.roi_head._mask_forward = only_mapped
+    losses = step(student, two())
+    assert losses['loss_masks'].isfinite() and losses['loss_masks'] > 0
+    assert 0 < losses['masks_rows'] < asked[0] * 28 * 28
+
+
+def test_top_rows_of_regions_are_counted_by_image():
+    student, _ = pair('Faster R-CNN', term('kd', KD, select=dict(by='teacher_topk', k=3)))
+    assert step(student, two())['kd_rows'] == 6
+
+
 def test_a_head_without_a_view_names_those_that_there_are():
     from detectors import model_config
     from mmengine.config import Config
@@ -236,6 +263,8 @@ def test_a_head_without_a_view_names_those_that_there_are():
 def test_methods_that_do_not_suit_a_head_say_so():
     with pytest.raises(TapError, match='DKDLoss.*softmax.*KDLoss'):
         pair('GFL', term('dkd', DKD))
+    with pytest.raises(TapError, match='directions of logit vectors.*KDLoss'):
+        pair('Mask R-CNN', term('ckd', CKD, 'mask_logits'))
     with pytest.raises(TapError, match="GDDLoss compares feature maps.*'neck'"):
         pair('GFL', term('gdd', dict(type='GDDLoss')))
     with pytest.raises(TapError, match="student='cls_logits', teacher='detections'"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -91,6 +92,21 @@ class CKDLoss(LogitLoss):
         if per_image:
             self.needs = ('images',)
         self._told = False  # that a batch of one has nothing to learn from
+
+    def connect(
+        self,
+        student_shape: Sequence[int],
+        teacher_shape: Sequence[int],
+        features_shape: Sequence[int] | None = None,
+        priors: int = 1,
+    ) -> None:
+        """Refuses rows of one column as well; see :class:`LogitLoss`."""
+        super().connect(student_shape, teacher_shape, features_shape, priors)
+        if student_shape[1] < 2:
+            raise ValueError(
+                'CKDLoss compares the directions of logit vectors, and rows of one column (masks, '
+                'or a single class) have none. Use KDLoss there.'
+            )
 
     def compute(
         self,

@@ -63,11 +63,14 @@ class LogitView(View):
     Attributes:
         follows: True for a teacher's view that brings any head to the student's activation and
             number of Predictions.
-        of_classes: False where columns are no classes (bins of distances): no class_map applies.
+        of_classes: False where columns are no classes (bins of distances): a class_map then leaves
+            them as they are.
+        mapped: set by the term: whether there is a class_map, so that other classes are no mistake.
     """
 
     follows: bool = False
     of_classes: bool = True
+    mapped: bool = False
 
     def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
         raise NotImplementedError

@@ -31,8 +31,11 @@ class RoIMasks(LogitView):
     Of the classes' masks, that of the RoI's own class counts, in the teacher as in the student. A
     pixel is one sigmoid row; its label is 0 on the object and 1, background, beside it. The
     teacher's mask head runs on the same RoIs; where its masks have another size they are resized
-    bilinearly, which is meant: both cover the same box.
+    bilinearly, which is meant: both cover the same box. Under a class_map the teacher's mask is
+    that of its own class; RoIs of a class that it does not know are left out.
     """
+
+    of_classes = False  # a row is the mask of one class
 
     def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
         self.where = where
@@ -96,11 +99,13 @@ class RoIMasks(LogitView):
         refuse_fused(models[1], self.where)
         for own, theirs in zip(student.heads, self.heads):
             s, t = models[0].get_submodule(own), models[1].get_submodule(theirs)
-            if not t.class_agnostic and (s.class_agnostic or s.num_classes != t.num_classes):
+            other = s.num_classes != t.num_classes and not self.mapped
+            if not t.class_agnostic and (s.class_agnostic or other):
                 raise TapError(
                     f'{self.where}: the teacher {theirs!r} has {_masks(t)} and the student '
                     f'{own!r} has {_masks(s)}: which of them belong together is not known. Take a '
-                    'teacher of the same classes, or one whose masks are class-agnostic.'
+                    "teacher of the same classes, say which they share (teacher's class_map), or "
+                    'take one whose masks are class-agnostic.'
                 )
 
     def read(
@@ -191,6 +196,10 @@ class RoIMasks(LogitView):
         predictions = []
         for stage, own in enumerate(student):
             rois, classes, size = (own.context[key] for key in ('rois', 'classes', 'size'))
+            known, table = None, own.context.get('class_map')
+            if table is not None:
+                classes = table[classes]
+                known, classes = classes >= 0, classes.clamp(min=0)
             masks = maps[0].new_zeros((0, *size))
             if len(rois):
                 result = forward(*stage_arguments(forward, stage), maps, rois)
@@ -200,6 +209,8 @@ class RoIMasks(LogitView):
                     masks[:, None].float(), size=size, mode='bilinear', align_corners=False
                 )[:, 0]
             level = Level(logits=_rows(masks), images=own.levels[0].images)
+            if known is not None:
+                level.valid = known.repeat_interleave(size[0] * size[1]).reshape(1, -1, 1)
             predictions.append(self._predictions(stage, level, rois, classes, size))
         return predictions
 
