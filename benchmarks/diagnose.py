@@ -129,7 +129,11 @@ def total(losses: dict[str, Any]) -> Tensor:
 def measure(student: nn.Module, loader: Any, batches: int) -> dict[str, dict[str, float]]:
     """Means over the batches, by term."""
     terms = list(student.distiller.terms)
-    heard = {t.name: listen(t) for t in terms if hasattr(t, 'selection')}
+    heard = {
+        t.name: listen(t)
+        for t in terms
+        if hasattr(t, 'selection') and t.student.of_classes and t.teacher.of_classes
+    }
     parameters = [p for p in student.backbone.parameters() if p.requires_grad]
     found: dict[str, dict[str, list[float]]] = {t.name: {} for t in terms}
     images = 0

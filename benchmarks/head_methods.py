@@ -167,7 +167,7 @@ PAIRS: dict[str, dict[str, Pair]] = {
             f'{DETECTION}/fcos_r18-quarter_digits.py',
             'dense',
             DENSE,
-            (5, 8),
+            (5, 10),
         ),
         'faster': _digits(
             f'{DETECTION}/faster-rcnn_r18-half_digits.py',
@@ -181,7 +181,7 @@ PAIRS: dict[str, dict[str, Pair]] = {
             'configs/instance_segmentation/digits/mask-rcnn_r18-quarter_digits.py',
             'roi',
             (*SOFTMAX, 'mask', 'kd+mask'),
-            (3, 6),
+            (3, 7),
             task='instance',
         ),
         'pspnet': _digits(
@@ -189,7 +189,7 @@ PAIRS: dict[str, dict[str, Pair]] = {
             'configs/semantic_segmentation/digits/pspnet_r18-quarter_digits.py',
             'pixel',
             SOFTMAX,
-            (4, 5),
+            (5, 8),
             task='semantic',
             views=dict(gdd_channel=dict(student=dict(path='backbone', levels=[-1]))),
         ),
@@ -198,7 +198,7 @@ PAIRS: dict[str, dict[str, Pair]] = {
             f'{DETECTION}/deformable-detr_r18-quarter_digits.py',
             'query',
             DENSE,
-            (6, 8),
+            (4, 12),
         ),
         # Another kind of teacher: logits through its decoded boxes, features as they are.
         'faster-gfl': _digits(

@@ -16,4 +16,4 @@ default_hooks = dict(
 )
 visualizer = dict(type='SegLocalVisualizer')
 log_processor = dict(type='LogProcessor', window_size=10, by_epoch=True)
-optim_wrapper = dict(optimizer=dict(lr=3e-3))
+optim_wrapper = dict(optimizer=dict(lr=4e-3))
