@@ -111,8 +111,8 @@ def test_the_terms_are_those_of_the_recipe(name):
     assert alpha in (None, 175.0, term['weight'])
 
 
-def small(name: str, data_root: Path, work_dir: Path) -> Config:
-    config = shrink(read(name))
+def prepared(config: Config, data_root: Path, work_dir: Path) -> Config:
+    """One step on two small crops, without any download."""
     config.model.data_preprocessor.size = CROP
     del config.default_hooks['visualization']
     loader = config.train_dataloader
@@ -129,14 +129,18 @@ def small(name: str, data_root: Path, work_dir: Path) -> Config:
     return one_step(config, work_dir)
 
 
-@pytest.mark.parametrize('name', CITYSCAPES_CONFIGS)
-def test_one_training_iteration_of_small_models(name, data_root, tmp_path):
-    """Student and teacher of MMSegmentation, through the same hook as detectors."""
-    config = small(name, data_root, tmp_path)
+def train_once(config: Config) -> Watch:
     watch = Watch()
     runner = Runner.from_cfg(config)
     runner.register_hook(watch)
     runner.train()
+    return watch
+
+
+@pytest.mark.parametrize('name', CITYSCAPES_CONFIGS)
+def test_one_training_iteration_of_small_models(name, data_root, tmp_path):
+    """Student and teacher of MMSegmentation, through the same hook as detectors."""
+    watch = train_once(prepared(shrink(read(name)), data_root, tmp_path))
     method = Path(name).name.split('_')[0]
     assert watch.losses[f'loss_{method}'] > 0
     assert {'decode.loss_ce', 'aux.loss_ce'} <= set(watch.losses)
@@ -145,6 +149,24 @@ def test_one_training_iteration_of_small_models(name, data_root, tmp_path):
     if method == 'gdd':  # 64 student and 128 teacher channels here, joined by the 1x1 convolution
         assert (row.student_shape[1], row.teacher_shape[1]) == (64, 128)
         assert row.student_shape[2:] == (8, 8), 'stride 8'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', CITYSCAPES_CONFIGS)
+def test_one_training_iteration(name, data_root, tmp_path):
+    config = Config.fromfile(CONFIGS / f'{name}.py')
+    config.model.pretrained = None
+    norm = dict(type='BN', requires_grad=True)  # SyncBN does not train on the CPU
+    for part in ('backbone', 'decode_head', 'auxiliary_head'):
+        config.model[part].norm_cfg = norm
+    watch = train_once(prepared(config, data_root, tmp_path))
+    method = Path(name).name.split('_')[0]
+    assert watch.losses[f'loss_{method}'] > 0
+    assert all(math.isfinite(value) for value in watch.losses.values()), watch.losses
+    (row,) = watch.plan
+    if method == 'gdd':
+        assert (row.student_shape[1], row.teacher_shape[1]) == (512, 2048)
+        assert row.connector_parameters == 75_501_568 + 1_050_624  # generator and 1x1 convolution
 
 
 def test_the_published_widths_join_at_512_and_2048():
