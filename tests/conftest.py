@@ -11,6 +11,7 @@ from mmengine.registry import DefaultScope
 collect_ignore = [
     'classification_toys.py',
     'coco_mini.py',
+    'config_pairs.py',
     'dense_models.py',
     'detectors.py',
     'loss_cases.py',
