@@ -15,6 +15,7 @@ collect_ignore = [
     'dense_models.py',
     'detectors.py',
     'loss_cases.py',
+    'ranks.py',
     'region_batches.py',
     'segmenters.py',
     'toys.py',

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from ranks import run_ranks
 
-TESTS = Path(__file__).parent
 TERMS = {
     'noise': 'dict(toys.TERM, end=3)',
     'plain': "dict(toys.TERM, loss=dict(type='CWDLoss'))",
 }
 SCRIPT = """
-import os, sys
-sys.path[:0] = [{root!r}, {tests!r}]
+import os
 import torch, toys
 import torch.distributed as dist
 world = int(os.environ['WORLD_SIZE'])
@@ -50,38 +45,12 @@ for name, term in dict({terms}).items():
     runner = Runner.from_cfg(config)
     runner.register_hook(Keep(f"{out}/{{name}}_{{world}}_{{os.environ['RANK']}}.pth"))
     runner.train()
-print('DONE')
 """
 
 
 def launch(world: int, out: Path) -> None:
-    with socket.socket() as sock:
-        sock.bind(('127.0.0.1', 0))
-        port = sock.getsockname()[1]
     terms = ', '.join(f'{name}={term}' for name, term in TERMS.items())
-    code = SCRIPT.format(root=str(TESTS.parent), tests=str(TESTS), out=str(out), terms=terms)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, '-c', code],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=dict(
-                os.environ,
-                RANK=str(rank),
-                LOCAL_RANK=str(rank),
-                WORLD_SIZE=str(world),
-                MASTER_ADDR='127.0.0.1',
-                MASTER_PORT=str(port),
-                OMP_NUM_THREADS='1',
-                CUDA_VISIBLE_DEVICES='',
-            ),
-        )
-        for rank in range(world)
-    ]
-    for process in processes:
-        output = process.communicate(timeout=240)[0]
-        assert process.returncode == 0 and 'DONE' in output, output[-3000:]
+    run_ranks(SCRIPT.format(out=str(out), terms=terms), world)
 
 
 @pytest.fixture(scope='module')

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from ranks import run_ranks
 from torch import Tensor, nn
 
 import mmkd_plugin
 from mmkd_plugin.models import ImageClassifier
 
-TESTS = Path(__file__).parent
 STEPS, IDLE_FROM = 4, 3
 LOSSES = {
     'kd': dict(type='KDLoss'),
@@ -64,8 +58,6 @@ def train(loss: dict, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
 
 
 SCRIPT = """
-import os, sys
-sys.path[:0] = [{root!r}, {tests!r}]
 import torch
 import torch.distributed as dist
 import test_ddp_classifier as case
@@ -76,31 +68,13 @@ losses = dict(case.LOSSES, ckd=case.COUPLED)
 torch.save({{name: case.train(loss, rank, 2) for name, loss in losses.items()}},
            f'{out}/{{rank}}.pth')
 dist.destroy_process_group()
-print('DONE')
 """
 
 
 @pytest.fixture(scope='module')
 def ranks(tmp_path_factory) -> list[dict]:
     out = tmp_path_factory.mktemp('ddp')
-    with socket.socket() as sock:
-        sock.bind(('127.0.0.1', 0))
-        port = sock.getsockname()[1]
-    code = SCRIPT.format(root=str(TESTS.parent), tests=str(TESTS), out=str(out))
-    env = dict(os.environ, WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    env.update(OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
-    processes = [
-        subprocess.Popen(
-            [sys.executable, '-c', code],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=dict(env, RANK=str(rank)),
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=240)[0] for process in processes]
-    assert all('DONE' in text for text in outputs), '\n'.join(outputs)[-3000:]
+    run_ranks(SCRIPT.format(out=str(out)))
     return [torch.load(out / f'{rank}.pth') for rank in range(2)]
 
 

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from ranks import run_ranks
 from region_batches import BOXES, detector, images, sample
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import mmkd_plugin
 
-TESTS = Path(__file__).parent
 TERMS = {
     'GFL': dict(
         positive=dict(loss=dict(type='KDLoss', temperature=1.0), select='positive'),
@@ -74,35 +68,7 @@ def main(out: str) -> None:
 @pytest.fixture(scope='module')
 def ranks(tmp_path_factory):
     out = tmp_path_factory.mktemp('heads')
-    with socket.socket() as sock:
-        sock.bind(('127.0.0.1', 0))
-        port = sock.getsockname()[1]
-    code = (
-        f'import sys; sys.path[:0] = [{str(TESTS.parent)!r}, {str(TESTS)!r}]; '
-        f'import test_ddp_heads; test_ddp_heads.main({str(out)!r})'
-    )
-    processes = [
-        subprocess.Popen(
-            [sys.executable, '-c', code],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=dict(
-                os.environ,
-                RANK=str(rank),
-                LOCAL_RANK=str(rank),
-                WORLD_SIZE='2',
-                MASTER_ADDR='127.0.0.1',
-                MASTER_PORT=str(port),
-                OMP_NUM_THREADS='1',
-                CUDA_VISIBLE_DEVICES='',
-            ),
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        output = process.communicate(timeout=240)[0]
-        assert process.returncode == 0, output[-3000:]
+    run_ranks(f'import test_ddp_heads; test_ddp_heads.main({str(out)!r})')
     return [torch.load(out / f'{rank}.pth') for rank in range(2)]
 
 

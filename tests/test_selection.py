@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from ranks import run_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmkd_plugin import functional as F
@@ -640,8 +635,6 @@ def test_defaults_of_the_losses_are_valid_for_every_kind():
 
 RANKS = {'KD': dict(), 'IPWD': dict(normalize='batch_mean', clip_max=1.3)}
 SCRIPT = """
-import sys
-sys.path[:0] = [{root!r}, {tests!r}]
 import torch
 import torch.distributed as dist
 import test_selection as case
@@ -649,7 +642,6 @@ import test_selection as case
 dist.init_process_group('gloo')
 torch.save(case.distributed(dist.get_rank(), 2), f'{out}/{{dist.get_rank()}}.pth')
 dist.destroy_process_group()
-print('DONE')
 """
 
 
@@ -680,32 +672,7 @@ def distributed(rank: int, world: int) -> dict:
 
 
 def test_two_processes_with_unequal_positives_equal_one(tmp_path):
-    tests = Path(__file__).parent
-    with socket.socket() as sock:
-        sock.bind(('127.0.0.1', 0))
-        port = sock.getsockname()[1]
-    code = SCRIPT.format(root=str(tests.parent), tests=str(tests), out=str(tmp_path))
-    processes = [
-        subprocess.Popen(
-            [sys.executable, '-c', code],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=dict(
-                os.environ,
-                RANK=str(rank),
-                WORLD_SIZE='2',
-                MASTER_ADDR='127.0.0.1',
-                MASTER_PORT=str(port),
-                OMP_NUM_THREADS='1',
-                CUDA_VISIBLE_DEVICES='',
-            ),
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        output = process.communicate(timeout=240)[0]
-        assert process.returncode == 0 and 'DONE' in output, output[-3000:]
+    run_ranks(SCRIPT.format(out=str(tmp_path)))
     ranks = [torch.load(tmp_path / f'{rank}.pth') for rank in range(2)]
     for key, (value, grads) in distributed(0, 1).items():
         mean = sum(results[key][0] for results in ranks) / 2

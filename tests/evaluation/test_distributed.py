@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import torch
+from ranks import run_ranks
 
-TESTS = Path(__file__).parents[1]
 SCRIPT = """
-import os, sys
-sys.path[:0] = [{root!r}, {tests!r}]
+import os
 import torch
 import torch.distributed as dist
 dist.init_process_group('gloo')
@@ -55,31 +48,11 @@ out = model.test_step(data)[0]
 hits = (out['pred_score'].argmax(1) == out['gt_label']).float().mean().item() * 100
 torch.save(dict(lams=keep.lams, crops=keep.crops, metrics=keep.metrics, expected=hits,
                 mean=model.norm.running_mean), {out!r} + f'/{{rank}}.pth')
-print('DONE')
 """
 
 
 def test_two_processes(tmp_path):
-    with socket.socket() as sock:
-        sock.bind(('127.0.0.1', 0))
-        port = sock.getsockname()[1]
-    script = tmp_path / 'script.py'
-    script.write_text(SCRIPT.format(root=str(TESTS.parent), tests=str(TESTS), out=str(tmp_path)))
-    base = dict(os.environ, WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    base.update(OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
-    running = [
-        subprocess.Popen(
-            [sys.executable, str(script)],
-            env=dict(base, RANK=str(rank), LOCAL_RANK=str(rank)),
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=200)[0] for process in running]
-    assert all('DONE' in text for text in outputs), '\n'.join(outputs)
+    run_ranks(SCRIPT.format(out=str(tmp_path)), cwd=tmp_path)
     one, two = (torch.load(tmp_path / f'{rank}.pth', weights_only=False) for rank in (0, 1))
     assert one['lams'] == two['lams'] and len(set(one['lams'])) == len(one['lams']) >= 4
     assert not set(one['crops']) & set(two['crops'])

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from ranks import run_ranks
 
 from mmkd_plugin import functional as F
 from mmkd_plugin.losses import CKDLoss, ckd
@@ -75,8 +72,8 @@ def data(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 SCRIPT = """
-import os, sys
-sys.path[:0] = [{root!r}, {tests!r}]
+import sys
+sys.path.insert(0, {tests!r})
 import torch
 import torch.distributed as dist
 import test_ckd as case
@@ -107,39 +104,13 @@ for per_image in (False, True):
     results['weighted', per_image] = (value.item(), x.grad)
 torch.save(results, f'{out}/{{rank}}.pth')
 dist.destroy_process_group()
-print('DONE')
 """
 
 
 @pytest.fixture(scope='module')
 def ranks(tmp_path_factory) -> list[dict]:
     out = tmp_path_factory.mktemp('gather')
-    tests = Path(__file__).parent
-    with socket.socket() as sock:
-        sock.bind(('127.0.0.1', 0))
-        port = sock.getsockname()[1]
-    code = SCRIPT.format(root=str(tests.parents[1]), tests=str(tests), out=str(out))
-    processes = [
-        subprocess.Popen(
-            [sys.executable, '-c', code],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=dict(
-                os.environ,
-                RANK=str(rank),
-                WORLD_SIZE='2',
-                MASTER_ADDR='127.0.0.1',
-                MASTER_PORT=str(port),
-                OMP_NUM_THREADS='1',
-                CUDA_VISIBLE_DEVICES='',
-            ),
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        output = process.communicate(timeout=240)[0]
-        assert process.returncode == 0 and 'DONE' in output, output[-3000:]
+    run_ranks(SCRIPT.format(tests=str(Path(__file__).parent), out=str(out)))
     return [torch.load(out / f'{rank}.pth') for rank in range(2)]
 
 
