@@ -164,9 +164,11 @@ class Study:
             print(f'Teacher: {headline(result)} ({teacher["checkpoint"]})')
             return 0
         plan = self.plan(teacher)
-        todo = [folder for folder, run in plan.items() if prepare_run(folder, run) is None]
-        print(f'{len(plan)} runs, {len(plan) - len(todo)} of them finished before.', flush=True)
-        failed = Pool(self.args.jobs, self.args.threads).run(todo)
+        failed: list[Path] = []
+        if not self.args.report_only:
+            todo = [folder for folder, run in plan.items() if prepare_run(folder, run) is None]
+            print(f'{len(plan)} runs, {len(plan) - len(todo)} of them finished before.', flush=True)
+            failed = Pool(self.args.jobs, self.args.threads).run(todo)
         results = [read_results(folder) for folder in plan]
         self.write([r for r in results if r is not None], result)
         return len(failed)
@@ -245,6 +247,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add('--teacher-epochs', type=int, help="default: the config's")
     add('--select-weights', nargs='+', metavar='METHOD=W,W', help='compare weights instead')
     add('--teacher-only', action='store_true', help='train the teacher and stop')
+    add('--report-only', action='store_true', help='tables of what is finished; no student trains')
     add('--work-dir', type=Path, default=Path('work_dirs/bench'))
     add('--results', type=Path, default=Path('benchmarks/results'), help='where the tables go')
     args = parser.parse_args(argv)

@@ -107,5 +107,8 @@ def test_a_pair_of_segmenters_from_end_to_end(tmp_path, digits_root, monkeypatch
     content = json.loads((tmp_path / 'results/digits_pspnet.json').read_text())
     assert [run['task'] for run in content['runs']] == ['semantic'] * 2
     assert all(0 < run['mIoU'] <= 100 for run in content['runs'])
+    reported = ['--report-only', '--seeds', '0', '1']
+    assert detection.main([*args, *reported]) == 0  # and trains no second seed
+    assert not (tmp_path / 'work/digits/pspnet/runs/student-seed1').exists()
     log = (tmp_path / 'work/digits/pspnet/runs/gdd_channel+kd-seed0/log.txt').read_text()
     assert 'loss_gdd_channel' in log and 'loss_kd' in log
