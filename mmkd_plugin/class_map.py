@@ -9,6 +9,7 @@ from typing import Any
 from mmengine.logging import print_log
 
 from .registry import nearest
+from .taps import TapError
 
 BY_NAME = 'names'
 UNKNOWN = -1  # a class of the student that the teacher does not know
@@ -80,6 +81,33 @@ def resolve_class_map(
             logging.WARNING,
         )
     return indices
+
+
+def fit_class_map(class_map: Sequence[int], student: int, teacher: int, where: str) -> list[int]:
+    """The student's classes that the teacher knows.
+
+    Args:
+        class_map: the teacher's index, or -1, for each class of the student.
+        student: number of the student's classes.
+        teacher: number of the teacher's.
+        where: names the term in messages.
+
+    Raises:
+        TapError: a map that does not fit the numbers of classes, or in which nothing is shared.
+    """
+    if len(class_map) != student:
+        raise TapError(
+            f'{where}: class_map names {len(class_map)} classes, but the student has {student}.'
+        )
+    if max(class_map) >= teacher:
+        raise TapError(
+            f'{where}: class_map points to class {max(class_map)} of the teacher, which has '
+            f'{teacher}.'
+        )
+    own = [i for i, c in enumerate(class_map) if c != UNKNOWN]
+    if not own:
+        raise TapError(f'{where}: class_map shares no class with the teacher.')
+    return own
 
 
 def compare_classes(

@@ -18,7 +18,7 @@ from .compat import is_compiling
 from .execution import PartialForward, probe, rng_kept
 from .logit_term import make_term
 from .rng import RandomSource
-from .taps import Recorder, TapError, TapPoint, refuse_checkpointed
+from .taps import Recorder, TapError, TapPoint, is_loss_input, refuse_checkpointed
 from .teacher import Teacher
 from .terms import PlanRow, Term
 
@@ -91,7 +91,8 @@ class Distiller(nn.Module):
         self._finite: tuple[list[str], Tensor] | None = None
         for term in self.terms:
             for point in term.student.points:
-                refuse_checkpointed(student, point.path, checkpointed, term.where)
+                if not is_loss_input(point):  # labels carry no gradient anyway
+                    refuse_checkpointed(student, point.path, checkpointed, term.where)
         teacher.connect(student, [p for term in self.terms for p in term.teacher.teacher_points])
         try:
             for term in self.terms:

@@ -45,6 +45,16 @@ def set_inference(model: nn.Module) -> None:
             module.training = True
 
 
+@contextlib.contextmanager
+def inference_form(head: nn.Module) -> Iterator[None]:
+    """Lets a teacher's head give what it gives in eval mode, such as boxes in pixels."""
+    flag, head.training = head.training, False
+    try:
+        yield
+    finally:
+        head.training = flag
+
+
 class PartialForward:
     """Runs a model as deep as the given taps need.
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from .compat import is_compiling
-from .functional.checks import widen
 from .functional.rows import gather_rows, places
 from .losses.base import LogitLoss
 from .losses.chunked import PART
 from .views.predictions import Level, Predictions
+from .views.scores import class_scores
 
 if TYPE_CHECKING:
     from .selection import Selection
@@ -55,9 +55,15 @@ class HeadRows:
         labels = [x.labels for x in self.student.levels]
         if any(x is None for x in labels):
             who = type(self.loss).__name__ if needed else f'select={by!r}'
+            reason = self.student.context.get('no_labels')
             raise ValueError(
-                f'{who} needs labels, but this step brought none for {self.student.label!r}: call '
-                'the student with data_samples that hold its ground truth.'
+                f'{who} needs labels, but this step brought none for {self.student.label!r}: '
+                + (
+                    reason + " A loss without labels, such as KDLoss with select='score_weighted', "
+                    'can be used.'
+                    if reason
+                    else 'call the student with data_samples that hold its ground truth.'
+                )
             )
         if self.columns is None:
             return labels
@@ -138,7 +144,7 @@ class HeadRows:
     def scores(self) -> list[Tensor]:
         """The teacher's scores, (N, P, A) for each level."""
         columns = None if self.columns is None else self.columns[1]
-        return [_score(x, self.teacher, columns).to(self.dtype) for x in self.teacher.levels]
+        return [class_scores(x, self.teacher, columns).to(self.dtype) for x in self.teacher.levels]
 
     def choose(self) -> tuple[Tensor | None, Tensor]:
         """The best rows of each image (N, K), and their weights (N, K), 0 for mere padding.
@@ -146,7 +152,7 @@ class HeadRows:
         No index means all of them, in their order.
         """
         by, k = self.selection.by, self.selection.k
-        if self.student.kind == 'roi':  # N is 1: the rows of all images stand behind one another
+        if self.student.levels[0].images is not None:  # the rows of all images, one after another
             k *= int(self.student.context.get('num_images', 1))
         if by == 'random':
             images = self.student.levels[0].logits.shape[0]
@@ -266,27 +272,3 @@ def _images(level: Level) -> Tensor:
     if level.images is not None:
         return level.images.unsqueeze(2).expand(shape)
     return torch.arange(shape[0], device=level.logits.device).view(-1, 1, 1).expand(shape)
-
-
-@torch.no_grad()
-def _score(level: Level, head: Predictions, columns: Tensor | None) -> Tensor:
-    """How sure a head is of an object at each place, (N, P, A): its best class, times quality."""
-    if level.score is not None:
-        return widen(level.score)
-    logits = level.logits
-    foreground = (logits.shape[3] if columns is None else len(columns)) - int(head.background)
-    if head.activation == 'sigmoid' and columns is None:
-        score = widen(logits[..., :foreground].amax(3)).sigmoid()
-    else:
-        step = max(1, PART // max(1, logits.shape[0] * logits.shape[2] * logits.shape[3]))
-        parts = [logits[:, :0], *logits.split(step, 1)] if logits.shape[1] else [logits]
-        score = torch.cat([_best(x, head.activation, foreground, columns) for x in parts], 1)
-    return score if level.quality is None else score * widen(level.quality).sigmoid()
-
-
-def _best(x: Tensor, activation: str, foreground: int, columns: Tensor | None) -> Tensor:
-    """Probability of the best of the first ``foreground`` (of these columns)."""
-    best = (x if columns is None else x.index_select(3, columns))[..., :foreground].amax(3)
-    if activation == 'sigmoid':
-        return widen(best).sigmoid()
-    return (widen(best) - widen(x).logsumexp(3)).exp()

@@ -9,6 +9,7 @@ import torch
 from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor, nn
 
+from .class_map import fit_class_map
 from .losses.base import LogitLoss
 from .selection import evaluate, parse_select
 from .taps import Recorder, TapError
@@ -52,7 +53,7 @@ class LogitTerm(Term):
         self.selection = parse_select(config.get('select'), f'{self.where}.select')
         self.specs = student.specs(models[0])
         self.teacher_specs = teacher.specs(models[1])
-        teacher.mapped = class_map is not None
+        teacher.class_map = class_map
         table = None if class_map is None else torch.tensor(class_map)
         self.register_buffer('class_map', table, persistent=False)
         self._check(class_map, models)
@@ -98,20 +99,8 @@ class LogitTerm(Term):
         if not self.mapped:
             return
         spec = self.specs[0]
-        if len(class_map) != spec.num_classes:
-            raise TapError(
-                f'{self.where}: class_map names {len(class_map)} classes, but the student has '
-                f'{spec.num_classes}.'
-            )
         known = self.teacher_specs[0].num_classes
-        if max(class_map) >= known:
-            raise TapError(
-                f'{self.where}: class_map points to class {max(class_map)} of the teacher, which '
-                f'has {known}.'
-            )
-        own = [i for i, c in enumerate(class_map) if c >= 0]
-        if not own:
-            raise TapError(f'{self.where}: class_map shares no class with the teacher.')
+        own = fit_class_map(class_map, spec.num_classes, known, self.where)
         theirs = [class_map[i] for i in own]
         if spec.background:
             own, theirs = [*own, spec.num_classes], [*theirs, known]
@@ -148,7 +137,11 @@ class LogitTerm(Term):
     ) -> tuple[dict[str, Tensor], list[Watched]]:
         own = self.student.read(student, data_samples)
         for predictions in own:  # a teacher's view may compare classes to find its rows
-            predictions.context.update(columns=self.columns, class_map=self.class_map)
+            predictions.context.update(
+                columns=self.columns,
+                class_map=self.class_map,
+                num_images=count_images(data_samples),
+            )
         with torch.no_grad():
             theirs = self.teacher.read(teacher, data_samples, student=own)
         if not len(own) == len(theirs) == len(self.losses):
@@ -156,20 +149,24 @@ class LogitTerm(Term):
                 f'{self.where}: {len(self.losses)} heads were connected, but this step gave '
                 f'{len(own)} (student) and {len(theirs)} (teacher).'
             )
-        total, rows, entries, watched = 0.0, 0.0, {}, []
+        values, counts, entries, watched = [], [], {}, []
         for loss, s, t in zip(self.losses, own, theirs):
             self._check_rows(s, t)
             selection = self.selection or parse_select(loss.default_select.get(s.kind), 'select')
             value, count = evaluate(loss, s, t, selection, self.columns)
-            self.collect(loss, entries, 1 / len(self.losses))
-            total = total + value * share(count) / len(self.losses)
-            rows = rows + count.detach() / len(self.losses)
+            values.append(value)
+            counts.append(count)
             watched += [
                 Watched(f'{role} logits {p.label!r} of term {self.name!r}', _sum(p))
                 for role, p in (('student', s), ('teacher', t))
             ]
+        counts = torch.stack(counts)
+        shares = share(counts)
+        for loss, part in zip(self.losses, shares):
+            self.collect(loss, entries, 1 / len(self.losses), part)
         if self.specs[0].kind != 'image':  # there it is the batch size
-            entries[f'{self.name}_rows'] = rows
+            entries[f'{self.name}_rows'] = counts.mean()
+        total = (torch.stack(values) * shares).mean()
         return {f'loss_{self.name}': total * self.factor, **entries}, watched
 
     def _check_rows(self, s: Predictions, t: Predictions) -> None:
@@ -184,14 +181,19 @@ class LogitTerm(Term):
             )
 
 
-def share(count: Tensor) -> Tensor | float:
-    """A rank's rows over the mean of all ranks': DDP's average of gradients then is that of a mean
-    over all rows. Waits for no device."""
+def count_images(data_samples: Any) -> int:
+    """Images of a batch whose samples are a list; 1 where that is not told."""
+    return len(data_samples) if isinstance(data_samples, (list, tuple)) else 1
+
+
+def share(counts: Tensor) -> Tensor:
+    """A rank's rows (H,) over the mean of all ranks': DDP's average of gradients then is that of a
+    mean over all rows. Waits for no device."""
     if get_world_size() == 1:
-        return 1.0
-    mean = count.detach().clone()
+        return torch.ones_like(counts)
+    mean = counts.clone()
     all_reduce(mean, 'mean')
-    return count / mean.clamp(min=torch.finfo(mean.dtype).tiny)
+    return counts / mean.clamp(min=torch.finfo(mean.dtype).tiny)
 
 
 def make_term(config: Any, student: nn.Module, teacher: Teacher, index: int) -> Term:

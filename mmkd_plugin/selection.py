@@ -35,7 +35,8 @@ class Selection:
 
     Attributes:
         by: one of ``SELECTIONS``.
-        k: rows per image at most, where a number of rows is chosen. For ``'positive'`` those of
+        k: rows per image at most, where a number of rows is chosen; where the rows of all images
+            stand behind one another (RoIs, masks) so many on average. For ``'positive'`` those of
             which the teacher is surest, should there be more.
         positives: with ``'teacher_topk'``: rows with a class come first, however sure it is.
     """

@@ -341,6 +341,11 @@ def _pick(wanted: tuple[int, ...] | None, count: int, point: TapPoint, key: str)
     return [index % count for index in wanted]
 
 
+def is_loss_input(point: TapPoint) -> bool:
+    """Whether it is what a head hands to its own loss, in which views look for labels."""
+    return point.source == 'input' and point.path.rpartition('.')[2].startswith('loss_')
+
+
 def refuse_checkpointed(model: nn.Module, path: str, wrapped: Sequence[str], where: str) -> None:
     """Refuses a tap strictly inside an activation-checkpointed module.
 

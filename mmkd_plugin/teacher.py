@@ -119,7 +119,7 @@ def _current_scope() -> str | None:
 
 
 # What each project's models import beside MMEngine; MMPreTrain runs without compiled operators.
-_SCOPE_NEEDS = dict(mmdet=('mmcv', 'mmdet'), mmseg=('mmcv',), mmpretrain=())
+_SCOPE_NEEDS = dict(mmdet=('mmcv', 'mmdet'), mmseg=('mmcv', 'mmseg'), mmpretrain=())
 
 
 def _import_scope(scope: str) -> None:

@@ -136,14 +136,21 @@ class Term(nn.Module):
         self.losses.append(loss)
         return loss
 
-    def collect(self, loss: nn.Module, entries: dict[str, Tensor], share: float) -> None:
+    def collect(
+        self,
+        loss: nn.Module,
+        entries: dict[str, Tensor],
+        share: float,
+        factor: Tensor | float = 1.0,
+    ) -> None:
         """Moves what a loss has to say beside its value into the entries of the step.
 
-        Auxiliary losses are added up, diagnostics averaged, ``share`` being one loss's part.
+        Auxiliary losses are added up, times ``factor``; diagnostics averaged, ``share`` being one
+        loss's part.
         """
         for key, value in loss.auxiliary.items():
             key = f'loss_{self.name}_{key}'
-            entries[key] = entries.get(key, 0.0) + value
+            entries[key] = entries.get(key, 0.0) + value * factor
         for key, value in loss.report.items():
             key = f'{self.name}_{key}'
             entries[key] = entries.get(key, 0.0) + value * share

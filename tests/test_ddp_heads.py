@@ -48,7 +48,7 @@ def gradients(family: str, name: str) -> dict[str, torch.Tensor]:
         if isinstance(module, (_BatchNorm, nn.Dropout, nn.MultiheadAttention)):
             module.eval()
     losses = model(inputs, samples, mode='loss')
-    total = losses[f'loss_{name}']
+    total = sum(v for k, v in losses.items() if k.startswith(f'loss_{name}'))  # auxiliary, too
     # The rest of the graph takes part with zeros, as it would in training.
     total = total + sum((v if torch.is_tensor(v) else sum(v)).sum() * 0 for k, v in losses.items())
     total.backward()

@@ -116,12 +116,14 @@ class CKDLoss(LogitLoss):
         images: Tensor | None = None,
     ) -> Tensor:
         if self.gather and dist.is_available() and dist.is_initialized():
-            student, teacher = gather_rows(widen(student)), gather_rows(teacher)
-            if weights is not None:
-                weights = gather_rows(weights[:, None])[:, 0]
+            own_rows = student.shape[0]
+            student, teacher = gather_processes(widen(student)), gather_processes(teacher)
+            # Another rank may have weights: all must gather the same things.
+            weights = student.new_ones(own_rows) if weights is None else weights
+            weights = gather_processes(weights[:, None])[:, 0]
             if images is not None:
                 own = images + dist.get_rank() * MAX_IMAGES  # the same index is another image there
-                images = gather_rows(own.double()[:, None])[:, 0]
+                images = gather_processes(own.double()[:, None])[:, 0]
         self._check_size(student.shape[0])
         return F.contrastive(student, teacher, self.temperature, self.variant, weights, images)
 
@@ -156,7 +158,7 @@ class CKDLoss(LogitLoss):
         )
 
 
-def gather_rows(x: Tensor) -> Tensor:
+def gather_processes(x: Tensor) -> Tensor:
     """The rows (N, C) of all processes in order of rank; their numbers may differ.
 
     Gradients are summed over the processes on their way back.

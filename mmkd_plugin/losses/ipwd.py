@@ -161,6 +161,11 @@ class IPWDLoss(LogitLoss):
                 "tap the view 'cls_logits', which supplies them."
             )
         classes = int(student_shape[1])
+        if classes < 2 and self.weighting['standardize']:
+            raise ValueError(
+                'IPWDLoss compares two classifiers by z-scores of their rows, and rows of one '
+                'column (masks, or a single class) have none. Use KDLoss, or standardize=False.'
+            )
         sizes = (int(features_shape[1]), classes * priors)
         if self.cls_head is None:
             self.cls_head = nn.Linear(*sizes)

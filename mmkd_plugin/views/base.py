@@ -65,12 +65,13 @@ class LogitView(View):
             number of Predictions.
         of_classes: False where columns are no classes (bins of distances): a class_map then leaves
             them as they are.
-        mapped: set by the term: whether there is a class_map, so that other classes are no mistake.
+        class_map: set by the term on the teacher's view: the teacher's class, or -1, for each of
+            the student's; None if the classes are the same.
     """
 
     follows: bool = False
     of_classes: bool = True
-    mapped: bool = False
+    class_map: Sequence[int] | None = None
 
     def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
         raise NotImplementedError

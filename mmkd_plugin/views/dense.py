@@ -43,7 +43,7 @@ class DenseLogits(LogitView):
         if getattr(head.loss_cls, 'activated', False):
             raise TapError(
                 f'{where}: the class maps of {self.name} are probabilities (loss_cls has '
-                'activated=True), not logits. Tap the last classification layer of the head.'
+                'activated=True), not logits. Distil its features instead, such as the neck.'
             )
         self.strides = level_strides(head, where)
         self.priors = tuple(head.prior_generator.num_base_priors)
@@ -149,7 +149,7 @@ class DenseLogits(LogitView):
         student: list[Predictions] | None = None,
     ) -> list[Predictions]:
         head = recorder.model.bbox_head
-        groups = self._outputs(recorder, head)
+        groups, context = self._outputs(recorder, head), {}
         if student is not None:
             wanted = student[0].levels
             matches = self._matches([level.stride for level in wanted])
@@ -162,7 +162,10 @@ class DenseLogits(LogitView):
                 level.valid = valid_positions(level, class_map.shape[-2:], offset, data_samples)
             self._add_features(recorder, levels, groups[0])
             if recorder.model.training:
-                self._add_labels(recorder, levels)
+                try:
+                    self._add_labels(recorder, levels)
+                except TapError as error:  # a loss without labels does not mind
+                    context['no_labels'] = str(error)
         return [
             Predictions(
                 label=HEAD,
@@ -171,6 +174,7 @@ class DenseLogits(LogitView):
                 activation=self.activation,
                 num_classes=head.num_classes,
                 background=head.cls_out_channels > head.num_classes,
+                context=context,
             )
         ]
 

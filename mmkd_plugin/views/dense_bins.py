@@ -13,6 +13,7 @@ from .base import LogitView, register_view
 from .dense import HEAD, DenseLogits
 from .dense_boxes import reg_max
 from .predictions import HeadSpec, Level, Predictions
+from .scores import class_scores
 
 
 @register_view('dfl_logits')
@@ -33,6 +34,11 @@ class DenseBins(DenseLogits):
             raise TapError(
                 f'{where}: the loss needs features of a classification layer, which the view '
                 "'dfl_logits' has not. Take a loss without them, such as KDLoss."
+            )
+        if 'labels' in needs:
+            raise TapError(
+                f'{where}: the loss needs the label of a row among its columns, but those of '
+                "'dfl_logits' are distances, of which none is the label. Take KDLoss."
             )
         self.bins = reg_max(model.bbox_head) + 1
 
@@ -81,7 +87,7 @@ class DenseBins(DenseLogits):
         levels = [self._sides(level, own) for level in own.levels]
         if student is not None:  # rows are ranked by the teacher's scores
             for sides, level in zip(levels, own.levels):
-                sides.score = _each_side(_class_score(level, own))
+                sides.score = _each_side(class_scores(level, own))
         return [
             Predictions(
                 label=f'{HEAD} bins',
@@ -119,13 +125,3 @@ class DenseBins(DenseLogits):
 def _each_side(values: Tensor) -> Tensor:
     """(N, P, A) repeated for the four sides of each box, (N, P, 4 A)."""
     return values.unsqueeze(-1).expand(*values.shape, 4).flatten(2)
-
-
-@torch.no_grad()
-def _class_score(level: Level, predictions: Predictions) -> Tensor:
-    """Probability (N, P, A) of the best foreground class, times that of the quality."""
-    if predictions.activation == 'sigmoid':
-        score = level.logits.amax(-1).sigmoid()
-    else:
-        score = level.logits.softmax(-1)[..., : predictions.num_classes].amax(-1)
-    return score if level.quality is None else score * level.quality.sigmoid()

@@ -68,7 +68,7 @@ def read_boxes(head: nn.Module, box_map: Tensor, level: int, priors: int) -> Box
     decode = partial(_DECODERS[kind], head, box_map, level, priors)
     if kind == 'ltrb':  # asked now: whoever decodes later may have switched the head's mode
         decode = partial(decode, in_strides=head.training and _trains_in_strides(head))
-    return Boxes(kind=kind, raw=raw, decode=decode)
+    return Boxes(kind=kind, raw=raw, coder=decode)
 
 
 def _rows(box_map: Tensor, priors: int) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..execution import inference_form
 from ..taps import Recorder, TapError, TapPoint
 from .assignment import assign, log_odds
 from .base import LogitView, register_view, views
@@ -149,7 +150,9 @@ class Detections(LogitView):
 
         metas = [sample.metainfo for sample in data_samples]
         taint = _taint(*maps)  # of NaN features no proposal would be left to tell
-        proposals = [p.bboxes for p in model.rpn_head.predict(maps, data_samples, rescale=False)]
+        with inference_form(model.rpn_head):
+            found = model.rpn_head.predict(maps, data_samples, rescale=False)
+        proposals = [p.bboxes for p in found]
         rois, counts = bbox2roi(proposals), [len(boxes) for boxes in proposals]
         if not len(rois):
             nothing = maps[0].new_zeros((0, self.spec.columns))

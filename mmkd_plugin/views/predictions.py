@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
-
-ACTIVATIONS = ('sigmoid', 'softmax')
 
 
 @dataclass
@@ -18,12 +17,18 @@ class Boxes:
         kind: the parametrisation: ``'deltas'`` (of anchors), ``'ltrb'`` (distances to the four
             sides), ``'dfl'`` (distributions of them), ``'points'``, ``'cxcywh'`` or ``'corners'``.
         raw: the outputs, (N, P, A, D); D is 4, or 4 (r + 1) bins for ``'dfl'``.
-        decode: corner boxes (N, P, A, 4) in pixels of the batch's images, by the head's own coder.
+        coder: gives corner boxes (N, P, A, 4) in pixels of the batch's images, by the head's own
+            coder.
     """
 
     kind: str
     raw: Tensor
-    decode: Callable[[], Tensor]
+    coder: Callable[[], Tensor]
+
+    def decode(self) -> Tensor:
+        """Corner boxes (N, P, A, 4), never in the half precision of a surrounding autocast."""
+        with torch.autocast(self.raw.device.type, enabled=False):
+            return self.coder()
 
 
 @dataclass

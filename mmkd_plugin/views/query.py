@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from ..taps import Recorder, TapError, TapPoint
@@ -208,12 +207,12 @@ def follow(teacher: list[Predictions], student: list[Predictions]) -> None:
     pairs = [(s.levels[0], t.levels[0]) for s, t in zip(student, teacher)]
     with torch.no_grad():
         costs = torch.stack([matching_cost(s, t, teacher[0].activation, columns) for s, t in pairs])
-    partner, matched = assign(costs)
+    partner, matched = match_queries(costs)
     for (_, level), index, found in zip(pairs, partner, matched):
         level.valid = found.unsqueeze(-1)
         level.logits = _take(level.logits, index)
         raw = _take(level.boxes.raw, index)
-        level.boxes = Boxes('cxcywh', raw, Corners(raw, level.boxes.decode.data_samples))
+        level.boxes = Boxes('cxcywh', raw, Corners(raw, level.boxes.coder.data_samples))
 
 
 def _take(rows: Tensor, index: Tensor) -> Tensor:
@@ -262,7 +261,7 @@ def _pairwise_giou(first: Tensor, second: Tensor) -> Tensor:
     return overlap / union - (hull - union) / hull
 
 
-def assign(costs: Tensor) -> tuple[Tensor, Tensor]:
+def match_queries(costs: Tensor) -> tuple[Tensor, Tensor]:
     """Assignments of least total cost; waits for the device once.
 
     Args:
@@ -271,6 +270,8 @@ def assign(costs: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         For each of S the partner among T, (..., S), 0 where there is none, and whether it has one.
     """
+    from scipy.optimize import linear_sum_assignment  # comes with mmdet, not with a classifier
+
     flat = costs.flatten(0, -3)
     flat = flat.nan_to_num(nan=_NEVER, posinf=_NEVER, neginf=_NEVER).cpu()
     partner = torch.zeros(flat.shape[:2], dtype=torch.long)

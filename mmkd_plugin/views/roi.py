@@ -90,8 +90,6 @@ class RoILogits(LogitView):
         for stage in range(len(self.heads)):
             level, rois = self._sampled(recorder, stage, predictions)
             predictions.append(self._predictions(stage, level, rois))
-            if data_samples is not None:
-                predictions[-1].context['num_images'] = len(data_samples)
         return predictions
 
     # -- the student's own ---------------------------------------------------------------------

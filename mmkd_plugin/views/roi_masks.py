@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
+from ..class_map import fit_class_map
 from ..taps import Recorder, TapError, TapPoint
 from .base import LogitView, register_view
 from .predictions import HeadSpec, Level, Predictions
@@ -99,7 +100,9 @@ class RoIMasks(LogitView):
         refuse_fused(models[1], self.where)
         for own, theirs in zip(student.heads, self.heads):
             s, t = models[0].get_submodule(own), models[1].get_submodule(theirs)
-            other = s.num_classes != t.num_classes and not self.mapped
+            if self.class_map is not None:
+                fit_class_map(self.class_map, s.num_classes, t.num_classes, self.where)
+            other = s.num_classes != t.num_classes and self.class_map is None
             if not t.class_agnostic and (s.class_agnostic or other):
                 raise TapError(
                     f'{self.where}: the teacher {theirs!r} has {_masks(t)} and the student '

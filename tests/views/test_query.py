@@ -22,7 +22,7 @@ from mmkd_plugin.taps import TapError
 from mmkd_plugin.teacher import Teacher, build_model
 from mmkd_plugin.views.base import make_view
 from mmkd_plugin.views.predictions import Boxes, Level
-from mmkd_plugin.views.query import QueryLogits, assign, matching_cost
+from mmkd_plugin.views.query import QueryLogits, match_queries, matching_cost
 
 KD = dict(loss=dict(type='KDLoss', temperature=1.0), student='cls_logits', name='kd')
 QUERIES, LAYERS = 8, 2
@@ -209,7 +209,7 @@ def test_the_cost_is_the_documented_one_and_the_assignment_the_best():
     best = min(
         itertools.permutations(range(5), 4), key=lambda o: sum(cost[i, j] for i, j in enumerate(o))
     )
-    partner, matched = assign(torch.stack([cost, cost]))
+    partner, matched = match_queries(torch.stack([cost, cost]))
     assert partner.tolist() == [list(best)] * 2 and matched.all()
     # a class map: only the shared columns count; unlike columns without one: only the boxes
     shared = torch.tensor([0, 2]), torch.tensor([2, 1])
@@ -224,7 +224,7 @@ def test_the_cost_is_the_documented_one_and_the_assignment_the_best():
 
 def test_nan_boxes_are_matched_last():
     cost = torch.tensor([[[1.0, float('nan'), 0.5], [float('nan'), float('nan'), 0.1]]])
-    partner, matched = assign(cost)
+    partner, matched = match_queries(cost)
     assert partner.tolist() == [[0, 2]] and matched.all()
 
 
