@@ -176,7 +176,8 @@ class Study:
     def write(self, runs: list[dict[str, Any]], teacher: dict[str, Any] | None) -> None:
         """Single runs as CSV, the table as Markdown, all of it as JSON; prints the table."""
         about = machine()
-        command = shlex.join(['python', 'benchmarks/detection.py', *self.args.argv])
+        argv = [a for a in self.args.argv if a != '--report-only']  # it changes no number
+        command = shlex.join(['python', 'benchmarks/detection.py', *argv])
         where = self.benchmark.select if self.select else self.benchmark.report
         seeds = ', '.join(map(str, self.args.seeds))
         lines = [f'Measured on the {where}; seeds {seeds}; last epoch of each run.']
@@ -189,7 +190,8 @@ class Study:
         lines.append(f'Command: `{command}`')
         lines.append('Machine: ' + ', '.join(f'{k} {v}' for k, v in about.items()))
         rows: list[dict[str, Any]] = []
-        titles = {m: title(m) for m in {r['method'] for r in runs}} if self.pair else None
+        methods = {*self.args.methods, *(r['method'] for r in runs)}
+        titles = {m: title(m) for m in sorted(methods)} if self.pair else None
         if self.select:
             table = summary.to_selection_markdown(runs, self.task, titles)
         else:
