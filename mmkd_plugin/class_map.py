@@ -39,7 +39,9 @@ def resolve_class_map(
                 f'teacher.class_map={config!r} must hold the index of the teacher for each class '
                 'of the student, -1 where the teacher does not know the class.'
             )
-        return tuple(UNKNOWN if c is None else c for c in config)
+        indices = tuple(UNKNOWN if c is None else c for c in config)
+        _tell_shared(indices)
+        return indices
     if config != BY_NAME and not isinstance(config, dict):
         raise ValueError(
             f"teacher.class_map={config!r} must be 'names', a dict from the student's class names "
@@ -72,6 +74,7 @@ def resolve_class_map(
     indices = tuple(
         list(teacher).index(wanted[name]) if name in wanted else UNKNOWN for name in student
     )
+    _tell_shared(indices)
     missing = [name for name, index in zip(student, indices) if index == UNKNOWN]
     if missing:
         print_log(
@@ -81,6 +84,18 @@ def resolve_class_map(
             logging.WARNING,
         )
     return indices
+
+
+def _tell_shared(indices: Sequence[int]) -> None:
+    """Several classes of the student may be one of the teacher's; seldom is that meant."""
+    shared = sorted({i for i in indices if i != UNKNOWN and list(indices).count(i) > 1})
+    if shared:
+        print_log(
+            f'teacher.class_map gives the classes {shared} of the teacher to more than one class '
+            'of the student each.',
+            'current',
+            logging.WARNING,
+        )
 
 
 def fit_class_map(class_map: Sequence[int], student: int, teacher: int, where: str) -> list[int]:

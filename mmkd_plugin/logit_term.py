@@ -86,10 +86,15 @@ class LogitTerm(Term):
                     "classes they share: teacher=dict(..., class_map='names') or a dict of names."
                 )
             if not follows and (s.activation, s.background) != (t.activation, t.background):
+                by_boxes = s.kind == 'dense' and s.activation == 'sigmoid'
                 raise TapError(
                     f'{self.where}: the logits of the student ({names[0]}, {s.label!r}) are for a '
                     f'{_form(s)}, those of the teacher ({names[1]}, {t.label!r}) for a {_form(t)}. '
-                    "Let the teacher's boxes speak instead: teacher='detections'."
+                    + (
+                        "Let the teacher's boxes speak instead: teacher='detections'."
+                        if by_boxes and self.student.of_classes
+                        else "Take a teacher of the student's kind, or distil features."
+                    )
                 )
         self.teacher.check_pair(self.student, models)
 

@@ -252,6 +252,8 @@ def check_term(config: Any, where: str) -> tuple[str, DistillLoss]:
     """
     if not isinstance(config, dict):
         raise ValueError(f"{where} must be a dict with 'loss' and 'student', got {config!r}.")
+    if 'class_map' in config:
+        raise ValueError(f'{where}: class_map is for all terms; write it into teacher=dict(...).')
     check_keys(config, TERM_KEYS, where)
     for key in ('loss', 'student'):
         if key not in config:

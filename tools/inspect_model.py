@@ -152,7 +152,9 @@ def fitting_views(model: nn.Module) -> list[dict]:
             if view.follows:  # a teacher's only
                 continue
             specs = view.specs(model)
-            found.append(dict(view=name, heads=[dataclasses.asdict(spec) for spec in specs]))
+            unit = 'classes' if view.of_classes else 'columns'
+            heads = [dict(dataclasses.asdict(spec), unit=unit) for spec in specs]
+            found.append(dict(view=name, heads=heads))
     return found
 
 
@@ -163,13 +165,16 @@ def show_views(console: Console, found: Sequence[dict]) -> None:
     console.print("\n[bold]Views of the student's logits[/bold] (student='NAME' in a term)")
     for item in found:
         heads = [
-            f'{head["label"]}: {head["num_classes"]} classes, {head["activation"]}'
+            f'{head["label"]}: {head["num_classes"]} {head["unit"]}, {head["activation"]}'
             + (' with background' if head['background'] else '')
             + (f', {head["priors"]} at each position' if head['priors'] > 1 else '')
             for head in item['heads']
         ]
         more = f' (and {len(heads) - 1} more)' if len(heads) > 1 else ''
         console.print(f'  {item["view"]:<12} {heads[0]}{more}', markup=False, highlight=False)
+    console.print(
+        "  (a teacher may also be read by its boxes: teacher='detections')", highlight=False
+    )
 
 
 def show_table(console: Console, pairs: Sequence[Pair], with_teacher: bool) -> None:

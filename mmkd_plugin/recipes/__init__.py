@@ -98,7 +98,7 @@ def _resolve(name: str, student: nn.Module, teacher: nn.Module, length: dict[str
             raise ValueError(
                 f'The recipe {name!r} distils the class logits of image classifiers here, but the '
                 f'{role} ({type(model).__name__}) is a {FAMILIES[family(model)]}. '
-                f'For its features: {", ".join(features.RECIPES)}.'
+                f'For it: {", ".join(names(model))}.'
             )
     if name not in classification.names():
         raise ValueError(
@@ -128,7 +128,7 @@ def _parts(name: str) -> list[str]:
         if part not in names():
             raise ValueError(
                 f'There is no recipe {part!r}; {nearest(part, names())}. '
-                f'All recipes: {", ".join(names())}.'
+                f"All recipes: {', '.join(names())}. Several are joined by +: 'gdd+kd'."
             )
     if _ALONE in parts and len(parts) > 1:
         raise ValueError(

@@ -153,26 +153,51 @@ def make_view(
     """
     name = config
     if isinstance(config, dict) and 'view' in config:
-        check_keys(config, ['view'], where)
+        check_keys(config, ['view'], f'{where} (a view is read whole)')
         name = config['view']
         if name not in _VIEWS:
             raise TapError(f'{where}: there is no view {name!r}; {nearest(str(name), _VIEWS)}.')
     if not isinstance(name, str) or name not in _VIEWS:
         try:
             return TapView(config, model, needs, where)
-        except TapError as error:
-            meant = difflib.get_close_matches(str(config), _VIEWS, n=1, cutoff=0.8)
-            if not meant:
+        except ValueError as error:
+            meant = _meant(config)
+            if meant is None:
                 raise
-            raise TapError(f'{error} Did you mean the view {meant[0]!r}?') from None
+            raise TapError(
+                f'{error} Did you mean the view {meant!r}? Views stand alone, one for each term.'
+            ) from None
     for cls in _VIEWS[name]:
         if cls.fits(model):
             return cls(model, needs, where)
     kinds = ', '.join(cls.__name__ for cls in _VIEWS[name])
-    others = [n for n in _VIEWS if n != name and any(cls.fits(model) for cls in _VIEWS[n])]
+    others = [n for n in fitting(model, student=not where.endswith('teacher')) if n != name]
     hint = f' Views that fit it: {", ".join(others)}.' if others else ''
     raise TapError(
         f'{where}: no view {name!r} fits {type(model).__name__} (there are: {kinds}).{hint} Tap a '
         'module path instead, or write a view for it: a LogitView with '
         f"@register_view('{name}'), see mmkd_plugin/views/classifier.py."
     )
+
+
+def fitting(model: nn.Module, student: bool = True) -> list[str]:
+    """Names of the views that fit a model, as a student's or as a teacher's."""
+    return [
+        name
+        for name, classes in _VIEWS.items()
+        if any(cls.fits(model) and not (student and cls.follows) for cls in classes)
+    ]
+
+
+def _meant(config: TapConfig) -> str | None:
+    """The view whose name, or nearly so, stands where a module path was read."""
+    if isinstance(config, dict):
+        config = list(config.values())
+    for item in config if isinstance(config, (list, tuple)) else [config]:
+        if isinstance(item, (dict, list, tuple)):
+            found = _meant(item)
+        else:
+            found = next(iter(difflib.get_close_matches(str(item), _VIEWS, n=1, cutoff=0.8)), None)
+        if found:
+            return found
+    return None

@@ -100,6 +100,11 @@ class Detections(LogitView):
                 f"{self.where}: 'detections' are assigned to the positions of a dense head; the "
                 f'student ({name}, {spec.label!r}) has rows of the kind {spec.kind!r}.'
             )
+        if not student.of_classes:
+            raise TapError(
+                f'{self.where}: detections carry classes, and the rows of the student ({name}, '
+                f"{spec.label!r}) are something else. Take student='cls_logits'."
+            )
         if spec.activation != 'sigmoid' or spec.background:
             raise TapError(
                 f'{self.where}: the student ({name}, {spec.label!r}) has a softmax over classes '

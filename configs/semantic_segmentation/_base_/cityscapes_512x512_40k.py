@@ -1,6 +1,6 @@
 """Cityscapes, crops of 512x512, 40k iterations: the training of GDD's segmentation configs.
 
-Written out: ``_base_ = 'mmseg::...'`` finds no MMSegmentation that OneDL distributes.
+All else as in MMSegmentation's config of that name. Written out: ``_base_ = 'mmseg::...'`` finds no MMSegmentation that OneDL distributes.
 Cityscapes is expected in ``data/cityscapes`` as in MMSegmentation (CITYSCAPES_ROOT).
 """
 
