@@ -262,6 +262,31 @@ def test_a_head_without_a_view_names_those_that_there_are():
         assert word in message, message
 
 
+@pytest.mark.parametrize(
+    'student, teacher, entry, words',
+    [
+        ('GFL', 'GFL', dict(student=dict(veiw='cls_logits')), ["'veiw'", "view 'cls_logits'"]),
+        ('GFL', 'GFL', dict(student=dict(path='cls_logits')), ["the view 'cls_logits'"]),
+        ('GFL', 'GFL', dict(student=['cls_logits', 'dfl_logits']), ['one for each term']),
+        ('GFL', 'GFL', dict(student='cls_logits', class_map=[0]), ['teacher=dict(...)']),
+        ('Faster R-CNN', 'GFL', dict(student='cls_logits'), ["student's kind"]),
+        (
+            'GFL',
+            'Faster R-CNN',
+            dict(student='dfl_logits', teacher='detections'),
+            ['detections carry classes', "'cls_logits'"],
+        ),
+        ('Faster R-CNN', 'Faster R-CNN', dict(student='mask_logits'), ['it: cls_logits. Tap']),
+    ],
+)
+def test_slips_are_answered_with_what_works(student, teacher, entry, words):
+    model = detector(student)
+    with pytest.raises(ValueError) as caught:
+        mmkd_plugin.attach(model, detector(teacher, width=32, seed=1), [dict(loss=KD, **entry)])
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
+
+
 def test_bins_are_no_classes():
     for loss in (LOCA, IPWD):
         with pytest.raises(TapError, match="'dfl_logits'.*Take KDLoss|'dfl_logits' has not"):
