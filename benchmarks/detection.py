@@ -207,8 +207,10 @@ class Study:
         used = {m: self.pair.terms(m) for m in titles} if self.pair else LOSSES
         summary.write_csv(out / f'{name}.csv', runs, self.task)
         (out / f'{name}.md').write_text(text)
+        # What every evaluation gave stays in the work directory.
+        short = [{k: v for k, v in run.items() if k != 'history'} for run in runs]
         content = dict(
-            command=command, machine=about, losses=used, teacher=teacher, rows=rows, runs=runs
+            command=command, machine=about, losses=used, teacher=teacher, rows=rows, runs=short
         )
         (out / f'{name}.json').write_text(json.dumps(content, indent=1) + '\n')
         print('\n' + text)
