@@ -37,6 +37,7 @@ def test_every_method_of_a_pair_makes_a_step(dataset: str, name: str, digits_roo
         pytest.skip('BCCD is not unpacked here (tools/prepare_bccd.py)')
     pair = PAIRS[dataset][name]
     teacher = MODELS.build(load(pair.teacher, digits_root).model)
+    teacher.init_weights()  # Deformable DETR has parameters that are mere memory before
     config = load(pair.student, digits_root)
     batch = next(iter(Runner.build_dataloader(config.train_dataloader, seed=0)))
     for method in pair.methods:
@@ -46,6 +47,7 @@ def test_every_method_of_a_pair_makes_a_step(dataset: str, name: str, digits_roo
         torch.manual_seed(0)
         student = MODELS.build(copy.deepcopy(config.model)).train()
         terms = pair.terms(method)
+        student.init_weights()
         attach(student, teacher, terms).set_progress(10**6, 10**6)
         losses = student(**student.data_preprocessor(batch, training=True), mode='loss')
         added = [losses[f'loss_{term["name"]}'] for term in terms]
