@@ -146,7 +146,7 @@ def test_loss_and_gradient_are_those_of_the_logits(student, teacher, loss):
 def test_the_view_finds_the_last_layer(name):
     model = distilled(build(name), build(name, 1), dict(type='KDLoss'))
     (row,) = model.distiller.plan()
-    assert LAST_LAYERS[name] in row.student and row.student_shape == (1, CLASSES)
+    assert LAST_LAYERS[name] in row.student and row.student_shape == ('rows', CLASSES)
     assert model.distiller.teacher.depth == 'head'
 
 

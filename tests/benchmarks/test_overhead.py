@@ -76,10 +76,12 @@ def test_terms_reach_the_recorded_student_maps_and_all_connectors(parts, monkeyp
     assert all(p.grad is not None for p in parts.distiller.parameters())
     for p in parts.distiller.parameters():
         p.grad = None
-    ((term, student, teacher),) = parts._maps
+    (term,) = parts.distiller.terms
+    student, teacher = term.student.read(parts._student), term.teacher.read(parts._teacher)
     assert all(c.tensor.is_leaf and c.tensor.requires_grad for c in student)
     sizes = [row.teacher_shape[1:2] for row in parts.distiller.plan()]
     assert [tuple(c.tensor.shape[1:2]) for c in teacher] == sizes
+    assert not any(c.tensor.requires_grad for c in teacher)
 
 
 def test_report_adds_up(parts: overhead.Parts):
@@ -132,9 +134,11 @@ def test_a_classification_pair_is_measured_with_its_labels(loss):
     pair = overhead.PAIRS['resnet56-resnet20']
     terms = [dict(loss=dict(type=loss), student=pair.tap, weight=1.0, name='term')]
     parts = overhead.Parts(pair.student, pair.teacher, terms, (8, 8), 4, CPU)
-    ((term, student, _),) = parts._maps
-    needs = term.losses[0].needs
-    assert set(student[0].extras) == set(needs)
+    (term,) = parts.distiller.terms
+    (level,) = term.student.read(parts._student, parts.samples)[0].levels
+    assert level.logits.requires_grad
+    needs = set(term.losses[0].needs)
+    assert {x for x in ('labels', 'features') if getattr(level, x) is not None} == needs
     own = [p for p in parts.distiller.parameters()]
     assert bool(own) == (loss == 'IPWDLoss')  # the auxiliary classification layer
     before = [p.clone() for p in own]

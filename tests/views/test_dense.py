@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import torch
@@ -312,20 +313,26 @@ def test_single_image_and_then_several():
         assert hits[-1] > 0 and sum(hits) == hits[-1]
 
 
+def reason(model) -> str:
+    """Why the view could not hear the labels; without them it still reads logits."""
+    predictions, _, _ = read(model, batch(model))
+    assert all(level.labels is None for level in predictions.levels)
+    assert all(level.logits.requires_grad for level in predictions.levels)
+    return predictions.context['no_labels']
+
+
 def test_head_that_never_calls_its_loss_is_named():
     config = model_config('RetinaNet')
     config.bbox_head.type = 'FreeAnchorRetinaHead'
     config.bbox_head.loss_bbox = dict(type='SmoothL1Loss', beta=0.11)
     model = build(config).train()
-    with pytest.raises(TapError, match=r'FreeAnchorRetinaHead\) did not call its loss_cls'):
-        read(model, batch(model))
+    assert re.search(r'FreeAnchorRetinaHead\) did not call its loss_cls', reason(model))
 
 
 def test_head_whose_loss_gets_something_else_is_named():
     config = centernet_config()
     model = build(config).train()
-    with pytest.raises(TapError, match=r'CenterNetUpdateHead\) gave its loss_cls .*pos_inds'):
-        read(model, batch(model))
+    assert re.search(r'CenterNetUpdateHead\) gave its loss_cls .*pos_inds', reason(model))
 
 
 def test_rows_that_are_no_class_maps_are_refused():
@@ -333,8 +340,7 @@ def test_rows_that_are_no_class_maps_are_refused():
     model.bbox_head.loss_cls.register_forward_pre_hook(
         lambda module, args: (args[0].flip(0), *args[1:]), prepend=True
     )
-    with pytest.raises(TapError, match='are not its class maps'):
-        read(model, batch(model))
+    assert 'are not its class maps' in reason(model)
 
 
 def test_probabilities_are_refused():
