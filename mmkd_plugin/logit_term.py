@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .class_map import fit_class_map
 from .losses.base import LogitLoss
-from .selection import evaluate, parse_select
+from .selection import Selection, evaluate, parse_select
 from .taps import Recorder, TapError
 from .teacher import Teacher
 from .terms import PlanRow, TapTerm, Term, Watched, check_term, refuse_gradient_free
@@ -51,6 +51,7 @@ class LogitTerm(Term):
                 'rows of a view are matched by position.'
             )
         self.selection = parse_select(config.get('select'), f'{self.where}.select')
+        self.selections: list[Selection] = []  # one for each head, its loss's own where none is set
         self.specs = student.specs(models[0])
         self.teacher_specs = teacher.specs(models[1])
         teacher.class_map = class_map
@@ -131,6 +132,8 @@ class LogitTerm(Term):
             except ValueError as error:
                 raise TapError(f'{self.where}: {spec.label!r}: {error}') from error
             loss.to(device=parameter.device, dtype=wide)
+            default = loss.default_select.get(spec.kind)
+            self.selections.append(self.selection or parse_select(default, 'default_select'))
             target = self.teacher_specs[min(i, len(self.teacher_specs) - 1)]
             shapes = ('rows', spec.columns), ('rows', target.columns)
             count = sum(p.numel() for p in loss.parameters())
@@ -155,9 +158,8 @@ class LogitTerm(Term):
                 f'{len(own)} (student) and {len(theirs)} (teacher).'
             )
         values, counts, entries, watched = [], [], {}, []
-        for loss, s, t in zip(self.losses, own, theirs):
+        for loss, s, t, selection in zip(self.losses, own, theirs, self.selections):
             self._check_rows(s, t)
-            selection = self.selection or parse_select(loss.default_select.get(s.kind), 'select')
             value, count = evaluate(loss, s, t, selection, self.columns)
             values.append(value)
             counts.append(count)

@@ -12,7 +12,7 @@ from torch.nn import functional as nnf
 from ..taps import Recorder, TapError, TapPoint
 from .base import LogitView, register_view
 from .loss_calls import loss_calls
-from .predictions import HeadSpec, Level, Predictions
+from .predictions import HeadSpec, Level, Predictions, map_rows
 
 
 class _GridView(LogitView):
@@ -101,13 +101,13 @@ class GridLogits(_GridView):
                 f'{self.where}: {self.logits.path!r} was called {len(maps)} times in this step, '
                 f'but there are {len(self.grids)} grids.'
             )
-        levels = [Level(_rows(x).unsqueeze(2)) for x in maps]
+        levels = [Level(map_rows(x).unsqueeze(2)) for x in maps]
         if not student:
             for level, labels in zip(levels, self.labels(recorder, len(maps[0]))):
                 level.labels = labels.unsqueeze(-1)
         if 'features' in self.needs and not student:
             for level, (args, _) in zip(levels, recorder.raw(self.features)):
-                level.features = _rows(args[0])
+                level.features = map_rows(args[0])
         return [
             Predictions(
                 label='mask_head.conv_cls',
@@ -253,8 +253,3 @@ def _unpadded(masks: Tensor, data_samples: Any) -> Tensor:
         columns = (torch.arange(width, device=masks.device) + 0.5) * (frame[1] / width) < shape[1]
         inside.append(rows[:, None] & columns)
     return torch.stack(inside)
-
-
-def _rows(maps: Tensor) -> Tensor:
-    """A map (N, C, H, W) as rows (N, H W, C), without a copy."""
-    return maps.flatten(2).transpose(1, 2)

@@ -118,3 +118,8 @@ class HeadSpec:
     def columns(self) -> int:
         """C, the width of a row of logits."""
         return self.num_classes + int(self.background)
+
+
+def map_rows(maps: Tensor) -> Tensor:
+    """A map (N, C, H, W) as rows (N, H W, C), without a copy."""
+    return maps.flatten(2).transpose(1, 2)

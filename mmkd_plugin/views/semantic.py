@@ -12,7 +12,7 @@ from torch.nn import functional as nnf
 from ..taps import Recorder, TapError, TapPoint
 from .base import LogitView, register_view
 from .loss_calls import loss_calls
-from .predictions import HeadSpec, Level, Predictions
+from .predictions import HeadSpec, Level, Predictions, map_rows
 
 
 @register_view('seg_logits', 'cls_logits')
@@ -90,12 +90,12 @@ class SemanticLogits(LogitView):
         size = student[0].context['size'] if student else maps.shape[-2:]
         if maps.shape[-2:] != size:
             maps = self._resize(maps, size)
-        level = Level(_rows(maps).unsqueeze(2))
+        level = Level(map_rows(maps).unsqueeze(2))
         if not student:
             level.labels, level.valid = self._labels(recorder, maps, data_samples)
             if 'features' in self.needs:
                 (((features,), _),) = recorder.raw(self.features)
-                level.features = _rows(features)
+                level.features = map_rows(features)
         return [
             Predictions(
                 label=self.logits.path,
@@ -196,8 +196,3 @@ def _decode_head(model: nn.Module) -> tuple[str, nn.Module | None]:
     if isinstance(head, nn.ModuleList) and len(head):
         return f'decode_head.{len(head) - 1}', head[-1]
     return 'decode_head', head
-
-
-def _rows(maps: Tensor) -> Tensor:
-    """A map (N, C, H, W) as rows (N, H W, C), without a copy."""
-    return maps.flatten(2).transpose(1, 2)

@@ -19,7 +19,7 @@ from dense_models import (
 )
 from detectors import IMAGE, model_config
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from waiting import Waits
 
 import mmkd_plugin
 from mmkd_plugin.taps import TapError
@@ -28,7 +28,6 @@ from mmkd_plugin.views import Predictions
 SMALL = (64, 80)
 CROWD = (20.0, 24.0, 60.0, 70.0)
 SELECT = ('all', 'positive', 'score_weighted', dict(by='teacher_topk', k=20))
-WAITS = ('aten::_local_scalar_dense', 'aten::nonzero', 'aten::equal', 'aten::is_nonzero')
 
 
 def term(select='all', **kwargs):
@@ -49,19 +48,6 @@ def with_still_norms(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
     return model
-
-
-class Waits(TorchDispatchMode):
-    """Lists the operations that would make the host wait for the device."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func._schema.name in WAITS:
-            self.seen.append(func._schema.name)
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize('family', DENSE)
