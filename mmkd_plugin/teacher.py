@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
-from mmengine.model import revert_sync_batchnorm
+from mmengine.model import PretrainedInit, revert_sync_batchnorm
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
@@ -101,6 +101,19 @@ def build_model(config: Config) -> nn.Module:
     with rng_kept(), DefaultScope.overwrite_default_scope(scope):
         _import_scope(scope)
         return ROOT_MODELS.build(ConfigDict(model))
+
+
+def _draw_weights(model: nn.Module) -> None:
+    """Initialises a model as a Runner does, but downloads nothing: some parameters (the level
+    embeddings of Deformable DETR) are mere memory before, not numbers."""
+    for module in model.modules():
+        cfgs = getattr(module, 'init_cfg', None) or []
+        cfgs = [cfgs] if isinstance(cfgs, dict) else cfgs
+        if any(cfg['type'] in ('Pretrained', PretrainedInit) for cfg in cfgs):
+            module.init_cfg = None
+    if hasattr(model, 'init_weights'):
+        with rng_kept():
+            model.init_weights()
 
 
 def _how_to_get(config: Any) -> str:
@@ -222,6 +235,8 @@ class Teacher:
                 'current',
                 logging.WARNING,
             )
+            if not isinstance(cfg.model, nn.Module):  # a network that is given keeps its weights
+                _draw_weights(model)
         else:
             path = ckpt.fetch(checkpoint, 'teacher.checkpoint', _how_to_get(config))
             loaded = ckpt.load_file(path, 'teacher.checkpoint', trust_checkpoint)

@@ -7,6 +7,7 @@ import copy
 import http.server
 import io
 import logging
+import math
 import threading
 import zipfile
 from functools import partial
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectors import model_config
+from mmdet.models import DeformableDETR
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import MODELS, DefaultScope
@@ -139,6 +142,23 @@ def test_random_weights_are_said_aloud(monkeypatch):
     teacher = make_teacher(dict(config=TOY, allow_random=True))
     assert 'RANDOM' in lines[0][0] and lines[0][2] == logging.WARNING
     assert teacher.identity['checkpoint'] is None
+
+
+def test_random_weights_are_initialised_and_nothing_is_downloaded(monkeypatch):
+    """Deformable DETR's level embeddings come uninitialised; a backbone has an address to load."""
+    config = Config(dict(model=model_config('Deformable DETR'), default_scope='mmdet'))
+    config.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='torchvision://resnet50')
+    layers = DeformableDETR._init_layers
+
+    def as_memory_may_be(self):
+        layers(self)
+        nn.init.constant_(self.level_embed, math.nan)
+
+    monkeypatch.setattr(DeformableDETR, '_init_layers', as_memory_may_be)
+    state = torch.get_rng_state()
+    teacher = make_teacher(dict(config=config, allow_random=True))
+    assert all(value.isfinite().all() for value in teacher.model.state_dict().values())
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 # -- checkpoint files --------------------------------------------------------------------------
