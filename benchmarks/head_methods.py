@@ -30,9 +30,32 @@ PARTS: dict[str, Term] = {
         student='cls_logits',
     ),
     # Heads have a loss_dfl and a loss_mask of their own, hence the names.
-    'dfl': dict(loss=dict(type='KDLoss', temperature=1.0), student='dfl_logits', name='kd_dfl'),
+    'dfl': dict(
+        loss=dict(type='KDLoss', temperature=10.0),
+        student='dfl_logits',
+        select='positive',
+        name='kd_dfl',
+    ),
     'mask': dict(loss=dict(type='KDLoss', temperature=1.0), student='mask_logits', name='kd_mask'),
     'gdd_channel': dict(loss=LOSSES['gdd_channel'], student='neck'),
+    # Other choices of rows, to see what the choice is worth.
+    'kd_all': dict(
+        loss=dict(type='KDLoss', temperature=1.0), student='cls_logits', select='all', name='kd'
+    ),
+    'kd_scored': dict(
+        loss=dict(type='KDLoss', temperature=1.0),
+        student='cls_logits',
+        select='score_weighted',
+        name='kd',
+    ),
+    # To see whether it is the start that KD spoils.
+    'kd_late': dict(
+        loss=dict(type='KDLoss', temperature=1.0),
+        student='cls_logits',
+        begin=2,
+        by_epoch=True,
+        name='kd',
+    ),
 }
 PART_TITLES = {
     **TITLES,
@@ -44,17 +67,20 @@ PART_TITLES = {
     'dfl': 'KD of DFL bins',
     'mask': 'KD of mask logits',
     'gdd_channel': 'GDD',
+    'kd_all': 'KD of all queries',
+    'kd_scored': 'KD of all boxed positions',
+    'kd_late': 'KD from the third epoch on',
 }
 
 # One weight per term and kind of head. Published: DKD, CKD on RoIs. GDD: that of the feature
 # benchmark (BCCD's val split). KD on pixels: best of 0.03, 0.1, 0.3 on the selection images, seed
-# 3 (results/digits_pspnet_selection.md); 1 had failed. DKD, LoCa and IPWD follow KD there. All else
-# is 1 without a search.
+# 3 (results/digits_pspnet_selection.md); 1 had failed. DKD, LoCa and IPWD follow KD there. KD on
+# queries has the weight of their class loss, that of bins is LD's. All else is 1 without a search.
 WEIGHTS: dict[str, dict[str, float]] = {
-    'dense': dict(kd=1.0, loca=1.0, ckd=0.1, ipwd=1.0, dfl=1.0, gdd_channel=1.0),
+    'dense': dict(kd=1.0, kd_scored=1.0, loca=1.0, ckd=0.1, ipwd=1.0, dfl=0.0147, gdd_channel=1.0),
     'roi': dict(kd=1.0, dkd=1.0, loca=1.0, ckd=0.1, ipwd=1.0, mask=1.0, gdd_channel=1.0),
-    'query': dict(kd=1.0, loca=1.0, ckd=0.1, ipwd=1.0, gdd_channel=1.0),
-    'pixel': dict(kd=0.3, dkd=0.3, loca=0.3, ckd=0.1, ipwd=0.3, gdd_channel=1.0),
+    'query': dict(kd=2.0, kd_all=1.0, loca=1.0, ckd=0.1, ipwd=1.0, gdd_channel=1.0),
+    'pixel': dict(kd=0.3, kd_late=0.3, dkd=0.3, loca=0.3, ckd=0.1, ipwd=0.3, gdd_channel=1.0),
 }
 
 
@@ -162,7 +188,7 @@ PAIRS: dict[str, dict[str, Pair]] = {
             'configs/demo/gfl_r18_digits.py',
             'configs/demo/gfl_r18-quarter_digits.py',
             'dense',
-            (*DENSE, 'dfl', 'gdd_channel+kd'),
+            (*DENSE, 'kd+dfl', 'gdd_channel+kd'),
             (None, None),
         ),
         'fcos': _digits(
@@ -183,7 +209,7 @@ PAIRS: dict[str, dict[str, Pair]] = {
             'configs/instance_segmentation/digits/mask-rcnn_r18-half_digits.py',
             'configs/instance_segmentation/digits/mask-rcnn_r18-quarter_digits.py',
             'roi',
-            (*SOFTMAX, 'mask', 'kd+mask'),
+            (*SOFTMAX, 'mask', 'kd+mask', 'gdd_channel+dkd'),
             (3, 7),
             task='instance',
         ),
@@ -191,7 +217,7 @@ PAIRS: dict[str, dict[str, Pair]] = {
             'configs/semantic_segmentation/digits/pspnet_r18-half_digits.py',
             'configs/semantic_segmentation/digits/pspnet_r18-quarter_digits.py',
             'pixel',
-            (*SOFTMAX, 'gdd_channel+kd'),
+            (*SOFTMAX, 'gdd_channel+kd', 'kd_late'),
             (5, 8),
             task='semantic',
             views=dict(gdd_channel=dict(student=dict(path='backbone', levels=[-1]))),
@@ -200,17 +226,21 @@ PAIRS: dict[str, dict[str, Pair]] = {
             f'{DETECTION}/deformable-detr_r18-half_digits.py',
             f'{DETECTION}/deformable-detr_r18-quarter_digits.py',
             'query',
-            DENSE,
+            (*DENSE, 'gdd_channel+kd', 'kd_all', 'gdd_channel+kd_all'),
             (4, 12),
+            views=dict(kd=dict(select='score_weighted')),
         ),
         # Another kind of teacher: logits through its decoded boxes, features as they are.
         'faster-gfl': _digits(
             f'{DETECTION}/faster-rcnn_r18-half_digits.py',
             'configs/demo/gfl_r18-quarter_digits.py',
             'dense',
-            (BASELINE, 'gdd_channel', 'kd', 'gdd_channel+kd'),
+            (BASELINE, 'gdd_channel', 'kd', 'gdd_channel+kd', 'kd_scored', 'gdd_channel+kd_scored'),
             (None, 8),
-            views=dict(kd=dict(teacher='detections')),
+            views=dict(
+                kd=dict(teacher='detections', select='positive'),
+                kd_scored=dict(teacher='detections'),
+            ),
             teacher_of='faster',
             student_of='gfl',
         ),
@@ -229,7 +259,7 @@ PAIRS: dict[str, dict[str, Pair]] = {
             'configs/detection/bccd/gfl_r18_bccd.py',
             'configs/detection/bccd/gfl_r18-quarter_bccd.py',
             'dense',
-            (*DENSE, 'dfl', 'kd+dfl'),
+            (BASELINE, 'gdd_channel', 'kd', 'gdd_channel+kd'),
             (9, None),
             'test split (72 images)',
             'val split (87 images)',
@@ -238,7 +268,7 @@ PAIRS: dict[str, dict[str, Pair]] = {
             'configs/detection/bccd/faster-rcnn_r18-half_bccd.py',
             'configs/detection/bccd/faster-rcnn_r18-quarter_bccd.py',
             'roi',
-            SOFTMAX,
+            (BASELINE, 'gdd_channel', 'dkd', 'gdd_channel+dkd'),
             (9, None),
             'test split (72 images)',
             'val split (87 images)',

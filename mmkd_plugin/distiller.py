@@ -6,6 +6,7 @@ tells the whole step.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -68,6 +69,7 @@ class Distiller(nn.Module):
         self.terms = nn.ModuleList(
             make_term(config, student, teacher, i) for i, config in enumerate(terms)
         )
+        self._configs = [_plain(config) for config in terms]
         names = [term.name for term in self.terms]
         if not names:
             raise ValueError('terms is empty: there is nothing to distil.')
@@ -290,6 +292,14 @@ class Distiller(nn.Module):
         """The loss of each term by the term's name."""
         return {term.name: type(term.losses[0]).__name__ for term in self.terms}
 
+    def settings(self) -> dict:
+        """The numbers of this run in plain values, by which a resumed run sees what has changed."""
+        terms = {}
+        for (name, kind), config in zip(self.term_types().items(), self._configs):
+            # Both may be written in several ways, or left out.
+            terms[name] = dict(config, name=name, loss=dict(config['loss'], type=kind))
+        return dict(task_weight=self.task_weight, terms=terms)
+
     def resume_state(self) -> dict:
         """What a resumed run needs beside the student's own state."""
         connectors = {k: v.detach().cpu() for k, v in self.terms.state_dict().items()}
@@ -298,7 +308,7 @@ class Distiller(nn.Module):
             connectors=connectors,
             teacher=dict(self.teacher.identity),
             seed=self.rng.seed,
-            terms=self.term_types(),
+            settings=self.settings(),
         )
         changing = self.teacher.resume_state()
         return state if changing is None else dict(state, teacher_state=changing)
@@ -336,6 +346,14 @@ class Distiller(nn.Module):
         """Does nothing: a detector-wide ``init_cfg`` reaches its modules by ``apply`` and must not
         initialise connectors (nor draw random numbers for them)."""
         return self
+
+
+def _plain(config: Any) -> dict:
+    """A term as it is kept in a checkpoint: lists for tuples, and names for classes, which a safe
+    ``torch.load`` would refuse."""
+    return json.loads(
+        json.dumps(config, default=lambda value: getattr(value, '__name__', type(value).__name__))
+    )
 
 
 def _scaled(value: Any, factor: float) -> Any:

@@ -74,8 +74,9 @@ class PartialForward:
             inside = next(p for p in paths if p.startswith('roi_head'))
             raise TapError(
                 f'{where} {inside!r} lies in the RoI head, where each model classifies regions of '
-                'its own: rows of teacher and student would not belong together. Tap the backbone, '
-                "the neck or 'rpn_head' instead."
+                'its own: rows of teacher and student would not belong together. Take a view, '
+                "student='cls_logits' or student='mask_logits': both models then classify the "
+                'regions that the student sampled. For features tap the backbone or the neck.'
             )
         parts = {'backbone', 'neck'}
         self.heads = [root for root in roots if root not in parts and _takes_features(model, root)]

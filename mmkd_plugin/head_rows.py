@@ -50,10 +50,11 @@ class HeadRows:
     def _labels(self) -> list[Tensor] | None:
         """Labels of the levels, as indices into the compared columns; -1 for none of them."""
         by, needed = self.selection.by, 'labels' in self.loss.needs
-        if not needed and by != 'positive' and not self.selection.positives:
-            return None
         labels = [x.labels for x in self.student.levels]
-        if any(x is None for x in labels):
+        missing = any(x is None for x in labels)
+        if not needed and by != 'positive' and not self.selection.positives:
+            return None if missing or not self.hides_classes else self._places(labels)
+        if missing:
             who = type(self.loss).__name__ if needed else f'select={by!r}'
             reason = self.student.context.get('no_labels')
             raise ValueError(
@@ -62,11 +63,14 @@ class HeadRows:
                     reason + " A loss without labels, such as KDLoss with select='score_weighted', "
                     'can be used.'
                     if reason
-                    else 'call the student with data_samples that hold its ground truth.'
+                    else 'call the student with data_samples that hold its ground truth; a view of '
+                    'your own must give Level.labels in training.'
                 )
             )
-        if self.columns is None:
-            return labels
+        return labels if self.columns is None else self._places(labels)
+
+    def _places(self, labels: Sequence[Tensor]) -> list[Tensor]:
+        """Labels as indices into the compared columns; -1 for none of them."""
         known = self.student.num_classes
         table = torch.full((known + 1,), -1, device=self.device, dtype=torch.long)
         places = torch.arange(len(self.columns[0]), device=self.device)
@@ -82,7 +86,9 @@ class HeadRows:
             parts = [x for x in (s.valid, t.valid) if x is not None]
             if s.label_weights is not None:
                 parts.append(s.label_weights > 0)
-            if 'labels' in self.loss.needs and (self.columns or self.student.kind != 'image'):
+            if self.hides_classes and self.labels is not None:
+                parts.append(self.labels[i] >= 0)
+            elif 'labels' in self.loss.needs and (self.columns or self.student.kind != 'image'):
                 # The background has no column in a softmax head without one, and is not learnt.
                 sigmoid = self.student.activation == 'sigmoid' or self.student.background
                 label = self.labels[i]
@@ -92,6 +98,11 @@ class HeadRows:
                 mask = mask & part
             masks.append(mask)
         return masks
+
+    @property
+    def hides_classes(self) -> bool:
+        """Whether rows may have a class of which the teacher, not knowing it, says 'background'."""
+        return self.columns is not None and self.student.background
 
     @property
     def in_parts(self) -> bool:

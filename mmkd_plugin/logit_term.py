@@ -14,7 +14,15 @@ from .losses.base import LogitLoss
 from .selection import Selection, evaluate, parse_select
 from .taps import Recorder, TapError
 from .teacher import Teacher
-from .terms import PlanRow, TapTerm, Term, Watched, check_term, refuse_gradient_free
+from .terms import (
+    PlanRow,
+    TapTerm,
+    Term,
+    Watched,
+    check_term,
+    refuse_gradient_free,
+    refuse_sigmoid_head,
+)
 from .views import HeadSpec, LogitView, Predictions, TapView, make_view
 
 
@@ -50,6 +58,9 @@ class LogitTerm(Term):
                 f'{self.where}: resize={config["resize"]!r} belongs to maps at module paths; the '
                 'rows of a view are matched by position.'
             )
+        taps = config['student'], config.get('teacher') or config['student']
+        names = [tap['view'] if isinstance(tap, dict) else tap for tap in taps]
+        self.views = ' <- '.join(dict.fromkeys(names))
         self.selection = parse_select(config.get('select'), f'{self.where}.select')
         self.selections: list[Selection] = []  # one for each head, its loss's own where none is set
         self.specs = student.specs(models[0])
@@ -132,13 +143,17 @@ class LogitTerm(Term):
             except ValueError as error:
                 raise TapError(f'{self.where}: {spec.label!r}: {error}') from error
             loss.to(device=parameter.device, dtype=wide)
-            default = loss.default_select.get(spec.kind)
-            self.selections.append(self.selection or parse_select(default, 'default_select'))
+            self.selections.append(self.selection or self._default_select(loss, spec))
             target = self.teacher_specs[min(i, len(self.teacher_specs) - 1)]
             shapes = ('rows', spec.columns), ('rows', target.columns)
             count = sum(p.numel() for p in loss.parameters())
-            rows.append(PlanRow(self.name, spec.label, target.label, *shapes, count))
+            how = f'{self.views}, select={self.selections[-1]}, weight {self.weight:g}'
+            rows.append(PlanRow(self.name, spec.label, target.label, *shapes, count, how))
         return rows
+
+    def _default_select(self, loss: LogitLoss, spec: HeadSpec) -> Selection:
+        by_view = self.teacher.default_select or self.student.default_select
+        return parse_select(by_view or loss.default_select.get(spec.kind), 'default_select')
 
     def compute(
         self, student: Recorder, teacher: Recorder, data_samples: Any
@@ -220,6 +235,7 @@ def make_term(config: Any, student: nn.Module, teacher: Teacher, index: int) -> 
     )
     taps_only = [isinstance(view, TapView) for view in views]
     if all(taps_only):
+        refuse_sigmoid_head(loss, views[0], student, where)
         return TapTerm(config, *views, name, where)
     if any(taps_only):
         raise TapError(
@@ -236,6 +252,7 @@ def make_term(config: Any, student: nn.Module, teacher: Teacher, index: int) -> 
             f'{where}: {type(loss).__name__} compares feature maps, but student={taps[0]!r} gives '
             "rows of class logits. Tap a module path, such as 'neck', or take a loss on logits."
         )
+    views[1].check_loss(loss)
     models = student, teacher.model
     return LogitTerm(config, *views, name, where, models, teacher.class_map)
 

@@ -45,6 +45,10 @@ class Selection:
     k: int | None = None
     positives: bool = False
 
+    def __str__(self) -> str:
+        more = f' (k={self.k})' if self.k else ''
+        return self.by + more + (' after the positives' if self.positives else '')
+
 
 def parse_select(config: str | dict | None, where: str) -> Selection | None:
     """Checks the ``select`` of a term; None (the loss decides) stays None.

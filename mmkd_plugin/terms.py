@@ -47,6 +47,7 @@ class PlanRow(NamedTuple):
     student_shape: tuple
     teacher_shape: tuple
     connector_parameters: int
+    rows: str = ''  # of a view: which it is, and which of its rows count
 
 
 class Watched(NamedTuple):
@@ -268,6 +269,27 @@ def check_term(config: Any, where: str) -> tuple[str, DistillLoss]:
             'and MMEngine optimizes every entry with that word in its key.'
         )
     return name, loss
+
+
+def refuse_sigmoid_head(loss: DistillLoss, tap: TapView, model: nn.Module, where: str) -> None:
+    """Refuses a softmax over the channels of a head that has a sigmoid for each class and anchor.
+
+    Raises:
+        TapError: unless the loss was told ``use_sigmoid``.
+    """
+    if getattr(loss, 'use_sigmoid', True) is not None:
+        return
+    for point in tap.points:
+        names = point.path.split('.')
+        for depth in range(1, len(names) + 1):
+            head = model.get_submodule('.'.join(names[:depth]))
+            if getattr(getattr(head, 'loss_cls', None), 'use_sigmoid', False):
+                raise TapError(
+                    f'{where}: {point.path!r} gives the raw maps of a head with a sigmoid for each '
+                    f'class (and anchor), and {type(loss).__name__} would take a softmax over its '
+                    "channels. Take the view student='cls_logits', which reads classes, anchors "
+                    'and labels, or say use_sigmoid in the loss.'
+                )
 
 
 def refuse_gradient_free(tensor: Tensor, label: str, where: str) -> None:

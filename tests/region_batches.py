@@ -35,9 +35,9 @@ def detector(family: str, width: int = 16, seed: int = 0, classes: int = CLASSES
     config = model_config(family, width, classes)
     if edit is not None:
         edit(config)
-    model = build_model(Config(dict(model=config, default_scope='mmdet')))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        model = build_model(Config(dict(model=config, default_scope='mmdet')))
         for name, parameter in model.named_parameters():
             # Classes that differ, boxes near their priors.
             if name.endswith(('fc_cls.weight', 'conv_logits.weight')):

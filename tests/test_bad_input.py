@@ -182,7 +182,7 @@ def test_a_tap_in_a_roi_head_is_refused():
         term('roi_head'),
         student=TwoStage(),
         teacher=TwoStage(),
-        words=["'roi_head'", 'RoI head', "'rpn_head'"],
+        words=["'roi_head'", 'RoI head', "student='cls_logits'"],
     )
 
 

@@ -88,7 +88,9 @@ def test_a_two_stage_detector_never_runs_its_roi_head(detectors):
     with pytest.raises(TapError) as error:
         PartialForward(model, ['neck', 'roi_head.bbox_head.fc_cls'], 'teacher tap')
     message = str(error.value)
-    assert "teacher tap 'roi_head.bbox_head.fc_cls'" in message and "'rpn_head'" in message
+    assert "teacher tap 'roi_head.bbox_head.fc_cls'" in message and 'rpn_head' not in message
+    views, features = message.find("student='cls_logits'"), message.find('backbone or the neck')
+    assert 0 < views < message.find("'mask_logits'") < features, 'the views made for it come first'
 
 
 def test_a_query_detector_runs_its_head_within_the_whole_model(detectors):

@@ -216,8 +216,9 @@ def test_other_classes_need_a_class_map():
     mmkd_plugin.attach(student, handle, terms)
     losses = step(student, two())
     assert all(losses[f'loss_{entry["name"]}'].isfinite() for entry in terms)
-    # the object of class 1, which the teacher does not know, is no row of a method with labels
-    assert losses['dkd_rows'] < losses['kd_rows']
+    # the object of class 1, which the teacher would call background, is no row of any method
+    whole, _ = pair('Faster R-CNN', term('kd', KD))
+    assert losses['dkd_rows'] == losses['kd_rows'] < step(whole, two())['kd_rows']
 
 
 def test_masks_of_other_classes():
@@ -267,7 +268,7 @@ def test_a_head_without_a_view_names_those_that_there_are():
     [
         ('GFL', 'GFL', dict(student=dict(veiw='cls_logits')), ["'veiw'", "view 'cls_logits'"]),
         ('GFL', 'GFL', dict(student=dict(path='cls_logits')), ["the view 'cls_logits'"]),
-        ('GFL', 'GFL', dict(student=['cls_logits', 'dfl_logits']), ['one for each term']),
+        ('GFL', 'GFL', dict(student=['cls_logits', 'dfl_logits']), ['without levels or lists']),
         ('GFL', 'GFL', dict(student='cls_logits', class_map=[0]), ['teacher=dict(...)']),
         ('Faster R-CNN', 'GFL', dict(student='cls_logits'), ["student's kind"]),
         (
@@ -372,7 +373,47 @@ def test_methods_that_do_not_suit_a_head_say_so():
     with pytest.raises(ValueError, match="'positives'.*nearest.*'positive'|positive"):
         pair('GFL', term('kd', KD, select='positives'))
     with pytest.raises(ValueError, match="select='all' chooses among the rows of a view"):
-        pair('GFL', dict(loss=KD, student='bbox_head.gfl_cls', select='all'))
+        pair('GFL', dict(loss=KD, student='neck', select='all'))
+    with pytest.raises(TapError, match="LoCaLoss.*'mask_logits'|one column.*KDLoss"):
+        pair('Mask R-CNN', term('loca', LOCA, 'mask_logits'))
+
+
+@pytest.mark.parametrize(
+    'family, path', [('GFL', 'bbox_head.gfl_cls'), ('Faster R-CNN', 'rpn_head.rpn_cls')]
+)
+def test_no_softmax_over_the_channels_of_a_sigmoid_head(family, path):
+    with pytest.raises(TapError, match=f"{path}.*sigmoid.*student='cls_logits'.*use_sigmoid"):
+        pair(family, dict(loss=KD, student=path))
+    student, _ = pair(family, dict(loss=dict(KD, use_sigmoid=True), student=path))
+    assert step(student, two())['loss_kd'] > 0
+
+
+@pytest.mark.parametrize(
+    'family, entry, chosen',
+    [
+        ('GFL', dict(student='cls_logits'), 'score_weighted'),
+        ('GFL', dict(student='dfl_logits'), 'positive'),  # background has no box
+        ('GFL', dict(student='cls_logits', teacher='detections'), 'positive'),
+        ('Deformable DETR', dict(student='cls_logits'), 'score_weighted'),  # most are background
+        ('Faster R-CNN', dict(student='cls_logits'), 'all'),
+    ],
+)
+def test_which_rows_count_if_nothing_is_said(family, entry, chosen):
+    values = []
+    for select in ({}, dict(select=chosen)):
+        student, distiller = pair(family, dict(entry, loss=KD, name='kd', **select))
+        losses = step(student, two())
+        values.append((losses['loss_kd'], losses['kd_rows']))
+        view = 'cls_logits <- detections' if 'teacher' in entry else entry['student']
+        assert distiller.plan()[0].rows.startswith(f'{view}, select={chosen}')
+        assert distiller.plan()[0].rows.endswith(', weight 1')
+    torch.testing.assert_close(*values)
+    assert values[0][1] > 0
+
+
+def test_rows_that_repeat_are_not_contrasted():
+    with pytest.raises(TapError, match="'detections'.*CKDLoss would contrast copies.*KDLoss"):
+        pair('GFL', term('ckd', CKD, teacher='detections'))
 
 
 # Not Faster R-CNN: mmcv's NMS has no bfloat16 on the CPU.

@@ -29,10 +29,11 @@ from rich.table import Table
 from torch import nn
 
 from mmkd_plugin import recipes
+from mmkd_plugin.recipes.detection import RECIPES
 from mmkd_plugin.survey import Place, survey
 from mmkd_plugin.taps import TapError
 from mmkd_plugin.teacher import build_model, load_model_config
-from mmkd_plugin.views import make_view, view_names
+from mmkd_plugin.views import fitting, make_view, view_names
 
 NARROW = 100  # columns below which the two models share one column
 DEFAULT_DEPTH = dict(backbone=2, neck=4)
@@ -139,8 +140,23 @@ def fitting_recipes(student: nn.Module, teacher: nn.Module) -> list[dict]:
                 )
             )
         except ValueError as error:
-            found.append(dict(recipe=name, error=str(error)))
+            reason = _missing_view(name, student, teacher) or str(error)
+            found.append(dict(recipe=name, error=reason))
     return found
+
+
+def _missing_view(name: str, student: nn.Module, teacher: nn.Module) -> str | None:
+    """In a few words that a model lacks what the recipe reads, such as masks; None if it does not.
+
+    The error of ``make_view`` tells how to write a view, which a list of recipes need not.
+    """
+    if name not in RECIPES:
+        return None
+    view = RECIPES[name].view
+    for role, model in (('student', student), ('teacher', teacher)):
+        if view not in fitting(model):
+            return f'the {role} has no {view}'
+    return None
 
 
 def fitting_views(model: nn.Module) -> list[dict]:
@@ -158,11 +174,21 @@ def fitting_views(model: nn.Module) -> list[dict]:
     return found
 
 
-def show_views(console: Console, found: Sequence[dict]) -> None:
-    """Prints the views, for student=... and teacher=... of logit terms."""
+def takes_detections(student: nn.Module, teacher: nn.Module) -> bool:
+    """Whether ``teacher='detections'`` is open to this pair."""
+    try:
+        own = make_view('cls_logits', student)
+        make_view('detections', teacher).check_pair(own, (student, teacher))
+    except TapError:
+        return False
+    return True
+
+
+def show_views(console: Console, role: str, found: Sequence[dict]) -> None:
+    """Prints the views of the student or the teacher, as logit terms name them."""
     if not found:
         return
-    console.print("\n[bold]Views of the student's logits[/bold] (student='NAME' in a term)")
+    console.print(f"\n[bold]Views of the {role}'s logits[/bold] ({role}='NAME' in a term)")
     for item in found:
         heads = [
             f'{head["label"]}: {head["num_classes"]} {head["unit"]}, {head["activation"]}'
@@ -172,9 +198,6 @@ def show_views(console: Console, found: Sequence[dict]) -> None:
         ]
         more = f' (and {len(heads) - 1} more)' if len(heads) > 1 else ''
         console.print(f'  {item["view"]:<12} {heads[0]}{more}', markup=False, highlight=False)
-    console.print(
-        "  (a teacher may also be read by its boxes: teacher='detections')", highlight=False
-    )
 
 
 def show_table(console: Console, pairs: Sequence[Pair], with_teacher: bool) -> None:
@@ -250,7 +273,7 @@ def _tap_text(tap: Any) -> str:
     return tap if isinstance(tap, str) else f'{tap["path"]} (levels {tap["levels"]})'
 
 
-def as_json(pairs: Sequence[Pair], found: Sequence[dict], views: Sequence[dict]) -> str:
+def as_json(pairs: Sequence[Pair], **found: Any) -> str:
     def side(place: Place | None) -> dict | None:
         return None if place is None else dataclasses.asdict(place)
 
@@ -258,7 +281,7 @@ def as_json(pairs: Sequence[Pair], found: Sequence[dict], views: Sequence[dict])
         dict(path=p.path, mark=p.mark, student=side(p.student), teacher=side(p.teacher))
         for p in pairs
     ]
-    return json.dumps(dict(places=places, views=list(views), recipes=list(found)), indent=1)
+    return json.dumps(dict(places=places, **found), indent=1)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -284,11 +307,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             f'They begin with {", ".join(first)}; '
             "'*' stands for one part of a path, '**' for any number."
         )
-    found = fitting_recipes(student, teacher if teacher is not None else student)
+    partner = teacher if teacher is not None else student  # a teacher of the same family
+    found = fitting_recipes(student, partner)
     views = fitting_views(student)
+    teacher_views = [] if teacher is None else fitting_views(teacher)
+    detections = takes_detections(student, partner)
     console = Console()
     if args.json:
-        console.file.write(as_json(pairs, found, views) + '\n')
+        text = as_json(
+            pairs, views=views, teacher_views=teacher_views, detections=detections, recipes=found
+        )
+        console.file.write(text + '\n')
         return
     show_table(console, pairs, with_teacher=teacher is not None)
     hidden = len(all_pairs) - len(pairs)
@@ -296,7 +325,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         console.print(
             f'({hidden} more places: --depth N or --filter PATTERN shows them)', highlight=False
         )
-    show_views(console, views)
+    show_views(console, 'student', views)
+    show_views(console, 'teacher', teacher_views)
+    if detections:
+        console.print(
+            "  (a teacher may also be read by its boxes: teacher='detections')", highlight=False
+        )
     show_recipes(console, found, with_teacher=teacher is not None)
 
 

@@ -105,7 +105,7 @@ class DistillHook(Hook):
             task_weight = self.task_weight
         _refuse_epochs(runner, terms)
         if isinstance(teacher, SelfTeacher):
-            _refuse_first_epoch(runner, terms)
+            _refuse_first_epoch(runner, terms, self.recipe, task_weight)
         self.distiller = attach(
             student,
             teacher,
@@ -208,10 +208,15 @@ class DistillHook(Hook):
                     logging.WARNING,
                 )
                 break
-        terms = self.distiller.term_types()
-        if state.get('terms', terms) != terms:  # older files do not have it
+        if 'settings' in state:
+            changes = _differences(state['settings'], self.distiller.settings())
+        else:  # older files have the losses at most
+            types = self.distiller.term_types()
+            changes = _differences(dict(terms=state.get('terms', types)), dict(terms=types))
+        if changes:
             print_log(
-                f'The run was started with the terms {state["terms"]} and goes on with {terms}.',
+                'The run goes on with other settings than those it was saved with:\n'
+                + '\n'.join(f'  {change}' for change in changes),
                 'current',
                 logging.WARNING,
             )
@@ -243,6 +248,22 @@ def _plain(terms: Any) -> list:
     return [term.to_dict() if hasattr(term, 'to_dict') else copy.deepcopy(term) for term in terms]
 
 
+def _differences(then: Any, now: Any, path: str = '') -> list[str]:
+    """One line for each value that is not the same in two nested dicts, with its path."""
+    if not (isinstance(then, dict) and isinstance(now, dict)):
+        return [] if then == now else [f'{path}: {then!r} then, {now!r} now']
+    found = []
+    for key in dict.fromkeys([*then, *now]):
+        here = f'{path}.{key}' if path else str(key)
+        if key not in now:
+            found.append(f'{here}: {then[key]!r} then, not set now')
+        elif key not in then:
+            found.append(f'{here}: not set then, {now[key]!r} now')
+        else:
+            found += _differences(then[key], now[key], here)
+    return found
+
+
 def _refuse_epochs(runner: Runner, terms: Sequence[dict]) -> None:
     """An iteration-based loop stays in epoch 0: the term would never begin, end or warm up."""
     if not isinstance(runner._train_loop, IterBasedTrainLoop):
@@ -256,18 +277,30 @@ def _refuse_epochs(runner: Runner, terms: Sequence[dict]) -> None:
             )
 
 
-def _refuse_first_epoch(runner: Runner, terms: Sequence[dict]) -> None:
+def _refuse_first_epoch(
+    runner: Runner, terms: Sequence[dict], recipe: str | None, task_weight: float | str
+) -> None:
     """A student that is its own teacher has nobody to learn from in its first epoch."""
     length = len(runner.train_dataloader)
     for i, term in enumerate(terms):
         if not isinstance(term, dict):
             continue  # attach says what is wrong with it
         begin, first = term.get('begin', 0), 1 if term.get('by_epoch') else length
-        if isinstance(begin, int) and begin < first:
-            raise ValueError(
-                f"terms[{i}] begins in the first epoch, when teacher='previous_epoch' is still the "
-                'student before its training. Let it begin with the second: begin=1, by_epoch=True.'
+        if not isinstance(begin, int) or begin >= first:
+            continue
+        if recipe is None:
+            who, advice = f'terms[{i}]', 'Let it begin with the second: begin=1, by_epoch=True.'
+        else:  # has no key for it; what a recipe schedules in a loop of epochs counts epochs
+            who = f'The recipe {recipe!r}'
+            later = [dict(term, begin=1, by_epoch=True) for term in terms]
+            advice = (
+                'Give its terms instead of its name, beginning with the second: '
+                f'terms={later}, task_weight={task_weight!r}.'
             )
+        raise ValueError(
+            f"{who} begins in the first epoch, when teacher='previous_epoch' is still the student "
+            f'before its training. {advice}'
+        )
 
 
 def _length(runner: Runner) -> dict[str, int]:
@@ -326,7 +359,8 @@ def _refuse_foreign(checkpoint: dict, student: nn.Module) -> None:
 def _describe(distiller: Distiller) -> str:
     rows = [
         f'  loss_{r.term}: {r.student} {r.student_shape} <- {r.teacher} {r.teacher_shape}'
-        f' ({r.connector_parameters:,} connector parameters)'
+        + (f', {r.rows}' if r.rows else '')
+        + f' ({r.connector_parameters:,} connector parameters)'
         for r in distiller.plan()
     ]
     return (

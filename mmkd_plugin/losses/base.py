@@ -95,6 +95,7 @@ class LogitLoss(DistillLoss):
             rows may be computed one part after the other.
         closed_form: a separable loss without extras that knows its gradient, by
             :meth:`values_along` and :meth:`slope_along`; saves whole maps a detour through rows.
+        contrasts: rows are compared with each other, so copies of a row tell nothing.
         default_select: which rows a term gives to the loss if it does not say, by the kind of the
             head; see :mod:`mmkd_plugin.selection`.
         activation: ``'softmax'`` or ``'sigmoid'``, what turns the logits into probabilities.
@@ -103,6 +104,7 @@ class LogitLoss(DistillLoss):
 
     separable: bool = False
     closed_form: bool = False
+    contrasts: bool = False
     default_select: dict[str, str | dict] = select_by_kind()
     activation: str = 'softmax'
     background: bool = False

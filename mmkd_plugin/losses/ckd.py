@@ -71,6 +71,7 @@ class CKDLoss(LogitLoss):
     """
 
     batch_coupled = True
+    contrasts = True
     default_select = select_by_kind(
         dense=dict(by='teacher_topk', k=512, positives=True), pixel=dict(by='random', k=512)
     )

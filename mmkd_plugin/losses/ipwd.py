@@ -83,7 +83,10 @@ class IPWDLoss(LogitLoss):
     """
 
     needs = ('labels', 'features')
-    default_select = select_by_kind(dense='positive', roi='positive', query='positive')
+    # Its layer and weights want all rows at once, and a batch has too many pixels for that.
+    default_select = select_by_kind(
+        dense='positive', roi='positive', query='positive', pixel=dict(by='random', k=4096)
+    )
 
     def __init__(
         self,

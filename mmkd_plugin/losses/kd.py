@@ -46,7 +46,7 @@ class KDLoss(LogitLoss):
 
     separable = True
     closed_form = True
-    default_select = select_by_kind(dense='score_weighted')
+    default_select = select_by_kind(dense='score_weighted', query='score_weighted')
 
     def __init__(self, temperature: float = 4.0, use_sigmoid: bool | None = None) -> None:
         super().__init__()

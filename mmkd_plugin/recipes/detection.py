@@ -28,13 +28,8 @@ ROWS = {
     'query': 'queries',
     'pixel': 'pixels',
 }
-# The student's own class loss counts 2 in Deformable DETR and DINO. Most queries are background.
-_KD_TERM = dict(
-    roi=dict(weight=1.0),
-    dense=dict(weight=1.0),
-    query=dict(weight=2.0, select='score_weighted'),
-    pixel=dict(weight=1.0),
-)
+# The student's own class loss counts 2 in Deformable DETR and DINO.
+_WEIGHT = dict(roi=1.0, dense=1.0, query=2.0, pixel=1.0)
 _AS_KD = "KD's numbers, all recommended"
 
 
@@ -58,7 +53,7 @@ class Recipe:
 
 
 def _kd(kind: str, length: dict[str, int]) -> dict:
-    return dict(loss=dict(type='KDLoss', temperature=1.0), **_KD_TERM[kind])
+    return dict(loss=dict(type='KDLoss', temperature=1.0), weight=_WEIGHT[kind])
 
 
 def _dkd(**arguments: Any) -> Callable[[str, dict[str, int]], dict]:
@@ -71,7 +66,7 @@ def _dkd(**arguments: Any) -> Callable[[str, dict[str, int]], dict]:
 
 def _loca(kind: str, length: dict[str, int]) -> dict:
     loss = dict(type='LoCaLoss', temperature=1.0, alpha=0.9)
-    return dict(loss=loss, weight=_KD_TERM[kind]['weight'])
+    return dict(loss=loss, weight=_WEIGHT[kind])
 
 
 def _ckd(kind: str, length: dict[str, int]) -> dict:
@@ -90,7 +85,7 @@ def _ipwd(ratio: str) -> Callable[[str, dict[str, int]], dict]:
             # where the weights would wait for ever.
             start_epoch=length.get('epochs', 0) // 3,
         )
-        return dict(loss=loss, weight=_KD_TERM[kind]['weight'])
+        return dict(loss=loss, weight=_WEIGHT[kind])
 
     return term
 
@@ -198,11 +193,13 @@ def plan(name: str, student: nn.Module, teacher: nn.Module, length: dict[str, in
     _check_method(name, recipe, spec, type(student).__name__)
     term = recipe.term(spec.kind, length)
     # Once more, with what the loss needs beside logits, which a head may not have.
-    needs = build_loss(term['loss'], f'recipe {name!r}').needs
-    view = make_view(recipe.view, student, needs, f'recipe {name!r}: student')
+    loss = build_loss(term['loss'], f'recipe {name!r}')
+    view = make_view(recipe.view, student, loss.needs, f'recipe {name!r}: student')
     rows = dict(student=_view_name(recipe.view, spec, student))
     if not _same_rows(name, recipe.view, view, (student, teacher)):
         rows['teacher'] = 'detections'
+        boxes = make_view('detections', teacher, (), f'recipe {name!r}: teacher')
+        boxes.check_loss(loss)
     term = dict(name=name.replace('-', '_'), **rows, **term)
     return dict(terms=[term], task_weight=1.0)
 

@@ -5,7 +5,7 @@ heads plug in with :func:`register_view`; nothing else changes.
 """
 
 from . import (
-    classifier,  # noqa: F401  (registers its view; the first that fits a model serves it)
+    classifier,  # noqa: F401  (registers its view; of those that fit a model the last serves it)
     dense,  # noqa: F401
     dense_bins,  # noqa: F401
     detections,  # noqa: F401
@@ -16,7 +16,7 @@ from . import (
     roi_masks,  # noqa: F401
     semantic,  # noqa: F401
 )
-from .base import LogitView, TapView, View, make_view, register_view, view_names, views
+from .base import LogitView, TapView, View, fitting, make_view, register_view, view_names, views
 from .predictions import Boxes, HeadSpec, Level, Predictions
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     'Predictions',
     'TapView',
     'View',
+    'fitting',
     'make_view',
     'register_view',
     'view_names',

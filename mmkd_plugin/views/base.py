@@ -65,12 +65,14 @@ class LogitView(View):
             number of Predictions.
         of_classes: False where columns are no classes (bins of distances): a class_map then leaves
             them as they are.
+        default_select: which rows a term compares if it does not say; None leaves it to the loss.
         class_map: set by the term on the teacher's view: the teacher's class, or -1, for each of
             the student's; None if the classes are the same.
     """
 
     follows: bool = False
     of_classes: bool = True
+    default_select: str | None = None
     class_map: Sequence[int] | None = None
 
     def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
@@ -99,6 +101,13 @@ class LogitView(View):
             TapError: saying what differs and what to do.
         """
 
+    def check_loss(self, loss: nn.Module) -> None:
+        """Refuses, on the teacher's view, a loss that learns nothing from such rows.
+
+        Raises:
+            TapError: saying why and what to take.
+        """
+
     def read(
         self,
         recorder: Recorder,
@@ -124,11 +133,14 @@ _VIEWS: dict[str, list[type[LogitView]]] = {}
 
 
 def register_view(*names: str) -> Callable[[type[LogitView]], type[LogitView]]:
-    """Class decorator: offers a view under ``names`` for the models that it fits."""
+    """Class decorator: offers a view under ``names`` for the models that it fits.
+
+    Where several fit, the one registered last is taken: yours before those of this package.
+    """
 
     def register(cls: type[LogitView]) -> type[LogitView]:
         for name in names:
-            _VIEWS.setdefault(name, []).append(cls)
+            _VIEWS.setdefault(name, []).insert(0, cls)
         return cls
 
     return register
@@ -165,11 +177,14 @@ def make_view(
             if meant is None:
                 raise
             raise TapError(
-                f'{error} Did you mean the view {meant!r}? Views stand alone, one for each term.'
+                f'{error} Did you mean the view {meant!r}? A view is read whole and stands alone, '
+                f'without levels or lists: {meant!r}.'
             ) from None
     for cls in _VIEWS[name]:
         if cls.fits(model):
-            return cls(model, needs, where)
+            view = cls(model, needs, where)
+            _check_features(view, model, needs, f'{where}={name!r}')
+            return view
     kinds = ', '.join(cls.__name__ for cls in _VIEWS[name])
     others = [n for n in fitting(model, student=not where.endswith('teacher')) if n != name]
     hint = f' Views that fit it: {", ".join(others)}.' if others else ''
@@ -187,6 +202,18 @@ def fitting(model: nn.Module, student: bool = True) -> list[str]:
         for name, classes in _VIEWS.items()
         if any(cls.fits(model) and not (student and cls.follows) for cls in classes)
     ]
+
+
+def _check_features(view: LogitView, model: nn.Module, needs: Sequence[str], what: str) -> None:
+    if 'features' not in needs or view.follows:
+        return
+    for spec in view.specs(model):
+        if spec.feature_dim is None:
+            raise TapError(
+                f'{what}: the loss needs what the classification layer of {spec.label!r} reads, '
+                f'which {type(view).__name__} does not give. Take a loss without features, such as '
+                'KDLoss, or let the view set HeadSpec.feature_dim and Level.features.'
+            )
 
 
 def _meant(config: TapConfig) -> str | None:

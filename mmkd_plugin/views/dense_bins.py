@@ -27,6 +27,7 @@ class DenseBins(DenseLogits):
     """
 
     of_classes = False
+    default_select = 'positive'  # background has no box
 
     def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
         super().__init__(model, [], where)

@@ -74,7 +74,7 @@ def valid_positions(
             for n, pixels in zip(size, shape)
         )
         extents.append((rows, columns))
-        crowds.append(_ignored_boxes(sample))
+        crowds.append(ignored_boxes(sample))
     if all(e == (height, width) for e in extents) and all(boxes is None for boxes in crowds):
         return None
     n, p, a = level.logits.shape[:3]
@@ -91,7 +91,7 @@ def valid_positions(
     return inside.unsqueeze(-1).expand(n, p, a)
 
 
-def _ignored_boxes(sample: Any) -> Tensor | None:
+def ignored_boxes(sample: Any) -> Tensor | None:
     """Boxes (k, 4) of a sample's ignore regions (COCO's crowds); None if there are none."""
     boxes = getattr(getattr(sample, 'ignored_instances', None), 'bboxes', None)
     if boxes is None or not len(boxes):

@@ -17,8 +17,6 @@ from ..compat import is_compiling
 from ..taps import Recorder, TapError, TapPoint
 from .loss_calls import LossCall, loss_calls
 
-_LEVELS, _IMAGES = 'levels', 'images'  # what counts slowest in the rows of a loss
-
 
 @dataclass
 class _Rows:
@@ -36,7 +34,8 @@ class DenseTargets:
     with (class indices, quality), or with a target per class (``VFNetHead``), where the class of a
     row is its largest target and rows without one are background. A head with ``loss_obj``
     (``YOLOXHead``) may hand only its positive rows to ``loss_cls``; those are the rows that
-    ``loss_obj`` is told to be objects.
+    ``loss_obj`` is told to be objects. Not served is a head with ``reweight_loss_single``
+    (``FSAFHead``), which drops most of its positives after ``loss_cls``.
 
     Args:
         head: the dense head.
@@ -51,8 +50,9 @@ class DenseTargets:
         self.losses = {'loss_cls': TapPoint(f'{path}.loss_cls', source='input')}
         if isinstance(getattr(head, 'loss_obj', None), nn.Module):
             self.losses['loss_obj'] = TapPoint(f'{path}.loss_obj', source='input')
-        # Whether rows count levels or images first, by whether there are several of both.
-        self.order: dict[bool, str] = {}
+        self.drops_positives = hasattr(head, 'reweight_loss_single')
+        # Whether the rows are those of the maps, by whether there are several images and levels.
+        self.matches: dict[bool, bool] = {}
 
     @property
     def points(self) -> list[TapPoint]:
@@ -73,8 +73,14 @@ class DenseTargets:
             the head's loss weighs them with (N, P, A), or None where it weighs all alike.
 
         Raises:
-            TapError: ``loss_cls`` was not called, or with something else.
+            TapError: ``loss_cls`` was not called, or with something else, or does not tell.
         """
+        if self.drops_positives:
+            raise TapError(
+                f'{self.where}: {self.head} gives its loss_cls every object on all levels and '
+                'afterwards drops all but the best (reweight_loss_single), so its labels cannot be '
+                'heard.'
+            )
         shapes = [tuple(level.shape[:3]) for level in logits]
         total = sum(n * p * a for n, p, a in shapes)
         heard = {name: loss_calls(recorder, point) for name, point in self.losses.items()}
@@ -94,15 +100,15 @@ class DenseTargets:
                 f'{self.where}: {self.head} did not call its loss_cls in this step, so its labels '
                 'cannot be heard. Tap a module path instead, or write a view for this head.'
             )
-        order = self._order(rows, first, shapes)
-        labels = _arrange([row.labels for row in rows], order, shapes)
+        by_level = self._by_level(rows, first, shapes)
+        labels = _arrange([row.labels for row in rows], by_level, shapes)
         if all(row.weights is None for row in rows):
             return [(level, None) for level in labels]
         weights = [
             torch.ones_like(row.labels, dtype=torch.float32) if row.weights is None else row.weights
             for row in rows
         ]
-        return list(zip(labels, _arrange(weights, order, shapes)))
+        return list(zip(labels, _arrange(weights, by_level, shapes)))
 
     def _rows(self, call: LossCall) -> _Rows:
         predictions, target, weight = call[:3]
@@ -152,41 +158,38 @@ class DenseTargets:
             labels = torch.where(objects, own[rank], labels)
         return _Rows(call.pred.reshape(total, -1), labels, None)
 
-    def _order(
+    def _by_level(
         self, rows: Sequence[_Rows], first: Sequence[Tensor], shapes: Sequence[tuple]
-    ) -> str:
-        """Whether the rows go level by level or image by image.
+    ) -> bool | Tensor:
+        """Whether the rows go level by level, not image by image.
 
-        Sizes say so where there are several calls. Otherwise the values do: the rows are compared
-        with the maps once, which is the only time that a tensor's content is looked at.
+        Sizes say so where there are several calls. Of one call the values do, in every step anew:
+        there may be steps, such as one with constant maps, that cannot tell. The answer is a bool
+        scalar then, which stays on the device.
+
+        The host looks once whether the rows are those of the maps at all.
         """
         counts = [len(row.labels) for row in rows]
         images = shapes[0][0]
+        several = images > 1 and len(shapes) > 1
         per_level = [n * p * a for n, p, a in shapes]
         if counts == per_level:
-            likely = [_LEVELS]
+            likely = [True]
         elif counts == [sum(per_level)]:
-            likely = [_LEVELS, _IMAGES]
+            likely = [True, False] if several else [True]
         elif counts == [sum(per_level) // images] * images:
-            likely = [_IMAGES]
+            likely = [False]
         else:
             raise self._unknown(rows, shapes)
-        several = images > 1 and len(shapes) > 1
-        if self.order.get(several) in likely:
-            return self.order[several]
-        if is_compiling():
-            return likely[0]
-        seen = torch.cat([row.predictions.detach()[:, 0] for row in rows])
-        for order in likely:
-            own = _flattened([level.detach() for level in first], order).to(seen.dtype)
-            if torch.allclose(seen, own, rtol=0, atol=0, equal_nan=True):
-                self.order[several] = order
-                return order
-        raise TapError(
-            f'{self.where}: the rows that {self.head} gave to its loss are not its class maps, '
-            'level by level or image by image, so its labels cannot be brought to positions. Tap '
-            'a module path instead, or write a view for this head.'
-        )
+        if several not in self.matches and not is_compiling():
+            self.matches[several] = any(bool(_agree(rows, first, order)) for order in likely)
+        if self.matches.get(several) is False:
+            raise TapError(
+                f'{self.where}: the rows that {self.head} gave to its loss are not its class maps, '
+                'level by level or image by image, so its labels cannot be brought to positions. '
+                'Tap a module path instead, or write a view for this head.'
+            )
+        return likely[0] if len(likely) == 1 else _agree(rows, first, by_level=True)
 
     def _unknown(self, rows: Sequence[_Rows], shapes: Sequence[tuple]) -> TapError:
         return TapError(
@@ -196,21 +199,29 @@ class DenseTargets:
         )
 
 
-def _arrange(rows: Sequence[Tensor], order: str, shapes: Sequence[tuple]) -> list[Tensor]:
+def _arrange(
+    rows: Sequence[Tensor], by_level: bool | Tensor, shapes: Sequence[tuple]
+) -> list[Tensor]:
     """Rows (R,) of all calls as (N, P, A) for each level."""
     flat = rows[0] if len(rows) == 1 else torch.cat(list(rows))
-    if order == _LEVELS:
+    if isinstance(by_level, Tensor):
+        both = (_arrange([flat], order, shapes) for order in (True, False))
+        return [torch.where(by_level, *pair) for pair in zip(*both)]
+    if by_level:
         parts = flat.split([n * p * a for n, p, a in shapes])
     else:
         parts = flat.view(shapes[0][0], -1).split([p * a for _, p, a in shapes], dim=1)
     return [part.reshape(shape) for part, shape in zip(parts, shapes)]
 
 
-def _flattened(levels: Sequence[Tensor], order: str) -> Tensor:
-    """The reverse of :func:`_arrange`, in one tensor."""
-    if order == _LEVELS:
-        return torch.cat([level.reshape(-1) for level in levels])
-    return torch.cat([level.flatten(1) for level in levels], dim=1).flatten()
+def _agree(rows: Sequence[_Rows], first: Sequence[Tensor], by_level: bool) -> Tensor:
+    """Whether the first column of the rows is that of the maps in this order; a bool scalar."""
+    seen = torch.cat([row.predictions.detach()[:, 0] for row in rows])
+    if by_level:
+        own = torch.cat([level.detach().reshape(-1) for level in first])
+    else:
+        own = torch.cat([level.detach().flatten(1) for level in first], dim=1).flatten()
+    return torch.isclose(seen, own.to(seen.dtype), rtol=0, atol=0, equal_nan=True).all()
 
 
 def _described(value: Any) -> str:

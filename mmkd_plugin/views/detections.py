@@ -46,9 +46,10 @@ class Detections(LogitView):
     Whatever the teacher's head, it predicts boxes with a vector of class logits each: a RoI head
     for its own proposals (a cascade after its last stage, with the mean logits of the stages), a
     dense head at its own positions. The best 100 of an image, after an NMS within each class, are
-    its detections. A student's prediction is taught by one of those that contain the centre of its
-    position, namely that with the highest IoU with the box which the student itself predicts
-    there; it is not valid where no detection contains the centre.
+    its detections; under a class_map only classes that the student shares count there. A student's
+    prediction is taught by one of those that contain the centre of its position, namely that with
+    the highest IoU with the box which the student itself predicts there; it is not valid where no
+    detection contains the centre.
 
     The student's classes must be sigmoids. A sigmoid teacher's logits are taken as they are; those
     of a softmax teacher become the log odds of each class, which is exact.
@@ -62,6 +63,7 @@ class Detections(LogitView):
     """
 
     follows = True
+    default_select = 'positive'  # near an object most boxed positions are the student's background
 
     def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
         self.where = where
@@ -114,6 +116,13 @@ class Detections(LogitView):
         if self.by_regions:
             refuse_fused(models[1], self.where)
 
+    def check_loss(self, loss: nn.Module) -> None:
+        if loss.contrasts:
+            raise TapError(
+                f"{self.where}: 'detections' gives all positions in a box the same logits, and "
+                f'{type(loss).__name__} would contrast copies of one row. Take KDLoss.'
+            )
+
     def read(
         self, recorder: Recorder, data_samples: Any, student: list[Predictions] | None = None
     ) -> list[Predictions]:
@@ -123,21 +132,33 @@ class Detections(LogitView):
                 'tell: call the student with data_samples.'
             )
         with torch.no_grad():
-            found = self.detect(recorder, data_samples)
+            columns = student[0].context.get('columns')
+            found = self.detect(recorder, data_samples, None if columns is None else columns[1])
             return [self._assigned(own, found) for own in student]
 
-    def detect(self, recorder: Recorder, data_samples: Any) -> list[Found]:
-        """The detections of each image, the best first."""
-        read = self._from_regions if self.by_regions else self._from_maps
-        return [
-            self._best(found, sample.img_shape[:2])
-            for found, sample in zip(read(recorder, data_samples), data_samples)
-        ]
+    def detect(
+        self, recorder: Recorder, data_samples: Any, shared: Tensor | None = None
+    ) -> list[Found]:
+        """The detections of each image, the best first.
+
+        Args:
+            recorder: of the teacher.
+            data_samples: of the batch.
+            shared: the teacher's classes that rank a box; None for all.
+        """
+        if self.by_regions:
+            found = self._from_regions(recorder, data_samples, shared)
+        else:
+            found = self._from_maps(recorder, data_samples)
+        sizes = [sample.img_shape[:2] for sample in data_samples]
+        return [self._best(one, size, shared) for one, size in zip(found, sizes)]
 
     # -- what the teacher's head says ----------------------------------------------------------
 
-    def _from_regions(self, recorder: Recorder, data_samples: Any) -> list[Found]:
-        """Every proposal, regressed for its best class.
+    def _from_regions(
+        self, recorder: Recorder, data_samples: Any, shared: Tensor | None
+    ) -> list[Found]:
+        """Every proposal, regressed for its best class that is shared.
 
         Runs in the precision of the teacher's weights also under autocast: mmcv's NMS and RoIAlign
         do not know every narrower type, and a dense student has no need of them.
@@ -146,10 +167,14 @@ class Detections(LogitView):
         maps = pyramid(recorder, self.inner.pyramid)
         dtype = next(model.roi_head.parameters()).dtype
         with torch.autocast(maps[0].device.type, enabled=False):
-            return self._classified(model, tuple(m.to(dtype) for m in maps), data_samples)
+            return self._classified(model, tuple(m.to(dtype) for m in maps), data_samples, shared)
 
     def _classified(
-        self, model: nn.Module, maps: tuple[Tensor, ...], data_samples: Any
+        self,
+        model: nn.Module,
+        maps: tuple[Tensor, ...],
+        data_samples: Any,
+        shared: Tensor | None,
     ) -> list[Found]:
         from mmdet.structures.bbox import bbox2roi, get_box_tensor
 
@@ -172,7 +197,8 @@ class Detections(LogitView):
             logits, deltas = result['cls_score'].split(counts), result['bbox_pred'].split(counts)
         found = []
         for own, z, delta, meta in zip(rois, logits, deltas, metas):
-            best = z[:, : self.spec.num_classes].argmax(1)
+            known = z[:, : self.spec.num_classes]
+            best = known.argmax(1) if shared is None else shared[known[:, shared].argmax(1)]
             boxes = box_head.regress_by_class(own[:, 1:], best, delta, meta)
             found.append(Found(get_box_tensor(boxes), z, None, taint + _taint(z)))
         return found
@@ -197,7 +223,7 @@ class Detections(LogitView):
             quality = torch.cat([level.quality.flatten(1) for level in levels], dim=1)
         return [Found(b, z, q, _taint(z)) for b, z, q in zip(boxes, logits, quality)]
 
-    def _best(self, found: Found, size: tuple[int, int]) -> Found:
+    def _best(self, found: Found, size: tuple[int, int], shared: Tensor | None) -> Found:
         """Drops what is no box, and of boxes of a class that overlap all but the best."""
         from mmcv.ops import batched_nms
 
@@ -213,7 +239,7 @@ class Detections(LogitView):
         boxes, logits = clipped[usable], logits[usable]
         if not len(boxes):
             return Found(boxes, logits, None, taint)
-        scores, labels = logits.sigmoid().max(1)
+        scores, labels = (logits if shared is None else logits[:, shared]).sigmoid().max(1)
         if quality is not None:
             scores = scores * quality[usable].float().sigmoid()
         scores, order = scores.topk(min(CANDIDATES, len(scores)))

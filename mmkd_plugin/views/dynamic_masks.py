@@ -9,9 +9,10 @@ import torch
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from ..class_map import fit_class_map
 from ..taps import Recorder, TapError, TapPoint
 from .base import LogitView, register_view
-from .grid_masks import mask_level, mask_rows, refuse_features
+from .grid_masks import known_rows, mask_level, mask_rows, of_pixels, refuse_features
 from .loss_calls import loss_calls
 from .predictions import HeadSpec, Level, Predictions
 
@@ -28,7 +29,9 @@ class DynamicMasks(LogitView):
     the images: the step waits for the device, as CondInst's own targets do.
 
     The student trains on some of its positive positions only (``max_masks_to_train``,
-    ``topk_masks_per_img``). Which ones is told by the values of their masks at a few pixels.
+    ``topk_masks_per_img``). Which ones is told by the values of their masks at a few pixels; a mask
+    that is none of those that the head made is not valid. Neither, under a class_map, is that of an
+    object whose class the teacher does not know.
     """
 
     of_classes = False
@@ -37,6 +40,7 @@ class DynamicMasks(LogitView):
         self.where = where
         refuse_features(needs, where)
         self.strides = tuple(model.bbox_head.strides)
+        self.num_classes = model.bbox_head.num_classes
         self.masks = TapPoint('mask_head')
         self.positives = TapPoint('mask_head', source='input')
         self.losses = TapPoint('mask_head.loss_mask', source='input')
@@ -74,6 +78,8 @@ class DynamicMasks(LogitView):
                 f'the teacher {list(self.strides)}: their positions do not correspond. Take a '
                 'teacher of the same strides, or distil features.'
             )
+        if self.class_map is not None:
+            fit_class_map(self.class_map, student.num_classes, self.num_classes, self.where)
 
     def read(
         self, recorder: Recorder, data_samples: Any, student: list[Predictions] | None = None
@@ -98,6 +104,7 @@ class DynamicMasks(LogitView):
         losses = iter(loss_calls(recorder, self.losses))
         levels, kept, sizes = [], [], []
         for i, (masks, info) in enumerate(zip(maps, infos)):
+            found = None
             if not len(info.pos_inds):  # the head calls no loss, and its masks have no graph
                 masks = target = info.param_preds.reshape(0, *masks.shape[-2:])
                 positions = info.pos_inds
@@ -108,15 +115,20 @@ class DynamicMasks(LogitView):
                         f'{self.where}: {self.losses.path!r} did not get the masks of image {i}, '
                         f'which have the shape {tuple(masks.shape)}.'
                     )
-                positions = _recognise(call.pred, masks)
+                positions, found = _recognise(call.pred, masks)
                 masks, target = call.pred, call.target
             images = info.pos_inds.new_full((len(masks),), i)
-            levels.append(mask_level(masks, target, images, data_samples))
+            level = mask_level(masks, target, images, data_samples)
+            if found is not None:
+                level.valid = level.valid & of_pixels(found, masks.shape[-2:])
+            levels.append(level)
+            owners = info.pos_assigned_gt_inds[positions]
             kept.append(
                 InstanceData(
                     points=info.points[positions],
                     strides=info.strides[positions],
                     pos_inds=info.pos_inds[positions],
+                    labels=data_samples[i].gt_instances.labels[owners],
                 )
             )
             sizes.append(tuple(masks.shape[-2:]))
@@ -130,6 +142,7 @@ class DynamicMasks(LogitView):
         kernels = torch.cat([x.flatten(2).transpose(1, 2) for x in outputs[-1]], dim=1)
         levels = []
         features = head.mask_feature_head(tuple(pyramid))
+        table = context.get('class_map')
         for own, params, info, size in zip(
             features, kernels, context['positives'], context['sizes']
         ):
@@ -137,15 +150,24 @@ class DynamicMasks(LogitView):
                 points=info.points, strides=info.strides, param_preds=params[info.pos_inds]
             )
             (masks,) = head.forward_single(own, positives)
-            levels.append(Level(mask_rows(masks.flatten(0, -3), size)))
+            levels.append(
+                Level(
+                    mask_rows(masks.flatten(0, -3), size),
+                    valid=known_rows(info.labels, table, size),
+                )
+            )
         return levels
 
 
-def _recognise(some: Tensor, masks: Tensor) -> Tensor:
-    """Which of ``masks`` (P, H, W) each of ``some`` (K, H, W) is: indices (K,)."""
+def _recognise(some: Tensor, masks: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Which of ``masks`` (P, H, W) each of ``some`` (K, H, W) is.
+
+    Returns:
+        Indices (K,), and whether there is such a mask (K,); None if all are known to be there.
+    """
     if some is masks:
-        return torch.arange(len(masks), device=masks.device)
+        return torch.arange(len(masks), device=masks.device), None
     some, masks = (x.detach().flatten(1) for x in (some, masks))
     step = max(masks.shape[1] // _PROBES, 1)
-    same = some[:, None, ::step] == masks[None, :, ::step]
-    return same.all(dim=-1).float().argmax(dim=1)
+    same = (some[:, None, ::step] == masks[None, :, ::step]).all(dim=-1)
+    return same.float().argmax(dim=1), same.any(dim=1)

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
+from ..class_map import fit_class_map
 from ..taps import Recorder, TapError, TapPoint
 from .base import LogitView, register_view
+from .dense_geometry import ignored_boxes
 from .loss_calls import loss_calls
 from .predictions import HeadSpec, Level, Predictions, map_rows
 
@@ -44,6 +46,8 @@ class _GridView(LogitView):
                 f'teacher {list(self.grids)}: their cells do not correspond. Give both the same '
                 'mask_head.num_grids, or distil features.'
             )
+        if self.class_map is not None:
+            fit_class_map(self.class_map, student.num_classes, self.num_classes, self.where)
 
     def labels(self, recorder: Recorder, images: int) -> list[Tensor]:
         """Class indices (N, S * S) of each level's cells; ``num_classes`` is background."""
@@ -61,8 +65,9 @@ class _GridView(LogitView):
 class GridLogits(_GridView):
     """The class logits of every cell, (N, S * S, 1, C), one level for each grid.
 
-    Serves SOLO, Decoupled SOLO and SOLOv2, whose ``conv_cls`` is one layer for all grids. Nothing
-    here waits for the device.
+    Cells whose middle lies in padding or in an ignore region are not valid. Serves SOLO, Decoupled
+    SOLO and SOLOv2, whose ``conv_cls`` is one layer for all grids. Nothing here waits for the
+    device.
     """
 
     def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
@@ -103,8 +108,9 @@ class GridLogits(_GridView):
             )
         levels = [Level(map_rows(x).unsqueeze(2)) for x in maps]
         if not student:
-            for level, labels in zip(levels, self.labels(recorder, len(maps[0]))):
+            for level, x, labels in zip(levels, maps, self.labels(recorder, len(maps[0]))):
                 level.labels = labels.unsqueeze(-1)
+                level.valid = _valid_cells(x, data_samples).reshape(level.labels.shape)
         if 'features' in self.needs and not student:
             for level, (args, _) in zip(levels, recorder.raw(self.features)):
                 level.features = map_rows(args[0])
@@ -127,8 +133,9 @@ class GridMasks(_GridView):
     Rows are pixels: (1, positive cells * h * w, 1, 1), one level for each grid, without a copy of
     what the student hands to its own mask loss. Label 0 is inside of the mask, 1 outside of it;
     padding is not valid. The teacher's masks are those of the same cells, resized bilinearly if
-    theirs are of another size. Serves SOLO; how many rows there are depends on the images, so that
-    the step waits for the device once per grid, as SOLO's own targets do for every object.
+    theirs are of another size; under a class_map those of a class that it does not know are not
+    valid. Serves SOLO; how many rows there are depends on the images, so that the step waits for
+    the device once per grid, as SOLO's own targets do for every object.
     """
 
     of_classes = False
@@ -165,15 +172,22 @@ class GridMasks(_GridView):
             )
         if student:
             context = student[0].context
+            table = context.get('class_map')
             levels = [
-                Level(mask_rows(x[cells], size))
-                for x, cells, size in zip(maps, context['cells'], context['sizes'])
+                Level(mask_rows(x[cells], size), valid=known_rows(classes, table, size))
+                for x, cells, classes, size in zip(
+                    maps, context['cells'], context['classes'], context['sizes']
+                )
             ]
         else:
             labels = self.labels(recorder, len(maps[0]))
             cells = [(x < self.num_classes).nonzero(as_tuple=True) for x in labels]
             levels = self._own_levels(recorder, maps, cells, data_samples)
-            context = dict(cells=cells, sizes=[tuple(x.shape[-2:]) for x in maps])
+            context = dict(
+                cells=cells,
+                classes=[x[own] for x, own in zip(labels, cells)],
+                sizes=[tuple(x.shape[-2:]) for x in maps],
+            )
         return [Predictions('mask_head', 'pixel', levels, 'sigmoid', 1, context=context)]
 
     def _own_levels(
@@ -230,6 +244,24 @@ def mask_rows(masks: Tensor, size: Sequence[int] | None = None) -> Tensor:
     return masks.reshape(1, -1, 1, 1)
 
 
+def known_rows(classes: Tensor, table: Tensor | None, size: Sequence[int]) -> Tensor | None:
+    """Whether the teacher knows the class of each row's mask, (1, K h w, 1).
+
+    Args:
+        classes: the student's class (K,) of each mask.
+        table: the class_map; None, for which all classes are known, gives None.
+        size: h and w of the masks.
+    """
+    if table is None:
+        return None
+    return of_pixels(table[classes] >= 0, size)
+
+
+def of_pixels(values: Tensor, size: Sequence[int]) -> Tensor:
+    """Values (K,) of masks as those of their pixels' rows, (1, K h w, 1)."""
+    return values.repeat_interleave(size[0] * size[1]).reshape(1, -1, 1)
+
+
 def refuse_features(needs: Sequence[str], where: str) -> None:
     """Refuses a loss that trains on features: pixels of a mask have none.
 
@@ -243,13 +275,32 @@ def refuse_features(needs: Sequence[str], where: str) -> None:
         )
 
 
-def _unpadded(masks: Tensor, data_samples: Any) -> Tensor:
-    """Whether the middle of each pixel lies in its image, (N, h, w) on a mask of the batch."""
-    height, width = masks.shape[-2:]
+def _unpadded(maps: Tensor, data_samples: Any) -> Tensor:
+    """Whether the middle of each pixel lies in its image, (N, h, w) on a map of the batch."""
     inside = []
     for sample in data_samples:
-        frame, shape = sample.batch_input_shape, sample.img_shape
-        rows = (torch.arange(height, device=masks.device) + 0.5) * (frame[0] / height) < shape[0]
-        columns = (torch.arange(width, device=masks.device) + 0.5) * (frame[1] / width) < shape[1]
-        inside.append(rows[:, None] & columns)
+        y, x = _middles(maps, sample)
+        inside.append((y < sample.img_shape[0]) & (x < sample.img_shape[1]))
     return torch.stack(inside)
+
+
+def _valid_cells(maps: Tensor, data_samples: Any) -> Tensor:
+    """Whether the middle of each cell lies in its image and no ignore region, (N, S, S)."""
+    valid = _unpadded(maps, data_samples)
+    for own, sample in zip(valid, data_samples):
+        boxes = ignored_boxes(sample)
+        if boxes is not None:
+            y, x = (middle.unsqueeze(-1) for middle in _middles(maps, sample))
+            left, top, right, bottom = boxes.to(maps.device).unbind(1)
+            covered = (x >= left) & (x <= right) & (y >= top) & (y <= bottom)
+            own &= ~covered.any(-1)
+    return valid
+
+
+def _middles(maps: Tensor, sample: Any) -> tuple[Tensor, Tensor]:
+    """y (h, 1) and x (w,) of the middles of a map's pixels, in pixels of the batch's images."""
+    y, x = (
+        (torch.arange(size, device=maps.device) + 0.5) * (pixels / size)
+        for size, pixels in zip(maps.shape[-2:], sample.batch_input_shape)
+    )
+    return y[:, None], x

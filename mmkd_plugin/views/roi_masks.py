@@ -33,7 +33,8 @@ class RoIMasks(LogitView):
     pixel is one sigmoid row; its label is 0 on the object and 1, background, beside it. The
     teacher's mask head runs on the same RoIs; where its masks have another size they are resized
     bilinearly, which is meant: both cover the same box. Under a class_map the teacher's mask is
-    that of its own class; RoIs of a class that it does not know are left out.
+    that of its own class; RoIs of a class that it does not know are left out. A class-agnostic
+    student's loss is told no classes: all of its RoIs stay.
     """
 
     of_classes = False  # a row is the mask of one class
@@ -42,6 +43,7 @@ class RoIMasks(LogitView):
         self.where = where
         head = model.roi_head
         self.heads = paths_of(head, 'mask_head')
+        self.agnostic = [model.get_submodule(path).class_agnostic for path in self.heads]
         # A standard head with a shared extractor masks the positives among the pooled box features.
         self.from_boxes = bool(
             getattr(head, 'share_roi_extractor', False)
@@ -100,8 +102,10 @@ class RoIMasks(LogitView):
         refuse_fused(models[1], self.where)
         for own, theirs in zip(student.heads, self.heads):
             s, t = models[0].get_submodule(own), models[1].get_submodule(theirs)
-            if self.class_map is not None:
-                fit_class_map(self.class_map, s.num_classes, t.num_classes, self.where)
+            if self.class_map is not None and not s.class_agnostic:
+                # What an agnostic head's config says of a number of classes is never read.
+                known = max(self.class_map) + 1 if t.class_agnostic else t.num_classes
+                fit_class_map(self.class_map, s.num_classes, known, self.where)
             other = s.num_classes != t.num_classes and self.class_map is None
             if not t.class_agnostic and (s.class_agnostic or other):
                 raise TapError(
@@ -200,7 +204,7 @@ class RoIMasks(LogitView):
         for stage, own in enumerate(student):
             rois, classes, size = (own.context[key] for key in ('rois', 'classes', 'size'))
             known, table = None, own.context.get('class_map')
-            if table is not None:
+            if table is not None and not own.context['agnostic']:
                 classes = table[classes]
                 known, classes = classes >= 0, classes.clamp(min=0)
             masks = maps[0].new_zeros((0, *size))
@@ -226,7 +230,7 @@ class RoIMasks(LogitView):
             levels=[level],
             activation='sigmoid',
             num_classes=1,
-            context=dict(rois=rois, classes=classes, size=size),
+            context=dict(rois=rois, classes=classes, size=size, agnostic=self.agnostic[stage]),
         )
 
 

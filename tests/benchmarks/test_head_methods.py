@@ -68,7 +68,7 @@ def test_the_pieces_of_a_method_are_joined_and_weighted():
     assert pair.terms('student') == []
     assert pair.terms('ipwd', epochs=9)[0]['loss']['start_epoch'] == 3
     assert head_methods.title('gdd_channel+kd') == 'GDD + KD'
-    with pytest.raises(ValueError, match="'dkd' is none of kd, loca"):
+    with pytest.raises(ValueError, match="'dkd' is none of kd, kd_scored, loca"):
         PAIRS['digits']['fcos'].terms('dkd')
 
 

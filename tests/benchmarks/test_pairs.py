@@ -48,7 +48,7 @@ def test_percent_is_not_multiplied_again():
     [
         (['--methods', 'kd'], 'others need --pair'),
         (['--pair', 'nosuch'], 'digits has gfl, fcos'),
-        (['--pair', 'fcos', '--methods', 'dkd'], 'expected student or kd, loca'),
+        (['--pair', 'fcos', '--methods', 'dkd'], 'expected student or kd, kd_scored, loca'),
         (['--pair', 'faster', '--methods', 'kd+nosuch'], 'joined by'),
         (['--pair', 'faster', '--select-weights', 'kd+ckd=1'], 'METHOD=W1,W2'),
     ],

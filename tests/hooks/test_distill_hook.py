@@ -131,7 +131,7 @@ def test_checkpoint_holds_a_plain_student_and_the_rest_apart(tmp_path, teacher_f
     runner = train(runner_config(tmp_path, hook))
     saved = weights(tmp_path / 'iter_4.pth')
     assert list(saved['state_dict']) == list(toy_model().state_dict())
-    assert set(saved['distiller']) == {'version', 'connectors', 'teacher', 'seed', 'terms'}
+    assert set(saved['distiller']) == {'version', 'connectors', 'teacher', 'seed', 'settings'}
     assert len(saved['distiller']['teacher']['checkpoint']) == 64
     assert not hasattr(runner.model, 'distiller')  # given back after the run
     width = weights(teacher_file)['state_dict']['backbone.stem.0.weight'].shape
@@ -199,8 +199,75 @@ def test_resume_with_another_loss_warns(tmp_path, capsys):
     train(runner_config(tmp_path, hook_config(term), max_iters=2))
     other = hook_config(dict(term, loss=dict(type='CWDLoss')))
     train(runner_config(tmp_path, other, max_iters=4, resume=True))
-    expected = "started with the terms {'gdd': 'PKDLoss'} and goes on with {'gdd': 'CWDLoss'}"
-    assert expected in capsys.readouterr().out
+    assert "terms.gdd.loss.type: 'PKDLoss' then, 'CWDLoss' now" in capsys.readouterr().out
+
+
+def test_resume_with_other_numbers_warns_of_each(tmp_path, capsys):
+    kd = dict(loss=dict(type='KDLoss', temperature=1.0), student='bbox_head.cls', weight=1.0, end=9)
+    pkd = dict(loss=dict(type='PKDLoss'), student=dict(path='neck', levels=(0, 1)), warmup=3)
+    train(runner_config(tmp_path, hook_config(kd, pkd), max_iters=2))
+    kd = dict(kd, loss=dict(type='KDLoss', temperature=2.0), weight=3, by_epoch=False)
+    del kd['end']
+    late = dict(loss=dict(type='CWDLoss'), student='neck', name='late')
+    other = hook_config(kd, dict(pkd, warmup=4), late, task_weight=0.5)
+    train(runner_config(tmp_path, other, max_iters=4, resume=True))
+    told = capsys.readouterr().out.split('other settings than those it was saved with:\n')[1]
+    assert [line.strip() for line in told.splitlines() if line.startswith('  ')] == [
+        'task_weight: 1.0 then, 0.5 now',
+        'terms.kd.loss.temperature: 1.0 then, 2.0 now',
+        'terms.kd.weight: 1.0 then, 3 now',
+        'terms.kd.end: 9 then, not set now',
+        'terms.kd.by_epoch: not set then, False now',
+        'terms.pkd.warmup: 3 then, 4 now',
+        "terms.late: not set then, {'loss': {'type': 'CWDLoss'}, 'student': 'neck', "
+        "'name': 'late'} now",
+    ]
+
+
+def test_resume_with_the_same_numbers_written_otherwise_is_silent(tmp_path, capsys):
+    levels = dict(path='neck', levels=[0, 1])
+    term = dict(loss=dict(type='CWDLoss'), student=levels, weight=2.0)
+    train(runner_config(tmp_path, hook_config(term), max_iters=2))
+    loss, levels = dict(type='mmkd_plugin.CWDLoss'), dict(path='neck', levels=(0, 1))
+    same_term = dict(name='cwd', weight=2, student=levels, loss=loss)
+    train(runner_config(tmp_path, hook_config(same_term), max_iters=4, resume=True))
+    assert 'settings' not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('terms', [None, {'gdd': 'CWDLoss'}])
+def test_checkpoints_of_before_settings_were_saved_still_resume(tmp_path, capsys, terms):
+    train(runner_config(tmp_path, hook_config(), max_iters=2))
+    saved = weights(tmp_path / 'iter_2.pth')
+    del saved['distiller']['settings']
+    if terms is not None:  # the losses came first
+        saved['distiller']['terms'] = terms
+    torch.save(saved, tmp_path / 'iter_2.pth')
+    train(runner_config(tmp_path, hook_config(dict(TERM, weight=5.0)), max_iters=4, resume=True))
+    told = capsys.readouterr().out
+    assert ("terms.gdd: 'CWDLoss' then, 'GDDLoss' now" in told) == (terms is not None)
+    assert (tmp_path / 'iter_4.pth').is_file()
+
+
+def test_settings_are_plain_values(tmp_path):
+    """A checkpoint must open without running code, whatever the config was written with."""
+    import mmkd_plugin
+    from mmkd_plugin.losses import CWDLoss
+
+    levels = dict(path='neck', levels=(0, 1))
+    term = dict(loss=dict(type=CWDLoss, temperature=1.0), student=levels)
+    distiller = mmkd_plugin.attach(toy_model(), toy_model(1), [term], probe_size=(16, 16))
+    torch.save(distiller.resume_state(), tmp_path / 'state.pth')
+    state = torch.load(tmp_path / 'state.pth', weights_only=True)
+    assert state['settings'] == dict(
+        task_weight=1.0,
+        terms=dict(
+            cwd=dict(
+                loss=dict(type='CWDLoss', temperature=1.0),
+                student=dict(path='neck', levels=[0, 1]),
+                name='cwd',
+            )
+        ),
+    )
 
 
 def test_foreign_load_from_is_refused(tmp_path):

@@ -54,6 +54,7 @@ def config(folder, hook, epochs=EPOCHS, **changes):
     return cfg
 
 
+CLASSIFIER = dict(model=dict(type='ToyClassifier'))
 SELF = dict(teacher='previous_epoch', terms=[KD], task_weight='complement')
 
 
@@ -93,6 +94,19 @@ def test_a_term_of_the_first_epoch_is_refused(tmp_path, begin):
     term = {**KD, 'warmup': 0, **begin}
     with pytest.raises(ValueError, match=r'terms\[0\] begins in the first epoch'):
         train(config(tmp_path, dict(SELF, terms=[term])))
+
+
+def test_a_recipe_of_the_first_epoch_is_refused_with_its_terms_written_out(tmp_path):
+    """It has no key for begin; what the message gives in its place must run."""
+    cfg = config(tmp_path / 'recipe', dict(teacher='previous_epoch', recipe='kd'), **CLASSIFIER)
+    with pytest.raises(ValueError, match=r"recipe 'kd' begins in the first epoch") as error:
+        train(cfg)
+    advice = str(error.value).split('the second: ')[1].removesuffix('.')
+    written = eval(f'dict({advice})')  # noqa: S307
+    (term,) = written['terms']
+    assert (term['begin'], term['by_epoch'], term['loss']['type']) == (1, True, 'KDLoss')
+    hook = dict(teacher='previous_epoch', **written)
+    train(config(tmp_path / 'terms', hook, epochs=2, **CLASSIFIER))
 
 
 def test_what_is_saved_is_a_copy():

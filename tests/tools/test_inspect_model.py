@@ -9,6 +9,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from detectors import model_config
+from mmengine.config import Config
+from segmenters import segmenter, segmenter_config
+
+from mmkd_plugin.teacher import build_model
 
 TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'inspect_model.py'
 
@@ -90,6 +95,60 @@ def test_views_tell_what_their_rows_are(tool, configs, capsys):
     assert (bins['num_classes'], bins['activation'], bins['priors']) == (17, 'softmax', 4)
     tool.main([str(configs / 'student.py'), '--size', '128', '192', '--filter', 'neck'])
     assert 'bbox_head: 80 classes, sigmoid' in capsys.readouterr().out
+
+
+def test_the_views_of_both_are_listed(tool, configs, capsys):
+    arguments = configs / 'student.py', '--teacher', configs / 'wide.py'
+    found = as_json(tool, capsys, *arguments)
+    assert [v['view'] for v in found['teacher_views']] == ['cls_logits', 'dfl_logits']
+    tool.main([*map(str, arguments), '--filter', 'neck'])
+    text = capsys.readouterr().out
+    student, teacher = text.index("Views of the student's"), text.index("Views of the teacher's")
+    line = text.index("(a teacher may also be read by its boxes: teacher='detections')")
+    assert student < teacher < line and "(teacher='NAME' in a term)" in text[teacher:]
+
+
+def model(family):
+    if family == 'PSPNet':
+        return segmenter(segmenter_config())
+    return build_model(Config(dict(model=model_config(family), default_scope='mmdet')))
+
+
+@pytest.mark.parametrize(
+    ('student', 'teacher', 'open_to'),
+    [
+        ('GFL', None, True),
+        ('GFL', 'Faster R-CNN', True),
+        ('GFL', 'Deformable DETR', False),
+        ('PSPNet', None, False),
+        ('Faster R-CNN', None, False),
+        ('Faster R-CNN', 'GFL', False),
+        ('Mask R-CNN', None, False),
+        ('Deformable DETR', None, False),
+    ],
+)
+def test_detections_are_offered_where_they_fit(tool, student, teacher, open_to):
+    own = model(student)
+    assert tool.takes_detections(own, own if teacher is None else model(teacher)) is open_to
+
+
+def test_detections_are_not_mentioned_where_they_do_not_fit(tool, tmp_path, capsys):
+    Config(dict(model=model_config('Faster R-CNN'), default_scope='mmdet')).dump(
+        tmp_path / 'faster.py'
+    )
+    tool.main([str(tmp_path / 'faster.py'), '--size', '128', '128', '--filter', 'neck'])
+    text = capsys.readouterr().out
+    assert 'cls_logits' in text and 'detections' not in text
+
+
+def test_a_recipe_without_its_view_says_so_in_a_few_words(tool, configs, capsys, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '80')
+    tool.main([str(configs / 'student.py'), '--size', '128', '192', '--filter', 'neck'])
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert '  kd-masks does not fit: the student has no mask_logits' in lines
+    found = tool.fitting_recipes(model('Mask R-CNN'), model('Faster R-CNN'))
+    errors = {item['recipe']: item.get('error') for item in found}
+    assert errors['kd'] is None and errors['kd-masks'] == 'the teacher has no mask_logits'
 
 
 def test_recipes_say_where_they_tap(tool, configs, capsys):

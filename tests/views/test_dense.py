@@ -26,6 +26,7 @@ from mmengine.config import ConfigDict
 from mmkd_plugin.execution import set_inference
 from mmkd_plugin.taps import Recorder, TapError
 from mmkd_plugin.views import make_view
+from mmkd_plugin.views.dense_targets import DenseTargets
 
 SMALL = (64, 80)
 CROWD = (20.0, 24.0, 60.0, 70.0)
@@ -115,7 +116,7 @@ def test_labels_of_a_real_step_lie_on_the_objects(family):
     """Two images with one object each, in opposite corners: rows of images and levels in order."""
     model = student(family)
     corners = sample(boxes=[(2, 2, 46, 46)]), sample(boxes=[(50, 50, 94, 94)])
-    own, view, _ = read(model, batch(model, *corners))
+    own, _, _ = read(model, batch(model, *corners))
     found = [0, 0]
     for level in own.levels:
         for i, (low, high) in enumerate(((0, 48), (48, IMAGE))):
@@ -126,8 +127,6 @@ def test_labels_of_a_real_step_lie_on_the_objects(family):
                 assert inside[hit].all()
             found[i] += int(hit.sum())
     assert min(found) > 0
-    # several images and levels: looked at once, never again
-    assert view.targets.order[True] == ('images' if family == 'YOLOX' else 'levels')
 
 
 @pytest.mark.parametrize('family', (*DENSE, 'CenterNetUpdate'))
@@ -250,7 +249,6 @@ def test_losses_of_some_rows_before_that_of_all_are_passed_over():
     corners = sample(boxes=[(2, 2, 46, 46)]), sample(boxes=[(50, 50, 94, 94)])
     own, view, recorder = read(model, batch(model, *corners))
     assert len(recorder.raw(view.targets.points[0])) == 3
-    assert view.targets.order[True] == 'images'
     for i, (low, high) in enumerate(((0, 48), (48, IMAGE))):
         hits = [level.centers[(level.labels[i] == 0).any(-1)] for level in own.levels[:2]]
         assert (
@@ -298,19 +296,53 @@ def test_heads_with_more_outputs_are_served(family):
     assert own.levels[0].boxes.kind == 'ltrb' and own.levels[0].labels is None
 
 
-def test_single_image_and_then_several():
-    """With one image the order of rows cannot be told; it must not be fixed by then."""
+def two_images():
+    """Other classes in the second image, so that labels tell the order of rows."""
+    images = sample(), sample()
+    images[1][1].gt_instances.labels += 4
+    return images
+
+
+@pytest.mark.parametrize('first', ['one image', 'constant maps'])
+def test_the_order_of_rows_is_seen_in_every_step(first):
+    """YOLOX goes image by image, which the first step here cannot show."""
     model = student('YOLOX')
+    patch_assignment(model.bbox_head)
     view = make_view('cls_logits', model, (), 'term')
     recorder = Recorder(model, 'student')
     recorder.listen(view.points)
-    for images in ([sample()], [sample(boxes=()), sample()]):
+
+    def labels(*images):
         data = batch(model, *images)
         recorder.arm()
         model(**data, mode='loss')
-        (own,) = view.read(recorder, data['data_samples'])
-        hits = [(flat(own, 'labels')[i] < CLASSES).sum().item() for i in range(len(images))]
-        assert hits[-1] > 0 and sum(hits) == hits[-1]
+        return flat(view.read(recorder, data['data_samples'])[0], 'labels')
+
+    def constant(module, args, outputs):
+        for maps in outputs[2]:  # objectness, by which its rows are known
+            maps.detach().zero_()
+
+    if first == 'one image':
+        labels(sample())
+    else:
+        hook = model.bbox_head.register_forward_hook(constant, prepend=True)
+        labels(*two_images())
+        hook.remove()
+    expected, _, _ = read(model, batch(model, *two_images()))
+    assert torch.equal(labels(*two_images()), flat(expected, 'labels'))
+
+
+@pytest.mark.parametrize('family', ['FCOS', 'YOLOX'])
+def test_a_compiled_step_hears_the_same_labels(family):
+    model = student(family)
+    patch_assignment(model.bbox_head)
+    own, _, recorder = read(model, batch(model, *two_images()))
+    targets = DenseTargets(model.bbox_head, 'bbox_head', 'term')
+    logits, quality = zip(*[(level.logits, level.quality) for level in own.levels])
+    torch._dynamo.reset()
+    run = torch.compile(lambda: targets.read(recorder, logits, quality), backend='eager')
+    for (labels, _), level in zip(run(), own.levels, strict=True):
+        assert torch.equal(labels, level.labels)
 
 
 def reason(model) -> str:
@@ -327,6 +359,27 @@ def test_head_that_never_calls_its_loss_is_named():
     config.bbox_head.loss_bbox = dict(type='SmoothL1Loss', beta=0.11)
     model = build(config).train()
     assert re.search(r'FreeAnchorRetinaHead\) did not call its loss_cls', reason(model))
+
+
+def test_head_that_drops_positives_after_its_loss_is_named():
+    """FSAF gives every object to all levels and trains the best of them."""
+    config = model_config('RetinaNet')
+    config.bbox_head.update(
+        type='FSAFHead',
+        reg_decoded_bbox=True,
+        anchor_generator=dict(
+            type='AnchorGenerator', octave_base_scale=1, scales_per_octave=1, ratios=[1.0],
+            strides=[8, 16, 32, 64, 128],
+        ),
+        bbox_coder=dict(type='TBLRBBoxCoder', normalizer=4.0),
+        loss_cls=dict(type='FocalLoss', use_sigmoid=True, reduction='none'),
+        loss_bbox=dict(type='IoULoss', reduction='none'),
+    )  # fmt: skip
+    config.train_cfg.assigner = dict(
+        type='CenterRegionAssigner', pos_scale=0.2, neg_scale=0.2, min_pos_iof=0.01
+    )
+    model = build(config).train()
+    assert re.search(r'FSAFHead\) gives its loss_cls every object on all levels', reason(model))
 
 
 def test_head_whose_loss_gets_something_else_is_named():

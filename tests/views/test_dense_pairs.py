@@ -120,7 +120,7 @@ def test_images_without_anything_to_learn_from(family):
 def test_reading_never_waits_for_the_device(family):
     model, other = student(family), teacher(family)
     images = batch(model, sample(crowds=[CROWD]), sample(SMALL))
-    own, view, recorder = read(model, images)  # the order of rows is looked up here, once
+    own, view, recorder = read(model, images)  # rows are compared with the maps here, once
     _, their_view, theirs = follow(other, images, own)
     with Waits() as waits:
         (again,) = view.read(recorder, images['data_samples'])

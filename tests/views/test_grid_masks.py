@@ -16,6 +16,7 @@ from waiting import Waits
 import mmkd_plugin
 from mmkd_plugin import functional as F
 from mmkd_plugin.taps import Recorder, TapError
+from mmkd_plugin.teacher import Teacher
 from mmkd_plugin.views.base import make_view
 from mmkd_plugin.views.dynamic_masks import _recognise
 
@@ -74,6 +75,29 @@ def test_classes_of_the_cells(config):
     assert p.levels[0].logits.data_ptr() != scores.data_ptr(), 'the map, not the copy of the loss'
 
 
+def test_cells_in_padding_and_in_ignore_regions_do_not_count():
+    """In a frame of another shape than the image: cells are not square."""
+    frame, size, crowd = (96, 192), (96, 112), (60.0, 0.0, 100.0, 40.0)
+    samples = [
+        sample(size=size, canvas=frame, crowd=[crowd]),
+        sample(size=frame, canvas=frame),
+    ]
+    (p,), _ = student_step(solo(), view_of(solo(), 'cls_logits'), samples)
+    for level, grid in zip(p.levels, GRIDS):
+        valid = level.valid.reshape(2, grid, grid)
+        assert valid[1].all()
+        for i in range(grid):
+            for j in range(grid):
+                y, x = (i + 0.5) / grid * frame[0], (j + 0.5) / grid * frame[1]
+                covered = crowd[0] <= x <= crowd[2] and crowd[1] <= y <= crowd[3]
+                assert valid[0, i, j] == (y < size[0] and x < size[1] and not covered)
+    student = solo()
+    term = dict(MASKS, student='cls_logits', select='all')
+    mmkd_plugin.attach(student, solo(32, 1), [term])
+    losses = student(images(samples), samples, mode='loss')
+    assert losses['kd_rows'] == sum(x.valid.sum() for x in p.levels) < 2 * sum(s * s for s in GRIDS)
+
+
 def test_reading_classes_does_not_wait_for_the_device():
     student, teacher = solo(), solo(32, 1)
     views = [view_of(student, 'cls_logits'), view_of(teacher, 'cls_logits')]
@@ -82,7 +106,7 @@ def test_reading_classes_does_not_wait_for_the_device():
     other.listen(views[1].teacher_points)
     for listening in (recorder, other):
         listening.arm()
-    samples = batch()
+    samples = [sample(crowd=[(0, 0, 50, 50)]), *batch()]
     student(images(samples), samples, mode='loss')
     teacher.mask_head(teacher.extract_feat(images(samples)))
     with Waits() as waits:
@@ -229,8 +253,79 @@ def test_condinst_rows_follow_the_subset_that_the_student_trains_on():
 def test_masks_are_recognised_by_their_values():
     masks = torch.randn(7, 9, 11)
     order = torch.tensor([4, 0, 6])
-    assert torch.equal(_recognise(masks[order], masks), order)
-    assert torch.equal(_recognise(masks, masks), torch.arange(7))
+    positions, found = _recognise(masks[order], masks)
+    assert torch.equal(positions, order) and found.all()
+    positions, found = _recognise(masks, masks)
+    assert torch.equal(positions, torch.arange(7)) and found is None
+    with Waits() as waits:
+        positions, found = _recognise(torch.stack((masks[4], masks[4] + 1)), masks)
+    assert not waits.seen
+    assert positions[0] == 4 and found.tolist() == [True, False]
+
+
+def test_a_mask_that_the_head_did_not_make_is_not_paired_with_that_of_another_object():
+    student = condinst(topk_masks_per_img=-1)
+
+    def change(module, args):  # of each image the first mask
+        return torch.cat((args[0][:1] + 1, args[0][1:])), *args[1:]
+
+    student.mask_head.loss_mask.register_forward_pre_hook(change)
+    (p,), _ = student_step(student, view_of(student), [sample(), sample()])
+    for level, positives in zip(p.levels, p.context['positives']):
+        valid = level.valid.reshape(len(positives), -1)
+        assert len(valid) > 1 and not valid[0].any() and valid[1:].all()
+
+
+@pytest.mark.parametrize('kind', MODELS)
+def test_masks_of_classes_that_the_teacher_does_not_know_do_not_count(kind):
+    """The objects are of the classes 1, 3 and 2, 0."""
+    samples, model, teacher = batch(), MODELS[kind](), MODELS[kind](32, 1)
+
+    def losses(class_map):
+        student = copy.deepcopy(model)
+        mmkd_plugin.attach(student, Teacher(teacher, class_map=class_map), [MASKS])
+        return student(images(samples), copy.deepcopy(samples), mode='loss')
+
+    whole, same = losses(None), losses((3, 2, 1, 0))
+    assert same['kd_rows'] == whole['kd_rows']
+    torch.testing.assert_close(same['loss_kd'], whole['loss_kd'])
+    parts = [losses((-1, 1, 2, -1)), losses((0, -1, -1, 3))]
+    rows = [x['kd_rows'] for x in parts]
+    assert rows[0] > 0 and rows[1] > 0 and sum(rows) == whole['kd_rows']
+    mean = sum(x['loss_kd'] * x['kd_rows'] for x in parts) / sum(rows)
+    torch.testing.assert_close(mean, whole['loss_kd'])
+
+
+@pytest.mark.parametrize('kind, subset', [('SOLO', {}), ('CondInst', dict(max_masks_to_train=5))])
+def test_known_rows_are_those_of_objects_of_known_classes(kind, subset):
+    samples, student, teacher = batch(), MODELS[kind](**subset), MODELS[kind](32, 1)
+    seen = targets_of(student)
+    own, _ = student_step(student, view_of(student), samples)
+    own[0].context['class_map'] = torch.tensor([0, 1, -1, -1])
+    (theirs,) = teacher_step(teacher, view_of(teacher, role='t'), samples, own)
+    filled = [x for x in zip(own[0].levels, theirs.levels) if x[1].logits.numel()]
+    for (s, t), (masks, targets) in zip(filled, seen, strict=True):
+        known = t.valid.reshape(len(masks), -1)
+        owners = s.images.reshape(len(masks), -1)[:, 0].tolist()
+        for target, image, rows in zip(targets, owners, known, strict=True):
+            truth = samples[image].gt_instances
+            step = truth.masks.height // target.shape[0]
+            whole = truth.masks.to_tensor(torch.float32, 'cpu')
+            difference = whole[:, step // 2 :: step, step // 2 :: step] - target
+            label = truth.labels[difference.abs().flatten(1).sum(1).argmin()]
+            assert torch.equal(rows, (label < 2).expand_as(rows))
+
+
+@pytest.mark.parametrize('name', ['mask_logits', 'cls_logits'])
+@pytest.mark.parametrize(
+    'class_map, word',
+    [((-1,) * 4, 'shares no class'), ((0, 1), 'names 2 classes'), ((0, 1, 2, 9), 'class 9')],
+)
+def test_class_maps_that_do_not_fit_are_refused(name, class_map, word):
+    for make in (solo, condinst):
+        with pytest.raises(TapError, match=word):
+            handle = Teacher(make(32, 1), class_map=class_map)
+            mmkd_plugin.attach(make(), handle, [dict(MASKS, student=name)])
 
 
 @pytest.mark.parametrize('kind', MODELS)

@@ -238,7 +238,7 @@ def attached(kind, term=KD, seed=1, **kwargs):
 def test_the_loss_is_zero_for_a_copy_and_the_formula_for_another_teacher(kind):
     for seed, width in ((0, 16), (1, 32)):
         student, teacher = query_detector(kind), query_detector(kind, width, seed)
-        mmkd_plugin.attach(student, teacher, [KD])
+        mmkd_plugin.attach(student, teacher, [dict(KD, select='all')])
         if seed == 0:
             for module in student.modules():
                 if isinstance(module, nn.BatchNorm2d):

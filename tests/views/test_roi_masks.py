@@ -13,6 +13,7 @@ from toys import train
 import mmkd_plugin
 from mmkd_plugin import functional as F
 from mmkd_plugin.taps import TapError
+from mmkd_plugin.teacher import Teacher
 from mmkd_plugin.views import make_view
 from mmkd_plugin.views.roi_masks import RoIMasks
 
@@ -213,6 +214,52 @@ def test_an_agnostic_teacher_teaches_any_student_but_not_the_reverse():
     student, teacher = pair('agnostic', 'plain')
     with pytest.raises(TapError, match="'roi_head.mask_head' has 4 masks .*one mask for all"):
         mmkd_plugin.attach(student, teacher, [KD])
+
+
+@pytest.mark.parametrize('class_map', [(-1, 1, 2, 3), (1, -1, -1, -1), (-1, -1, -1, -1)])
+def test_a_class_map_does_not_concern_masks_without_a_class(class_map):
+    """The objects are of the classes 1 and 3, but the mask loss is told 0 for each."""
+
+    def unclassed(config):
+        agnostic(config)
+        config.roi_head.mask_head.num_classes = 1
+
+    def losses(student, handle):
+        mmkd_plugin.attach(student, handle, [KD])
+        return step(student, [sample(), sample()])
+
+    student = detector('Mask R-CNN', edit=unclassed)
+    teacher = detector('Mask R-CNN', width=32, seed=1, edit=unclassed)
+    expected = losses(copy.deepcopy(student), teacher)
+    found = losses(student, Teacher(teacher, class_map=class_map))
+    assert found['kd_rows'] == expected['kd_rows'] > 0
+    torch.testing.assert_close(found['loss_kd'], expected['loss_kd'])
+
+
+def test_an_agnostic_teacher_teaches_the_classes_that_it_knows():
+    """Its mask head's number of classes means nothing."""
+
+    def unclassed(config):
+        agnostic(config)
+        config.roi_head.mask_head.num_classes = 1
+
+    teacher = detector('Mask R-CNN', width=32, seed=1, edit=unclassed)
+    rows = []
+    for class_map in ((0, 1, 2, 3), (0, 1, 2, -1), (0, -1, 2, -1)):
+        student = detector('Mask R-CNN')
+        mmkd_plugin.attach(student, Teacher(teacher, class_map=class_map), [KD])
+        rows.append(step(student, [sample(), sample()])['kd_rows'])
+    assert rows[0] > rows[1] > rows[2] == 0
+    with pytest.raises(TapError, match='class_map shares no class'):
+        handle = Teacher(teacher, class_map=(-1, -1, -1, -1))
+        mmkd_plugin.attach(detector('Mask R-CNN'), handle, [KD])
+
+
+@pytest.mark.parametrize('class_map', [None, (0, 1, 2, 3)])
+def test_an_agnostic_student_has_no_class_to_choose_a_teachers_mask_by(class_map):
+    student, teacher = pair('agnostic', 'plain')
+    with pytest.raises(TapError, match='which of them belong together is not known'):
+        mmkd_plugin.attach(student, Teacher(teacher, class_map=class_map), [KD])
 
 
 def test_other_classes_stages_and_heads_are_refused():

@@ -19,7 +19,6 @@ custom_hooks = [
                 # the mean of the six decoder layers, without denoising queries: all recommended
                 loss=dict(type='KDLoss', temperature=1.0),
                 student='cls_logits',
-                select='score_weighted',  # most queries are background
                 weight=2.0,  # the weight of the student's own class loss
                 name='kd',
             ),
