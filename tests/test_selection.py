@@ -664,3 +664,23 @@ def test_two_processes_with_unequal_positives_equal_one(tmp_path):
         for i, grad in enumerate(grads):
             parts = sum(results[key][1][i] for results in ranks) / 2
             torch.testing.assert_close(parts, grad, rtol=1e-8, atol=1e-12)
+
+
+def test_a_loss_that_wants_all_rows_at_once_takes_some_of_many_pixels():
+    """Four images of 512 x 512 at stride 2 have more pixels than IPWD puts behind one another."""
+    pixels, classes = 256 * 256, 3
+    shape = (4, pixels, 1)
+    s, t = (
+        Predictions('decode_head', 'pixel', [Level(torch.randn(*shape, classes))], 'softmax', 3)
+        for _ in range(2)
+    )
+    s.levels[0].logits.requires_grad_()
+    s.levels[0].labels = torch.randint(classes, shape)
+    s.levels[0].features = torch.randn(4, pixels, 2)
+    loss = IPWDLoss()
+    loss.adopt('softmax', False)
+    loss.connect((1, classes), (1, classes), (1, 2))
+    with pytest.raises(ValueError, match='more than 131072'):
+        evaluate(loss, s, t, parse_select('all', 'select'))
+    value, count = evaluate(loss, s, t, parse_select(loss.default_select['pixel'], 'select'))
+    assert value.isfinite() and count == 4 * 4096
