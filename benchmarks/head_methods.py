@@ -48,6 +48,7 @@ PARTS: dict[str, Term] = {
         select='score_weighted',
         name='kd',
     ),
+    'ckd_strong': dict(loss=dict(type='CKDLoss'), student='cls_logits', name='ckd'),
     # To see whether it is the start that KD spoils.
     'kd_late': dict(
         loss=dict(type='KDLoss', temperature=1.0),
@@ -70,16 +71,30 @@ PART_TITLES = {
     'kd_all': 'KD of all queries',
     'kd_scored': 'KD of all boxed positions',
     'kd_late': 'KD from the third epoch on',
+    'ckd_strong': 'CKD, chosen weight',
 }
 
 # One weight per term and kind of head. Published: DKD, CKD on RoIs. GDD: that of the feature
 # benchmark (BCCD's val split). KD on pixels: best of 0.03, 0.1, 0.3 on the selection images, seed
 # 3 (results/digits_pspnet_selection.md); 1 had failed. DKD, LoCa and IPWD follow KD there. KD on
-# queries has the weight of their class loss, that of bins is LD's. All else is 1 without a search.
+# queries has the weight of their class loss, that of bins is LD's. CKD's other weight was chosen on
+# FCOS like that of pixels, from 1 and 10 (results/digits_fcos_selection.md). All else is 1 without
+# a search.
 WEIGHTS: dict[str, dict[str, float]] = {
-    'dense': dict(kd=1.0, kd_scored=1.0, loca=1.0, ckd=0.1, ipwd=1.0, dfl=0.0147, gdd_channel=1.0),
+    'dense': dict(
+        kd=1.0,
+        kd_scored=1.0,
+        loca=1.0,
+        ckd=0.1,
+        ckd_strong=10.0,
+        ipwd=1.0,
+        dfl=0.0147,
+        gdd_channel=1.0,
+    ),
     'roi': dict(kd=1.0, dkd=1.0, loca=1.0, ckd=0.1, ipwd=1.0, mask=1.0, gdd_channel=1.0),
-    'query': dict(kd=2.0, kd_all=1.0, loca=1.0, ckd=0.1, ipwd=1.0, gdd_channel=1.0),
+    'query': dict(
+        kd=2.0, kd_all=1.0, loca=1.0, ckd=0.1, ckd_strong=10.0, ipwd=1.0, gdd_channel=1.0
+    ),
     'pixel': dict(kd=0.3, kd_late=0.3, dkd=0.3, loca=0.3, ckd=0.1, ipwd=0.3, gdd_channel=1.0),
 }
 
@@ -188,14 +203,14 @@ PAIRS: dict[str, dict[str, Pair]] = {
             'configs/demo/gfl_r18_digits.py',
             'configs/demo/gfl_r18-quarter_digits.py',
             'dense',
-            (*DENSE, 'kd+dfl', 'gdd_channel+kd'),
+            (*DENSE, 'kd+dfl', 'gdd_channel+kd', 'ckd_strong'),
             (None, None),
         ),
         'fcos': _digits(
             f'{DETECTION}/fcos_r18-half_digits.py',
             f'{DETECTION}/fcos_r18-quarter_digits.py',
             'dense',
-            (*DENSE, 'gdd_channel+kd'),
+            (*DENSE, 'gdd_channel+kd', 'ckd_strong'),
             (5, 10),
         ),
         'faster': _digits(
@@ -226,7 +241,7 @@ PAIRS: dict[str, dict[str, Pair]] = {
             f'{DETECTION}/deformable-detr_r18-half_digits.py',
             f'{DETECTION}/deformable-detr_r18-quarter_digits.py',
             'query',
-            (*DENSE, 'gdd_channel+kd', 'kd_all', 'gdd_channel+kd_all'),
+            (*DENSE, 'gdd_channel+kd', 'kd_all', 'gdd_channel+kd_all', 'ckd_strong'),
             (4, 12),
             views=dict(kd=dict(select='score_weighted')),
         ),
