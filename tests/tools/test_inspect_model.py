@@ -110,6 +110,8 @@ def test_the_views_of_both_are_listed(tool, configs, capsys):
 
 def model(family):
     if family == 'PSPNet':
+        pytest.importorskip('mmseg')
+        pytest.importorskip('ftfy')
         return segmenter(segmenter_config())
     return build_model(Config(dict(model=model_config(family), default_scope='mmdet')))
 
