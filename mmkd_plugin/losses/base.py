@@ -95,6 +95,7 @@ class LogitLoss(DistillLoss):
             rows may be computed one part after the other.
         closed_form: a separable loss without extras that knows its gradient, by
             :meth:`values_along` and :meth:`slope_along`; saves whole maps a detour through rows.
+        alone: why it refuses rows of one column; None if it takes them.
         contrasts: rows are compared with each other, so copies of a row tell nothing.
         default_select: which rows a term gives to the loss if it does not say, by the kind of the
             head; see :mod:`mmkd_plugin.selection`.
@@ -104,6 +105,7 @@ class LogitLoss(DistillLoss):
 
     separable: bool = False
     closed_form: bool = False
+    alone: str | None = None
     contrasts: bool = False
     default_select: dict[str, str | dict] = select_by_kind()
     activation: str = 'softmax'
@@ -156,6 +158,11 @@ class LogitLoss(DistillLoss):
             raise ValueError(
                 f'{name} needs the same classes (dimension 1) in student and teacher, got student '
                 f'{tuple(student_shape)} and teacher {tuple(teacher_shape)}.'
+            )
+        if self.alone and student_shape[1] < 2:
+            raise ValueError(
+                f'{name} {self.alone}: these rows have one column (masks, or a single class). Use '
+                'KDLoss there.'
             )
 
     def forward(

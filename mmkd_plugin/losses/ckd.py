@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -72,6 +71,7 @@ class CKDLoss(LogitLoss):
 
     batch_coupled = True
     contrasts = True
+    alone = 'compares the directions of logit vectors, which these have not'
     default_select = select_by_kind(
         dense=dict(by='teacher_topk', k=512, positives=True), pixel=dict(by='random', k=512)
     )
@@ -93,21 +93,6 @@ class CKDLoss(LogitLoss):
         if per_image:
             self.needs = ('images',)
         self._told = False  # that a batch of one has nothing to learn from
-
-    def connect(
-        self,
-        student_shape: Sequence[int],
-        teacher_shape: Sequence[int],
-        features_shape: Sequence[int] | None = None,
-        priors: int = 1,
-    ) -> None:
-        """Refuses rows of one column as well; see :class:`LogitLoss`."""
-        super().connect(student_shape, teacher_shape, features_shape, priors)
-        if student_shape[1] < 2:
-            raise ValueError(
-                'CKDLoss compares the directions of logit vectors, and rows of one column (masks, '
-                'or a single class) have none. Use KDLoss there.'
-            )
 
     def compute(
         self,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
 from mmkd_plugin import functional as F
@@ -68,6 +66,7 @@ class LoCaLoss(LogitLoss):
 
     needs = ('labels',)
     separable = True
+    alone = 'raises the true class above the others, of which there are none'
     default_select = select_by_kind(dense='positive', roi='positive', query='positive')
 
     def __init__(
@@ -85,21 +84,6 @@ class LoCaLoss(LogitLoss):
         self.alpha = alpha
         self.calibrate_at = calibrate_at
         self.only_mispredicted = only_mispredicted
-
-    def connect(
-        self,
-        student_shape: Sequence[int],
-        teacher_shape: Sequence[int],
-        features_shape: Sequence[int] | None = None,
-        priors: int = 1,
-    ) -> None:
-        """Refuses rows of one column as well; see :class:`LogitLoss`."""
-        super().connect(student_shape, teacher_shape, features_shape, priors)
-        if student_shape[1] < 2:
-            raise ValueError(
-                'LoCaLoss raises the true class above the others, and rows of one column (masks, '
-                'or a single class) have no others. Use KDLoss there.'
-            )
 
     def rows(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         at = self.temperature if self.calibrate_at == 'tempered' else 1.0
