@@ -1,0 +1,64 @@
+"""Values of a config, each refused by its key, with what it should have been.
+
+Python takes ``'False'`` for true and ``True`` for 1; a config that says so is a slip, and would
+train something else without a word.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def check_bool(value: Any, where: str) -> bool:
+    """Refuses anything but ``True`` and ``False``.
+
+    Args:
+        value: what the config says.
+        where: key of the config, for the message.
+
+    Raises:
+        ValueError: for strings, numbers, lists and None.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f'{where}={value!r} must be True or False.')
+    return value
+
+
+def check_int(value: Any, where: str, minimum: int | None = None) -> int:
+    """Refuses anything but a whole number; ``True`` is none.
+
+    Args:
+        value: what the config says.
+        where: key of the config, for the message.
+        minimum: smallest number that is allowed.
+
+    Raises:
+        ValueError: for another type, or a number that is too small.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f'{where}={value!r} must be a whole number{_at_least(minimum)}.')
+    if minimum is not None and value < minimum:
+        raise ValueError(f'{where}={value!r} must be a whole number{_at_least(minimum)}.')
+    return value
+
+
+def check_number(value: Any, where: str, minimum: float | None = None) -> float:
+    """Refuses anything but a finite number; ``True`` is none.
+
+    Args:
+        value: what the config says.
+        where: key of the config, for the message.
+        minimum: smallest number that is allowed.
+
+    Raises:
+        ValueError: for another type, NaN, Inf, or a number that is too small.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (number and math.isfinite(value)) or (minimum is not None and value < minimum):
+        raise ValueError(f'{where}={value!r} must be a finite number{_at_least(minimum)}.')
+    return float(value)
+
+
+def _at_least(minimum: float | None) -> str:
+    return '' if minimum is None else f', {minimum:g} or more'
