@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import copy
 import gc
-import logging
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
@@ -23,6 +21,7 @@ from ..init_student import copy_teacher_weights, parse_parts
 from ..registry import HOOKS, check_keys
 from ..self_teacher import PREVIOUS_EPOCH, SelfTeacher
 from ..teacher import Teacher, make_teacher
+from .resume import refuse_foreign, restore
 
 _KEYS = ('teacher', 'terms', 'recipe', 'task_weight', 'init_student', 'seed', 'probe_size')
 
@@ -162,9 +161,9 @@ class DistillHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if self.distiller is None:
             return
-        _refuse_foreign(checkpoint, _unwrapped(runner))
+        refuse_foreign(checkpoint, _unwrapped(runner))
         if runner._resume:
-            self._restore(checkpoint)
+            restore(self.distiller, checkpoint)
         elif self.init_student:
             self._inherit(runner)
 
@@ -185,42 +184,6 @@ class DistillHook(Hook):
 
     def _inherit(self, runner: Runner) -> None:
         copy_teacher_weights(_unwrapped(runner), self.distiller.teacher.model, self.init_student)
-
-    def _restore(self, checkpoint: dict) -> None:
-        state = checkpoint.get('distiller')
-        if state is None:
-            print_log(
-                'The checkpoint to resume from was saved without distillation; connectors '
-                'start anew and the optimizer state may not fit. To start distilling a '
-                'trained student, use load_from instead of resume.',
-                'current',
-                logging.WARNING,
-            )
-            return
-        now, then = self.distiller.teacher.identity, state['teacher']
-        for key in ('checkpoint', 'config'):
-            if now.get(key) != then.get(key):
-                print_log(
-                    f"The teacher's {key} is not the one this run was started with "
-                    f'({str(then.get(key))[:12]} then, {str(now.get(key))[:12]} now): the '
-                    'run will not continue as it would have.',
-                    'current',
-                    logging.WARNING,
-                )
-                break
-        if 'settings' in state:
-            changes = _differences(state['settings'], self.distiller.settings())
-        else:  # older files have the losses at most
-            types = self.distiller.term_types()
-            changes = _differences(dict(terms=state.get('terms', types)), dict(terms=types))
-        if changes:
-            print_log(
-                'The run goes on with other settings than those it was saved with:\n'
-                + '\n'.join(f'  {change}' for change in changes),
-                'current',
-                logging.WARNING,
-            )
-        self.distiller.load_resume_state(state)
 
 
 def _is_going_to_train(runner: Runner) -> bool:
@@ -246,22 +209,6 @@ def _classes(runner: Runner) -> Sequence[str] | None:
 def _plain(terms: Any) -> list:
     """The terms as plain dicts of their own, so that edits do not reach the config."""
     return [term.to_dict() if hasattr(term, 'to_dict') else copy.deepcopy(term) for term in terms]
-
-
-def _differences(then: Any, now: Any, path: str = '') -> list[str]:
-    """One line for each value that is not the same in two nested dicts, with its path."""
-    if not (isinstance(then, dict) and isinstance(now, dict)):
-        return [] if then == now else [f'{path}: {then!r} then, {now!r} now']
-    found = []
-    for key in dict.fromkeys([*then, *now]):
-        here = f'{path}.{key}' if path else str(key)
-        if key not in now:
-            found.append(f'{here}: {then[key]!r} then, not set now')
-        elif key not in then:
-            found.append(f'{here}: not set then, {now[key]!r} now')
-        else:
-            found += _differences(then[key], now[key], here)
-    return found
 
 
 def _refuse_epochs(runner: Runner, terms: Sequence[dict]) -> None:
@@ -340,20 +287,6 @@ def _rebuild_around(runner: Runner, student: nn.Module) -> None:
     runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
     if runner.param_schedulers is not None:
         runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
-
-
-def _refuse_foreign(checkpoint: dict, student: nn.Module) -> None:
-    """A checkpoint without a single fitting key would be ignored key by key, in silence."""
-    state = checkpoint.get('state_dict', checkpoint)
-    own = student.state_dict()
-    if hasattr(student, 'adapt_state_dict'):  # a classifier reads torchvision's files, too
-        state = student.adapt_state_dict(state)
-    if not any(key.removeprefix('module.') in own for key in state):
-        raise ValueError(
-            f'No entry of the loaded checkpoint belongs to the student: its names '
-            f"begin like {next(iter(state), None)!r}, the student's like "
-            f'{next(iter(own))!r}. Give the checkpoint of a plain student model.'
-        )
 
 
 def _describe(distiller: Distiller) -> str:
