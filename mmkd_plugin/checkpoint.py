@@ -22,6 +22,7 @@ from mmengine.logging import HistoryBuffer, print_log
 from mmengine.utils import digit_version
 from torch import nn
 
+from .class_map import class_names
 from .registry import nearest
 
 
@@ -224,15 +225,11 @@ def _without_prefix(name: str) -> str:
     return re.sub(r'^module(\.|$)', '', name)
 
 
-def classes_of(checkpoint: Any) -> Any:
+def classes_of(checkpoint: Any) -> tuple[str, ...] | None:
     """Class names stored in a checkpoint's meta by MMEngine (or MMDetection 2.x), or ``None``."""
     meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
     meta = meta if isinstance(meta, dict) else {}
-    dataset_meta = meta.get('dataset_meta') or {}
-    for source, name in ((dataset_meta, 'classes'), (dataset_meta, 'CLASSES'), (meta, 'CLASSES')):
-        if source.get(name):
-            return tuple(source[name])
-    return None
+    return class_names(meta.get('dataset_meta')) or class_names(meta)
 
 
 def load_all(model: nn.Module, state: dict, path: str, allow_partial: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mmengine.logging import print_log
@@ -13,6 +13,66 @@ from .taps import TapError
 
 BY_NAME = 'names'
 UNKNOWN = -1  # a class of the student that the teacher does not know
+
+
+def class_names(meta: Any) -> tuple[str, ...] | None:
+    """Reads class names from what describes a data set.
+
+    A data set of several parts (MMDetection's ``ConcatDataset``) has a list of metainfos. Its
+    classes are those of the part that has most, if the others name the first of them.
+
+    Args:
+        meta: a ``metainfo``, the ``dataset_meta`` of a checkpoint, or a list of them; names are
+            under ``classes`` (or ``CLASSES``): a sequence, an array, or one string for one class.
+
+    Returns:
+        The names, or None where nothing names them, or where two parts give one label to two
+        classes; the log then tells which.
+    """
+    if isinstance(meta, (list, tuple)):
+        return _common_names([class_names(part) for part in meta])
+    if not isinstance(meta, Mapping):
+        return None
+    names = next((meta[key] for key in ('classes', 'CLASSES') if meta.get(key) is not None), None)
+    if isinstance(names, str):
+        names = [names]
+    if not isinstance(names, Iterable) or isinstance(names, (bytes, Mapping)):
+        return None
+    return tuple(str(name) for name in names) or None
+
+
+def dataset_classes(dataset: Any) -> tuple[str, ...] | None:
+    """Reads class names from a data set, also through wrappers that keep them to themselves.
+
+    Args:
+        dataset: of a Runner's dataloader; wrappers have a ``dataset`` or ``datasets``.
+
+    Returns:
+        As :func:`class_names`.
+    """
+    parts = getattr(dataset, 'datasets', None)
+    if isinstance(parts, (list, tuple)):  # a wrapper that ignores differences tells only the first
+        return _common_names([dataset_classes(part) for part in parts])
+    names = class_names(getattr(dataset, 'metainfo', None))
+    inner = getattr(dataset, 'dataset', None)
+    return names if names or inner is None else dataset_classes(inner)
+
+
+def _common_names(parts: Sequence[tuple[str, ...] | None]) -> tuple[str, ...] | None:
+    """The list of names of which all others are the beginning."""
+    known = [names for names in parts if names]
+    longest = max(known, key=len, default=None)
+    for names in known:
+        for label, (name, other) in enumerate(zip(names, longest)):
+            if name != other:
+                print_log(
+                    f'The parts of a data set name different classes for label {label} ({name!r} '
+                    f'and {other!r}), so the names of its classes count as unknown.',
+                    'current',
+                    logging.WARNING,
+                )
+                return None
+    return longest
 
 
 def resolve_class_map(

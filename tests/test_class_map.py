@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from mmengine.dataset import BaseDataset, ConcatDataset, RepeatDataset
 from toys import toy_batch, toy_classifier
 
 import mmkd_plugin
 from mmkd_plugin import functional as F
-from mmkd_plugin.class_map import resolve_class_map
+from mmkd_plugin.checkpoint import classes_of
+from mmkd_plugin.class_map import class_names, dataset_classes, resolve_class_map
 from mmkd_plugin.taps import TapError
 from mmkd_plugin.teacher import Teacher
 
@@ -45,6 +48,50 @@ def test_what_cannot_be_resolved_is_explained(config, student, teacher, words):
         resolve_class_map(config, student, teacher)
     for word in words:
         assert word in str(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    'meta, expected',
+    [
+        (dict(classes=['cat', 'dog']), ('cat', 'dog')),
+        (dict(CLASSES=('cat', 'dog')), ('cat', 'dog')),
+        (dict(classes=('thing')), ('thing',)),
+        (dict(classes=np.array(['cat', 'dog'])), ('cat', 'dog')),
+        ([dict(classes=STUDENT), dict(classes=STUDENT[:2]), dict(palette=[])], STUDENT),
+        ([dict(classes=STUDENT[:2]), [dict(classes='cat'), dict(classes=STUDENT)]], STUDENT),
+        ([dict(classes=STUDENT), dict(classes=STUDENT[1:])], None),
+        (dict(classes=()), None),
+        (dict(classes=3), None),
+        ([], None),
+        (None, None),
+    ],
+)
+def test_all_forms_of_class_names(meta, expected):
+    assert class_names(meta) == expected
+    assert classes_of(dict(meta=dict(dataset_meta=meta))) == expected
+
+
+class Images(BaseDataset):
+    def load_data_list(self):
+        return [dict(img_path='')] * 4
+
+
+def images(classes):
+    return Images(metainfo=dict(classes=classes))
+
+
+@pytest.mark.parametrize(
+    'wrap, expected',
+    [
+        (lambda two: RepeatDataset(two, 2), STUDENT[:2]),
+        (lambda two: torch.utils.data.Subset(two, [0, 1]), STUDENT[:2]),
+        (lambda two: ConcatDataset([two, images(STUDENT)], ignore_keys='classes'), STUDENT),
+        (lambda two: torch.utils.data.ConcatDataset([two, images(TEACHER)]), None),
+    ],
+)
+def test_classes_of_wrapped_data_sets(wrap, expected, capsys):
+    assert dataset_classes(wrap(images(STUDENT[:2]))) == expected
+    assert expected or "label 0 ('cat' and 'dog')" in capsys.readouterr().out.replace('\n', ' ')
 
 
 def attached(class_map, term=KD):

@@ -16,6 +16,7 @@ from torch import nn
 
 from .. import recipes
 from ..attachment import attach, detach
+from ..class_map import dataset_classes
 from ..distiller import Distiller
 from ..init_student import copy_teacher_weights, parse_parts
 from ..registry import HOOKS, check_keys
@@ -174,7 +175,7 @@ class DistillHook(Hook):
 
     def _make_teacher(self, runner: Runner, student: nn.Module) -> Teacher:
         if self.teacher != PREVIOUS_EPOCH:
-            return make_teacher(self.teacher, _classes(runner))
+            return make_teacher(self.teacher, dataset_classes(runner.train_dataloader.dataset))
         if isinstance(runner._train_loop, IterBasedTrainLoop):
             raise ValueError(
                 "teacher='previous_epoch' needs a loop that counts epochs, but train_cfg counts "
@@ -199,11 +200,6 @@ def _is_going_to_train(runner: Runner) -> bool:
 
 def _unwrapped(runner: Runner) -> nn.Module:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
-
-
-def _classes(runner: Runner) -> Sequence[str] | None:
-    meta = getattr(runner.train_dataloader.dataset, 'metainfo', None) or {}
-    return meta.get('classes') or meta.get('CLASSES')
 
 
 def _plain(terms: Any) -> list:
