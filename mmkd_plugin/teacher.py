@@ -7,7 +7,6 @@ import hashlib
 import importlib
 import logging
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,14 @@ from . import checkpoint as ckpt
 from .class_map import compare_classes, resolve_class_map
 from .compat import check_stack
 from .execution import PartialForward, rng_kept, set_inference
+from .model_config import load_model_config
 from .preprocess import InputConverter
-from .registry import check_keys, nearest
+from .registry import check_keys
 from .taps import Recorder, TapPoint
 
 TEACHER_KEYS = (
     'config',
+    'cfg_options',
     'checkpoint',
     'allow_random',
     'allow_partial',
@@ -37,56 +38,6 @@ TEACHER_KEYS = (
     'trust_checkpoint',
     'compile',
 )
-
-
-def load_model_config(config: str | Path | dict | Config) -> Config:
-    """Reads a config given as path, ``'pkg::path'``, dict or Config.
-
-    Returns:
-        A Config of its own with a ``model`` entry (and ``default_scope`` where one is known).
-
-    Raises:
-        FileNotFoundError: no such file; lists the configs of the folder that are most alike.
-        ValueError: no model in it.
-    """
-    if isinstance(config, (str, Path)):
-        config = Config.fromfile(_config_file(str(config)))
-    elif isinstance(config, Config):
-        config = copy.deepcopy(config)
-    elif isinstance(config, dict):
-        config = Config(copy.deepcopy(dict(config)))
-    else:
-        raise TypeError(
-            "A model's config is a path, 'pkg::path', dict or Config, "
-            f'not {type(config).__name__} ({config!r}).'
-        )
-    if 'model' not in config and 'type' in config:
-        config = Config(dict(model=config.to_dict()))
-    if 'model' not in config:
-        raise ValueError("The config has no 'model'; give a full config or the model's dict.")
-    return config
-
-
-def _config_file(text: str) -> Path:
-    """The file of a path or ``'pkg::path'``; packages keep their configs in ``.mim/configs``."""
-    package, _, inside = text.rpartition('::')
-    root = Path()
-    if package:
-        spec = find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            raise FileNotFoundError(
-                f'The config {text!r} names the package {package!r}, which is not installed here.'
-            )
-        root = Path(spec.submodule_search_locations[0]) / '.mim' / 'configs'
-    path = root / inside
-    if not path.is_file():
-        files = [str(f.relative_to(root) if package else f) for f in path.parent.glob('*.py')]
-        hint = f' {nearest(inside, files)}.' if files else ''
-        raise FileNotFoundError(
-            f'The config {text!r} does not exist.{hint} Configs of an installed package are '
-            "written 'mmdet::folder/name.py'."
-        )
-    return path
 
 
 def build_model(config: Config) -> nn.Module:
@@ -199,6 +150,7 @@ class Teacher:
         trust_checkpoint: bool = False,
         compile: bool | dict = False,
         student_classes: Sequence[str] | None = None,
+        cfg_options: dict | None = None,
     ) -> Teacher:
         """Builds and loads a teacher.
 
@@ -214,12 +166,13 @@ class Teacher:
             trust_checkpoint: allow a checkpoint to hold pickled objects (they can run code).
             compile: ``True`` or a dict of ``torch.compile``'s arguments for the teacher's forward.
             student_classes: class names of the student's data set, if known.
+            cfg_options: changes to the config, such as ``{'model.backbone.depth': 50}``.
 
         Raises:
             CheckpointError: missing, truncated, foreign or incomplete checkpoint.
             ValueError: class names differ, or no checkpoint and no ``allow_random``.
         """
-        cfg = load_model_config(config)
+        cfg = load_model_config(config, cfg_options, 'teacher')
         if checkpoint is None and not allow_random:
             raise ValueError(
                 'teacher.checkpoint is None: a teacher with random weights teaches '

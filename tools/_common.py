@@ -1,16 +1,26 @@
-"""What train.py, test.py and inspect_model.py share: finding configs and starting processes."""
+"""What train.py, test.py and inspect_model.py share: reading configs and starting processes."""
 
 from __future__ import annotations
 
 import argparse
-import difflib
-import importlib.util
 import os
 from pathlib import Path
 
+try:
+    import mmkd_plugin  # noqa: F401  (checks the environment, before anything else is imported)
+except ImportError as error:
+    missing = error.name == 'mmkd_plugin'
+    how = ' (in its checkout: pip install -e .)' if missing else ''
+    raise SystemExit(f'error: {error}{how}') from None
+
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.device import get_device
+from torch import nn
+
+from mmkd_plugin.command_line import KeyValueAction
+from mmkd_plugin.model_config import read_config, shortened
+from mmkd_plugin.user_errors import UsageError
 
 CFG_OPTIONS_HELP = (
     'overrides settings of the config, as key=value; a list is written key="[a,b]" or '
@@ -18,16 +28,9 @@ CFG_OPTIONS_HELP = (
 )
 
 
-class UsageError(SystemExit):
-    """A mistake on the command line: printed as one sentence, without a traceback."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(f'error: {message}')
-
-
 def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
     """The options train.py and test.py have in common."""
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help=CFG_OPTIONS_HELP)
+    parser.add_argument('--cfg-options', nargs='+', action=KeyValueAction, help=CFG_OPTIONS_HELP)
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
@@ -37,61 +40,57 @@ def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--local_rank', '--local-rank', type=int, default=0, help='set by the launcher'
     )
+    add_debug_argument(parser)
 
 
-def find_config(name: str) -> Path:
-    """Path of a config given as a path or as 'package::path'.
-
-    Raises:
-        UsageError: if there is no such file; the nearest names are listed.
-    """
-    if '::' not in name:
-        return existing_file(name, 'config', suffixes=('.py', '.json', '.yml', '.yaml'))
-    package, _, inner = name.partition('::')
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        raise UsageError(f'{name}: the package {package!r} is not installed in this environment.')
-    root = Path(list(spec.submodule_search_locations)[0])
-    # An installed package carries its configs in .mim, a development checkout beside the package.
-    for folder in (root / '.mim' / 'configs', root.parent / 'configs'):
-        if folder.is_dir():
-            return existing_file(folder / inner, f'config of {package}', suffixes=('.py',))
-    raise UsageError(
-        f'{name}: {package} has no configs inside ({root / ".mim"} does not exist). '
-        'Install it with its configs, or give the path of the file.'
+def add_debug_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--debug', action='store_true', help='show the traceback of errors, not one line'
     )
-
-
-def existing_file(name: str | Path, what: str, suffixes: tuple[str, ...] = ()) -> Path:
-    """Checks that a file is there.
-
-    Raises:
-        UsageError: if it is not; lists the files of the folder with the nearest names.
-    """
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
-    if path.is_dir():
-        raise UsageError(f'{what}: {path} is a folder, not a file.')
-    folder = path.parent
-    while not folder.is_dir():
-        folder = folder.parent
-    here = sorted(
-        p.name for p in folder.iterdir() if p.is_dir() or not suffixes or p.suffix in suffixes
-    )
-    wanted = path.relative_to(folder).parts[0]
-    near = difflib.get_close_matches(wanted, here, n=5, cutoff=0.5)
-    place = 'this folder' if folder == Path('.') else folder
-    hint = f'nearest in {place}: {", ".join(near)}' if near else f'{place} has no similar name'
-    raise UsageError(f'{what}: there is no file {path}; {hint}.')
 
 
 def load_config(name: str, cfg_options: dict | None = None) -> Config:
-    """Loads a config of any OpenMMLab project and applies ``--cfg-options``."""
-    cfg = Config.fromfile(str(find_config(name)))
+    """Loads a config of any OpenMMLab project and applies ``--cfg-options``.
+
+    Raises:
+        UsageError: a config that is missing, broken or has no model; options that do not fit.
+    """
+    try:
+        cfg = read_config(name)
+    except (OSError, ValueError) as error:
+        raise UsageError(str(error)) from error
     if cfg_options:
-        cfg.merge_from_dict(cfg_options)
+        _apply_options(cfg, cfg_options)
+    if not isinstance(cfg.get('model'), (dict, nn.Module)):
+        raise UsageError(
+            f'the config {shortened(name)} has no model: nothing in it would be trained or tested '
+            f'(its entries: {", ".join(cfg) or "none"}). Give the full config of a model, or add '
+            'model = dict(type=...).'
+        )
     return cfg
+
+
+def _apply_options(cfg: Config, options: dict) -> None:
+    try:
+        cfg.merge_from_dict(options)
+    except (AssertionError, IndexError, KeyError, TypeError) as error:
+        of_hooks = [key for key in options if key.startswith('custom_hooks.')]
+        reason = error.args[0] if error.args else type(error).__name__
+        raise UsageError(
+            f'--cfg-options does not fit the config: {reason}.{_BEFORE_HOOK if of_hooks else ""}'
+        ) from error
+    if not isinstance(cfg.get('custom_hooks', []), (list, tuple, type(None))):
+        raise UsageError(
+            f'--cfg-options changes an entry of custom_hooks, which the config does not have.'
+            f'{_BEFORE_HOOK}'
+        )
+
+
+_BEFORE_HOOK = (
+    ' --cfg-options are applied to the config as it is in its file, before --teacher adds a '
+    'DistillHook; that one is changed by --recipe, --term-options, --teacher-cfg-options, '
+    '--class-map, --task-weight and --init-student.'
+)
 
 
 def set_work_dir(cfg: Config, work_dir: str | None, config_name: str) -> None:
@@ -133,17 +132,6 @@ def prepare_scope(cfg: Config) -> str:
 
         setup_cache_size_limit_of_dynamo()
     return scope
-
-
-def distill_hooks(cfg: Config) -> list[dict]:
-    """The DistillHook entries among the config's custom hooks."""
-
-    def is_ours(hook: object) -> bool:
-        kind = hook.get('type') if isinstance(hook, dict) else type(hook)
-        kind = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
-        return kind.rsplit('.', 1)[-1] == 'DistillHook'
-
-    return [hook for hook in cfg.get('custom_hooks') or [] if is_ours(hook)]
 
 
 def build_runner(cfg: Config):

@@ -12,11 +12,8 @@ import copy
 from collections.abc import Sequence
 
 from _common import (
-    UsageError,
     add_runner_arguments,
     build_runner,
-    distill_hooks,
-    existing_file,
     load_config,
     prepare_scope,
     set_up_launcher,
@@ -24,6 +21,10 @@ from _common import (
 )
 from mmengine.config import Config
 from mmengine.registry import METRICS
+
+from mmkd_plugin.config_edits import distill_hooks
+from mmkd_plugin.model_config import existing_file
+from mmkd_plugin.user_errors import UsageError, one_line_errors
 
 # How each project's visualisation hook names its switches: (draw, folder).
 _DRAW_KEYS = {
@@ -122,13 +123,19 @@ def switch_on_tta(cfg: Config, scope: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    with one_line_errors(args.debug):
+        test(args)
+
+
+def test(args: argparse.Namespace) -> None:
+    """Tests what the command line says."""
     if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):
         raise UsageError(
             f'--out writes a pickle: the name must end in .pkl or .pickle, not {args.out}.'
         )
     cfg = load_config(args.config, args.cfg_options)
     if '://' not in args.checkpoint:
-        existing_file(args.checkpoint, 'checkpoint', suffixes=('.pth', '.pt'))
+        existing_file(args.checkpoint, 'checkpoint', ('.pth', '.pt'))
     scope = prepare_scope(cfg)
     set_work_dir(cfg, args.work_dir, args.config)
     cfg.load_from = args.checkpoint

@@ -22,9 +22,19 @@ from ..init_student import copy_teacher_weights, parse_parts
 from ..registry import HOOKS, check_keys
 from ..self_teacher import PREVIOUS_EPOCH, SelfTeacher
 from ..teacher import Teacher, make_teacher
+from ..term_options import change_terms, check_term_options
 from .resume import refuse_foreign, restore
 
-_KEYS = ('teacher', 'terms', 'recipe', 'task_weight', 'init_student', 'seed', 'probe_size')
+_KEYS = (
+    'teacher',
+    'terms',
+    'recipe',
+    'term_options',
+    'task_weight',
+    'init_student',
+    'seed',
+    'probe_size',
+)
 
 
 @HOOKS.register_module()
@@ -47,6 +57,8 @@ class DistillHook(Hook):
         init_student: parts to start from the teacher's weights, such as ``'neck+head'``.
         seed: seeds connectors and noise.
         probe_size: height and width of the image by which shapes are measured.
+        term_options: changes to the terms by their names, such as ``dict(gdd=dict(weight=20))``;
+            the terms of a recipe exist only once both models are built.
 
     Raises:
         ValueError: neither or both of ``terms`` and ``recipe``, and whatever ``attach`` refuses.
@@ -71,6 +83,7 @@ class DistillHook(Hook):
         init_student: str | None = None,
         seed: int = 0,
         probe_size: Sequence[int] = (256, 256),
+        term_options: dict | None = None,
         **unknown: Any,
     ) -> None:
         check_keys(unknown, _KEYS, 'DistillHook')
@@ -88,6 +101,7 @@ class DistillHook(Hook):
         self.init_student = init_student
         self.seed = seed
         self.probe_size = probe_size
+        self.term_options = check_term_options(term_options)
         self.distiller: Distiller | None = None
 
     # -- before training ---------------------------------------------------------------------
@@ -101,6 +115,7 @@ class DistillHook(Hook):
         if terms is None:
             plan = recipes.resolve(self.recipe, student, teacher.model, _length(runner))
             terms, task_weight = plan['terms'], plan['task_weight']
+        terms = change_terms(terms, self.term_options)
         if self.task_weight is not None:
             task_weight = self.task_weight
         _refuse_epochs(runner, terms)

@@ -1,0 +1,190 @@
+"""Configs of models: where their files are, and what is read of them.
+
+The hook, the tools and the benchmarks find a config by the same rules.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from mmengine.config import Config
+
+from .registry import nearest
+
+CONFIG_SUFFIXES = ('.py', '.json', '.yml', '.yaml')
+
+
+# What a model is built from; nothing else of its config is read.
+_READ = ('model', 'data_preprocessor', 'default_scope')
+
+
+def load_model_config(
+    config: str | Path | dict | Config, cfg_options: dict | None = None, role: str = 'model'
+) -> Config:
+    """Reads a config given as path, ``'pkg::path'``, dict or Config.
+
+    Args:
+        config: the config, or the dict of the model alone.
+        cfg_options: changes to it, such as ``{'model.backbone.depth': 50}``, also nested.
+        role: whose config it is, for messages.
+
+    Returns:
+        A Config of its own with a ``model`` entry (and ``default_scope`` where one is known).
+
+    Raises:
+        FileNotFoundError: no such file; lists the configs of the folder that are most alike.
+        ValueError: no model in it, or options that do not fit.
+    """
+    if isinstance(config, (str, Path)):
+        config = read_config(str(config), f"{role}'s config")
+    elif isinstance(config, Config):
+        config = copy.deepcopy(config)
+    elif isinstance(config, dict):
+        config = Config(copy.deepcopy(dict(config)))
+    else:
+        raise TypeError(
+            "A model's config is a path, 'pkg::path', dict or Config, "
+            f'not {type(config).__name__} ({config!r}).'
+        )
+    if 'model' not in config and 'type' in config:
+        config = Config(dict(model=config.to_dict()))
+    if 'model' not in config:
+        raise ValueError("The config has no 'model'; give a full config or the model's dict.")
+    if cfg_options is not None:
+        _change(config, cfg_options, f'{role}.cfg_options')
+    return config
+
+
+def _change(config: Config, options: dict, where: str) -> None:
+    if not isinstance(options, dict):
+        raise ValueError(
+            f'{where}={options!r} must be a dict of changes, such as '
+            "{'model.backbone.depth': 50}."
+        )
+    for key in options:
+        if str(key).split('.')[0] not in _READ:
+            raise ValueError(
+                f'{where} changes {shortened(key)!r}, which nobody reads of the config of a model; '
+                f"its keys begin with 'model.', 'data_preprocessor.' or 'default_scope'; "
+                f'{nearest(str(key), _READ)}.'
+            )
+    try:
+        config.merge_from_dict(options)
+    except (AssertionError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(f'{where}={options!r} does not fit the config: {error}') from error
+
+
+def read_config(name: str, what: str = 'config') -> Config:
+    """Reads the config of a path or ``'package::path'``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file that is no config, with the line at which it fails.
+    """
+    path = find_config(name, what)
+    try:
+        return Config.fromfile(path)
+    except Exception as error:
+        raise ValueError(
+            f'{what} {shortened(name)}: {type(error).__name__}{_line_in(path, error)}: {error}'
+        ) from error
+
+
+def _line_in(path: Path, error: Exception) -> str:
+    """Which line of a config failed, if one did: MMEngine runs them under other file names."""
+    trace, line = error.__traceback__, None
+    while trace is not None:
+        if not Path(trace.tb_frame.f_code.co_filename).is_file():
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return '' if line is None else f' in line {line}'
+
+
+def find_config(name: str, what: str = 'config') -> Path:
+    """The file of a config given as a path or as ``'package::path'``.
+
+    An installed package carries its configs in ``.mim/configs``; a checkout has them beside the
+    package.
+
+    Args:
+        name: path (``~`` is the home folder), or ``'mmdet::gfl/gfl_r50_fpn_1x_coco.py'``.
+        what: what the config is of, for messages.
+
+    Raises:
+        FileNotFoundError: if there is no such file; the nearest names are listed.
+    """
+    package, _, inside = name.rpartition('::')
+    if not package:
+        return existing_file(name, what, CONFIG_SUFFIXES, _HOW_TO_NAME)
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(
+            f'{what} {shortened(name)!r}: the package {shortened(package)!r} is not installed in '
+            'this environment.'
+        )
+    root = Path(spec.submodule_search_locations[0])
+    for folder in (root / '.mim' / 'configs', root.parent / 'configs'):
+        if folder.is_dir():
+            return existing_file(folder / inside, f'{what} of {package}', CONFIG_SUFFIXES)
+    raise FileNotFoundError(
+        f'{what} {name!r}: {package} is installed without its configs ({root / ".mim"} does not '
+        'exist). Install it with them, or give the path of the file.'
+    )
+
+
+_HOW_TO_NAME = "Configs of an installed package are written 'mmdet::folder/name.py'."
+
+
+def existing_file(
+    name: str | Path, what: str, suffixes: Sequence[str] = (), advice: str = ''
+) -> Path:
+    """Checks that a file is there.
+
+    Args:
+        name: the path; ``~`` is the home folder.
+        what: what it is, for the message.
+        suffixes: of the files that may be meant; all if empty.
+        advice: a sentence that ends the message.
+
+    Raises:
+        FileNotFoundError: if it is not; lists the files of the folder with the nearest names.
+    """
+    advice = advice and f' {advice}'
+    if not str(name).strip():
+        raise FileNotFoundError(f'{what}: the name is empty ({str(name)!r}); give a file.{advice}')
+    path = Path(name).expanduser()
+    if _is(path, 'file'):
+        return path
+    if _is(path, 'dir'):
+        raise FileNotFoundError(f'{what}: {path} is a folder, not a file.{advice}')
+    folder = path.parent
+    while not _is(folder, 'dir'):
+        folder = folder.parent
+    files = [
+        entry.name
+        for entry in folder.iterdir()
+        if not suffixes or entry.suffix in suffixes or entry.is_dir()
+    ]
+    wanted = path.relative_to(folder).parts[0]
+    near = difflib.get_close_matches(wanted, sorted(files), n=5, cutoff=0.5)
+    place = 'this folder' if folder == Path('.') else folder
+    hint = f'nearest in {place}: {", ".join(near)}' if near else f'{place} has no similar name'
+    raise FileNotFoundError(f'{what}: there is no file {shortened(path)}; {hint}.{advice}')
+
+
+def _is(path: Path, kind: str) -> bool:
+    """``is_file`` and ``is_dir``, of a name too long for the file system, too."""
+    try:
+        return getattr(path, f'is_{kind}')()
+    except OSError:
+        return False
+
+
+def shortened(value: object, length: int = 200) -> str:
+    """A name for a message, which nobody reads to the end when it has thousands of characters."""
+    text = str(value)
+    return text if len(text) <= length else f'{text[:length]}... ({len(text)} characters)'
