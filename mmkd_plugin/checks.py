@@ -21,7 +21,7 @@ def check_bool(value: Any, where: str) -> bool:
         ValueError: for strings, numbers, lists and None.
     """
     if not isinstance(value, bool):
-        raise ValueError(f'{where}={value!r} must be True or False.')
+        raise ValueError(f'{where}={shown(value)} must be True or False.')
     return value
 
 
@@ -36,10 +36,9 @@ def check_int(value: Any, where: str, minimum: int | None = None) -> int:
     Raises:
         ValueError: for another type, or a number that is too small.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f'{where}={value!r} must be a whole number{_at_least(minimum)}.')
-    if minimum is not None and value < minimum:
-        raise ValueError(f'{where}={value!r} must be a whole number{_at_least(minimum)}.')
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or (minimum is not None and value < minimum):
+        raise ValueError(f'{where}={shown(value)} must be a whole number{_at_least(minimum)}.')
     return value
 
 
@@ -56,8 +55,14 @@ def check_number(value: Any, where: str, minimum: float | None = None) -> float:
     """
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not (number and math.isfinite(value)) or (minimum is not None and value < minimum):
-        raise ValueError(f'{where}={value!r} must be a finite number{_at_least(minimum)}.')
+        raise ValueError(f'{where}={shown(value)} must be a finite number{_at_least(minimum)}.')
     return float(value)
+
+
+def shown(value: Any, length: int = 120) -> str:
+    """A value as a message shows it: its ``repr``, the middle of a long one left out."""
+    text = repr(value)
+    return text if len(text) <= length else f'{text[: length // 2]} ... {text[-length // 4 :]}'
 
 
 def _at_least(minimum: float | None) -> str:

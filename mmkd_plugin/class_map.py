@@ -94,7 +94,7 @@ def resolve_class_map(
         ValueError: wrong form, unknown names, or names that are not known on one side.
     """
     if isinstance(config, (list, tuple)):
-        if not all(c is None or (isinstance(c, int) and c >= UNKNOWN) for c in config):
+        if not all(c is None or (_is_index(c) and c >= UNKNOWN) for c in config):
             raise ValueError(
                 f'teacher.class_map={config!r} must hold the index of the teacher for each class '
                 'of the student, -1 where the teacher does not know the class.'
@@ -144,6 +144,10 @@ def resolve_class_map(
             logging.WARNING,
         )
     return indices
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _tell_shared(indices: Sequence[int]) -> None:

@@ -9,6 +9,7 @@ import torch
 from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor, nn
 
+from .checks import shown
 from .class_map import fit_class_map
 from .losses.base import LogitLoss
 from .selection import Selection, evaluate, parse_select
@@ -22,6 +23,7 @@ from .terms import (
     check_term,
     refuse_gradient_free,
     refuse_sigmoid_head,
+    taps_of,
 )
 from .views import HeadSpec, LogitView, Predictions, TapView, make_view
 
@@ -55,11 +57,10 @@ class LogitTerm(Term):
         super().__init__(config, student, teacher, name, where)
         if config.get('resize') is not None:
             raise ValueError(
-                f'{self.where}: resize={config["resize"]!r} belongs to maps at module paths; the '
+                f'{self.where}: resize={shown(config["resize"])} belongs to maps at module paths; the '
                 'rows of a view are matched by position.'
             )
-        taps = config['student'], config.get('teacher') or config['student']
-        names = [tap['view'] if isinstance(tap, dict) else tap for tap in taps]
+        names = [tap['view'] if isinstance(tap, dict) else tap for tap in taps_of(config)]
         self.views = ' <- '.join(dict.fromkeys(names))
         self.selection = parse_select(config.get('select'), f'{self.where}.select')
         self.selections: list[Selection] = []  # one for each head, its loss's own where none is set
@@ -228,7 +229,7 @@ def make_term(config: Any, student: nn.Module, teacher: Teacher, index: int) -> 
     where = f'terms[{index}]'
     name, loss = check_term(config, where)
     where = f'{where} ({name!r})'
-    taps = config['student'], config.get('teacher') or config['student']
+    taps = taps_of(config)
     views = (
         make_view(taps[0], student, loss.needs, f'{where}.student'),
         make_view(taps[1], teacher.model, (), f'{where}.teacher'),

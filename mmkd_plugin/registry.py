@@ -18,6 +18,8 @@ from mmengine.registry import MODELS as _MODELS
 from mmengine.registry import OPTIMIZERS as _OPTIMIZERS
 from mmengine.registry import Registry, root
 
+from .checks import shown
+
 SCOPE = 'mmkd_plugin'
 
 _ON_USE = dict(
@@ -51,7 +53,7 @@ for _parent in list(vars(root).values()):
 def nearest(name: str, names: Iterable[str], count: int = 4) -> str:
     """Formats the valid names most like ``name``, for an error message."""
     names = list(names)
-    close = difflib.get_close_matches(name, names, n=count, cutoff=0.4)
+    close = difflib.get_close_matches(str(name)[:200], names, n=count, cutoff=0.4)
     if close:
         return 'nearest: ' + ', '.join(repr(n) for n in close)
     return 'valid: ' + ', '.join(repr(n) for n in sorted(names)[:20])
@@ -66,7 +68,7 @@ def check_keys(cfg: dict, valid: Iterable[str], where: str) -> None:
     valid = list(valid)
     for key in cfg:
         if key not in valid:
-            raise ValueError(f'{where} has an unknown key {key!r}; {nearest(key, valid)}.')
+            raise ValueError(f'{where} has an unknown key {shown(key)}; {nearest(key, valid)}.')
 
 
 def build_loss(cfg: dict, where: str) -> Any:
@@ -82,7 +84,7 @@ def build_loss(cfg: dict, where: str) -> Any:
     if not isinstance(cfg, dict) or 'type' not in cfg:
         raise ValueError(
             f"{where} must be a dict with a 'type', for example "
-            f"dict(type='GDDLoss'), but it is {cfg!r}."
+            f"dict(type='GDDLoss'), but it is {shown(cfg)}."
         )
     kwargs = dict(cfg)
     kind = kwargs.pop('type')
@@ -90,12 +92,15 @@ def build_loss(cfg: dict, where: str) -> Any:
     cls = kind
     own = [n for n in MODELS.module_dict if n.endswith('Loss')]
     if isinstance(kind, str):
-        cls = MODELS.get(kind)
+        cls = MODELS.get(kind) if kind else None  # '' would be an assertion of the registry's
         if cls is None:
             raise ValueError(
-                f'{where} names the loss {kind!r}, which is not registered; {nearest(kind, own)}.'
+                f'{where} names the loss {shown(kind)}, which is not registered; '
+                f'{nearest(kind, own)}.'
             )
     if not hasattr(cls, 'connect'):  # such as mmdet's own losses on labels and boxes
-        raise ValueError(f'{where}: {kind!r} is no distillation loss; valid: {", ".join(own)}.')
+        raise ValueError(
+            f'{where}: {shown(kind)} is no distillation loss; valid: {", ".join(own)}.'
+        )
     check_keys(kwargs, inspect.signature(cls).parameters, where)
     return cls(**kwargs)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .checks import check_bool, check_int
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -21,7 +23,7 @@ class Schedule:
         interval: act at each ``interval``-th iteration only (always iterations).
 
     Raises:
-        ValueError: negative or contradictory values.
+        ValueError: values of another type, negative or contradictory ones.
     """
 
     begin: int = 0
@@ -31,14 +33,12 @@ class Schedule:
     interval: int = 1
 
     def __post_init__(self) -> None:
-        for key in ('begin', 'warmup'):
-            value = getattr(self, key)
-            if not isinstance(value, int) or value < 0:
-                raise ValueError(f'{key}={value!r} must be a whole number, 0 or more.')
-        if self.end is not None and (not isinstance(self.end, int) or self.end <= self.begin):
+        check_int(self.begin, 'begin', 0)
+        check_int(self.warmup, 'warmup', 0)
+        check_int(self.interval, 'interval', 1)
+        check_bool(self.by_epoch, 'by_epoch')
+        if self.end is not None and check_int(self.end, 'end') <= self.begin:
             raise ValueError(f'end={self.end!r} must come after begin={self.begin} (or be None).')
-        if not isinstance(self.interval, int) or self.interval < 1:
-            raise ValueError(f'interval={self.interval!r} must be 1 or more iterations.')
 
     @property
     def is_constant(self) -> bool:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .checks import check_bool, shown
 from .functional.checks import check_choice
 from .head_rows import Columns, HeadRows
 from .losses.base import LogitLoss
@@ -71,22 +72,19 @@ def parse_select(config: str | dict | None, where: str) -> Selection | None:
     if not isinstance(config, dict) or 'by' not in config:
         raise ValueError(
             f'{where} must be one of {", ".join(map(repr, SELECTIONS))}, or a dict such as '
-            f"dict(by='teacher_topk', k=512, positives=True), got {config!r}."
+            f"dict(by='teacher_topk', k=512, positives=True), got {shown(config)}."
         )
     check_keys(config, ('by', 'k', 'positives'), where)
     by = config['by']
     check_choice(f'{where}.by' if len(config) > 1 else where, by, SELECTIONS)
-    k, positives = config.get('k', DEFAULT_K.get(by)), config.get('positives', False)
-    if k is not None:
-        if by not in DEFAULT_K:
-            raise ValueError(f'{where}: {by!r} takes all rows; leave k={k!r} out.')
-        if not isinstance(k, int) or isinstance(k, bool) or k < 1:
-            raise ValueError(f'{where}: k={k!r} must be a number of rows per image, 1 or more.')
-    if not isinstance(positives, bool) or (positives and by != 'teacher_topk'):
-        raise ValueError(
-            f'{where}: positives={positives!r} must be True or False, and belongs to '
-            "'teacher_topk'."
-        )
+    if by not in DEFAULT_K and config.get('k') is not None:
+        raise ValueError(f'{where}: {by!r} takes all rows; leave k={config["k"]!r} out.')
+    k = config.get('k', DEFAULT_K.get(by))
+    if by in DEFAULT_K and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
+        raise ValueError(f'{where}: k={k!r} must be a number of rows per image, 1 or more.')
+    positives = check_bool(config.get('positives', False), f'{where}: positives')
+    if positives and by != 'teacher_topk':
+        raise ValueError(f"{where}: positives={positives!r} belongs to 'teacher_topk'.")
     return Selection(by, k, positives)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from .checks import shown
 from .compat import is_compiling
 from .registry import check_keys, nearest
 
@@ -142,7 +143,7 @@ def match_paths(model: nn.Module, pattern: str, where: str) -> list[str]:
             found = [n for n in found if next(modules[n].children(), None) is None]
     if not found:
         raise TapError(
-            f'{where}: no module of {type(model).__name__} matches {pattern!r}; '
+            f'{where}: no module of {type(model).__name__} matches {shown(pattern)}; '
             f'{_nearest_path(pattern, names)} tools/inspect_model.py lists all places.'
         )
     return found
@@ -184,10 +185,12 @@ def parse_tap(config: TapConfig, model: nn.Module, where: str) -> list[TapPoint]
     if isinstance(config, dict):
         check_keys(config, _TAP_KEYS, where)
         if not isinstance(config.get('path'), str):
-            raise TapError(f"{where} needs a 'path' (module path as a string), got {config!r}.")
+            raise TapError(
+                f"{where} needs a 'path' (module path as a string), got {shown(config)}."
+            )
         source = config.get('source', 'output')
         if source not in ('output', 'input'):
-            raise TapError(f"{where}: source is 'output' or 'input', not {source!r}.")
+            raise TapError(f"{where}: source is 'output' or 'input', not {shown(source)}.")
         pick = {k: _indices(config.get(k), k, where) for k in ('levels', 'calls')}
         return [
             TapPoint(path, source, **pick) for path in match_paths(model, config['path'], where)
@@ -195,7 +198,7 @@ def parse_tap(config: TapConfig, model: nn.Module, where: str) -> list[TapPoint]
     if isinstance(config, (list, tuple)) and config:
         return [point for item in config for point in parse_tap(item, model, where)]
     raise TapError(
-        f'{where} is a module path, a dict with a path, or a list of these, not {config!r}.'
+        f'{where} is a module path, a dict with a path, or a list of these, not {shown(config)}.'
     )
 
 
@@ -205,10 +208,10 @@ def _indices(value: Any, key: str, where: str) -> tuple[int, ...] | None:
     if (
         not isinstance(value, (list, tuple))
         or not value
-        or not all(isinstance(i, int) for i in value)
+        or not all(isinstance(i, int) and not isinstance(i, bool) for i in value)
     ):
         raise TapError(
-            f'{where}: {key}={value!r} must be a list of whole numbers, such as '
+            f'{where}: {key}={shown(value)} must be a list of whole numbers, such as '
             f'{key}=[0, -1] for the first and the last, or None for all.'
         )
     return tuple(value)

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
+from .checks import check_number, shown
 from .functional.checks import widen
 from .losses.base import DistillLoss
 from .registry import build_loss, check_keys
@@ -76,10 +76,7 @@ class Term(nn.Module):
         self.loss_config = dict(config['loss'])
         self.name = name
         self.where = where
-        weight = config.get('weight', 1.0)
-        if not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight < 0:
-            raise ValueError(f'{self.where}: weight={weight!r} must be a number, 0 or more.')
-        self.weight = float(weight)
+        self.weight = check_number(config.get('weight', 1.0), f'{self.where}: weight', 0)
         try:
             self.schedule = Schedule(**{k: config[k] for k in _SCHEDULE_KEYS if k in config})
         except ValueError as error:
@@ -167,12 +164,14 @@ class TapTerm(Term):
         super().__init__(config, student, teacher, name, where)
         if config.get('select') is not None:
             raise ValueError(
-                f'{self.where}: select={config["select"]!r} chooses among the rows of a view such '
+                f'{self.where}: select={shown(config["select"])} chooses among the rows of a view such '
                 "as 'cls_logits'; the tensors of a module path are compared whole."
             )
         self.resize = config.get('resize')
         if self.resize not in (None, 'bilinear'):
-            raise ValueError(f"{self.where}: resize is None or 'bilinear', not {self.resize!r}.")
+            raise ValueError(
+                f"{self.where}: resize is None or 'bilinear', not {shown(self.resize)}."
+            )
 
     @property
     def probed(self) -> list[TapPoint]:
@@ -252,7 +251,7 @@ def check_term(config: Any, where: str) -> tuple[str, DistillLoss]:
         ValueError: saying which, also for an unknown loss and a bad name.
     """
     if not isinstance(config, dict):
-        raise ValueError(f"{where} must be a dict with 'loss' and 'student', got {config!r}.")
+        raise ValueError(f"{where} must be a dict with 'loss' and 'student', got {shown(config)}.")
     if 'class_map' in config:
         raise ValueError(f'{where}: class_map is for all terms; write it into teacher=dict(...).')
     check_keys(config, TERM_KEYS, where)
@@ -260,15 +259,26 @@ def check_term(config: Any, where: str) -> tuple[str, DistillLoss]:
         if key not in config:
             raise ValueError(f'{where} lacks {key!r}.')
     loss = build_loss(config['loss'], f'{where}.loss')
-    name = config.get('name') or type(loss).__name__.removesuffix('Loss').lower()
-    if not isinstance(name, str):
-        raise ValueError(f'{where}: name={name!r} must be a string; it is logged as loss_<name>.')
+    name = config.get('name')
+    if name is None:
+        name = type(loss).__name__.removesuffix('Loss').lower()
+    if not isinstance(name, str) or not 0 < len(name) <= 100:
+        raise ValueError(
+            f'{where}: name={shown(name)} must be a short string (1 to 100 characters); it is '
+            'logged as loss_<name>.'
+        )
     if 'loss' in name:
         raise ValueError(
             f"{where}: name={name!r} must not contain 'loss': the term is logged as loss_<name>, "
             'and MMEngine optimizes every entry with that word in its key.'
         )
     return name, loss
+
+
+def taps_of(config: dict) -> tuple[Any, Any]:
+    """Where a term listens in student and teacher; the teacher's is the student's by default."""
+    teacher = config.get('teacher')
+    return config['student'], config['student'] if teacher is None else teacher
 
 
 def refuse_sigmoid_head(loss: DistillLoss, tap: TapView, model: nn.Module, where: str) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as nnf
 
+from ..checks import check_bool
 from ..functional.checks import check_number
 from ..registry import check_keys, nearest
 
@@ -179,6 +180,7 @@ class BatchResize(BatchTransform):
 
     def __init__(self, size: Size, antialias: bool = True) -> None:
         pair(size)
+        check_bool(antialias, 'antialias')
         self.size = size
         self.antialias = antialias
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torchvision.datasets as tv
 
+from ..checks import check_bool
 from ..functional.checks import check_choice
 from ..registry import DATASETS
 from .arrays import ArrayDataset
@@ -75,6 +76,8 @@ class CIFAR100(ArrayDataset):
         num_samples: int | None = None,
     ) -> None:
         check_choice('split', split, ('train', 'test'))
+        check_bool(check_md5, 'check_md5')
+        check_bool(download, 'download')
         folder = Path(data_root).expanduser()
         if folder.name != tv.CIFAR100.base_folder:
             folder = folder / tv.CIFAR100.base_folder

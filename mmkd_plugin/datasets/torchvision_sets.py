@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as tvf
 
+from ..checks import check_bool
 from ..registry import DATASETS, check_keys, nearest
 from .arrays import check_labels
 from .views_transform import TeacherStudentViews
@@ -63,6 +64,7 @@ class TorchvisionDataset(Dataset):
         **kwargs: Any,
     ) -> None:
         cls = _dataset_class(name)
+        check_bool(download, 'download')
         found = _SPLIT.fullmatch(split)
         if found is None:
             raise ValueError(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as tvf
 
+from ..checks import check_bool
 from ..functional.checks import check_choice, check_number
 from .batch_transforms import Size, pair
 
@@ -47,6 +48,7 @@ class TeacherStudentViews(nn.Module):
         super().__init__()
         check_choice('mode', mode, MODES)
         check_number('flip', flip, 0.0, 1.0 + 1e-9)
+        check_bool(antialias, 'antialias')
         self.mode = mode
         self.size = list(pair(size))
         self.teacher_size = self.size if teacher_size is None else list(pair(teacher_size))

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
+from ..checks import check_int
 from ..execution import rng_kept
 from ..registry import HOOKS
 from .step_seed_hook import seed_everything
@@ -47,7 +48,7 @@ class RecalibrateBNHook(Hook):
         if isinstance(num_batches, bool) or not isinstance(num_batches, int) or num_batches < 1:
             raise ValueError(f'num_batches must be a whole number from 1, got {num_batches!r}.')
         self.num_batches = num_batches
-        self.seed = seed
+        self.seed = check_int(seed, 'seed')
 
     def after_train_epoch(self, runner: Runner) -> None:
         if isinstance(runner._train_loop, EpochBasedTrainLoop) and self._due(runner, by_epoch=True):

@@ -10,6 +10,7 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from mmkd_plugin import functional as F
+from mmkd_plugin.checks import check_bool
 from mmkd_plugin.functional.checks import check_choice, check_temperature, widen
 from mmkd_plugin.functional.contrastive import VARIANTS
 from mmkd_plugin.registry import MODELS
@@ -86,6 +87,8 @@ class CKDLoss(LogitLoss):
         super().__init__()
         check_temperature(temperature)
         check_choice('variant', variant, VARIANTS)
+        check_bool(gather, 'gather')
+        check_bool(per_image, 'per_image')
         self.temperature = temperature
         self.variant = variant
         self.gather = gather

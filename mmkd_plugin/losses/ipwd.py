@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from mmkd_plugin import functional as F
+from mmkd_plugin.checks import check_bool
 from mmkd_plugin.functional.checks import (
     check_choice,
     check_inside,
@@ -106,6 +107,8 @@ class IPWDLoss(LogitLoss):
         check_choice('ratio', ratio, RATIOS)
         check_choice('normalize', normalize, NORMALIZE)
         check_choice('base', base, BASES)
+        check_bool(standardize, 'standardize')
+        check_bool(detach_aux, 'detach_aux')
         check_number('start_epoch', start_epoch, 0)
         check_number('aux_weight', aux_weight, 0)
         if clip_max is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from mmkd_plugin import functional as F
+from mmkd_plugin.checks import check_bool
 from mmkd_plugin.functional.checks import check_temperature
 from mmkd_plugin.functional.logits import divergence_along, divergence_slope
 from mmkd_plugin.registry import MODELS
@@ -51,6 +52,8 @@ class KDLoss(LogitLoss):
     def __init__(self, temperature: float = 4.0, use_sigmoid: bool | None = None) -> None:
         super().__init__()
         check_temperature(temperature)
+        if use_sigmoid is not None:
+            check_bool(use_sigmoid, 'use_sigmoid')
         self.temperature = temperature
         self.use_sigmoid = use_sigmoid
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from mmkd_plugin import functional as F
+from mmkd_plugin.checks import check_bool
 from mmkd_plugin.functional.checks import check_choice, check_inside, check_temperature
 from mmkd_plugin.functional.loca import calibrate, raise_target
 from mmkd_plugin.registry import MODELS
@@ -80,6 +81,7 @@ class LoCaLoss(LogitLoss):
         check_temperature(temperature)
         check_inside('alpha', alpha, 0, 1)
         check_choice('calibrate_at', calibrate_at, CALIBRATE_AT)
+        check_bool(only_mispredicted, 'only_mispredicted')
         self.temperature = temperature
         self.alpha = alpha
         self.calibrate_at = calibrate_at

@@ -64,7 +64,7 @@ class CIFARWideResNet(nn.Module):
             raise ValueError(
                 f'CIFARWideResNet has depth 6n + 4 (10, 16, 22, 28, 34, 40), got depth={depth!r}.'
             )
-        if not isinstance(width, int) or width < 1:
+        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
             raise ValueError(f'width of CIFARWideResNet is 1, 2, 3, ..., got {width!r}.')
         super().__init__()
         count = (depth - 4) // 6

@@ -11,6 +11,7 @@ from mmengine.dist import broadcast
 from mmengine.model import BaseDataPreprocessor
 from torch import Tensor
 
+from ..checks import check_bool
 from ..datasets.batch_transforms import (
     BatchCenterCrop,
     BatchResize,
@@ -71,7 +72,7 @@ class ClsDataPreprocessor(BaseDataPreprocessor):
         teacher_view: dict | None = None,
         non_blocking: bool = False,
     ) -> None:
-        super().__init__(non_blocking)
+        super().__init__(check_bool(non_blocking, 'non_blocking'))
         for name, values in (('mean', mean), ('std', std)):
             values = [float(v) for v in values]
             if len(values) not in (1, 3) or (name == 'std' and min(values) <= 0):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 from mmkd_plugin.compat import is_compiling
-from mmkd_plugin.functional.checks import check_choice, widen
+from mmkd_plugin.functional.checks import check_choice, check_number, widen
 from mmkd_plugin.registry import MODELS, nearest
 
 MUST_CARRY = (
@@ -51,13 +51,10 @@ class LinearHead(nn.Module):
                 'ImageClassifier it is taken from backbone.out_channels.'
             )
         for name, value in (('num_classes', num_classes), ('in_channels', in_channels)):
-            if not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f'{name} of LinearHead is 1, 2, 3, ..., got {value!r}.')
         check_choice('init', init, ('default', 'normal', 'zero'))
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(
-                f'label_smoothing must be at least 0 and below 1, got {label_smoothing!r}.'
-            )
+        check_number('label_smoothing', label_smoothing, 0, 1)
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         self.fc = nn.Linear(in_channels, num_classes)

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mmkd_plugin.checks import check_bool
 from mmkd_plugin.registry import MODELS, nearest
 
 
@@ -44,6 +45,7 @@ class TimmBackbone(nn.Module):
             raise ImportError(
                 f'TimmBackbone(name={name!r}) needs timm, which is not installed: pip install timm'
             ) from error
+        check_bool(pretrained, 'pretrained')
         base = str(name).partition('.')[0]  # the rest names a set of weights
         if not timm.is_model(base):
             raise ValueError(f'timm has no network {name!r}; {nearest(base, timm.list_models())}.')

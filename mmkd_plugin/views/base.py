@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ..checks import shown
 from ..registry import check_keys, nearest
 from ..taps import Capture, Recorder, TapConfig, TapError, TapPoint, parse_tap
 from .predictions import HeadSpec, Predictions
@@ -167,8 +168,8 @@ def make_view(
     if isinstance(config, dict) and 'view' in config:
         check_keys(config, ['view'], f'{where} (a view is read whole)')
         name = config['view']
-        if name not in _VIEWS:
-            raise TapError(f'{where}: there is no view {name!r}; {nearest(str(name), _VIEWS)}.')
+        if not isinstance(name, str) or name not in _VIEWS:
+            raise TapError(f'{where}: there is no view {shown(name)}; {nearest(name, _VIEWS)}.')
     if not isinstance(name, str) or name not in _VIEWS:
         try:
             return TapView(config, model, needs, where)
