@@ -57,8 +57,8 @@ class LogitTerm(Term):
         super().__init__(config, student, teacher, name, where)
         if config.get('resize') is not None:
             raise ValueError(
-                f'{self.where}: resize={shown(config["resize"])} belongs to maps at module paths; the '
-                'rows of a view are matched by position.'
+                f'{self.where}: resize={shown(config["resize"])} belongs to maps at module paths; '
+                'the rows of a view are matched by position.'
             )
         names = [tap['view'] if isinstance(tap, dict) else tap for tap in taps_of(config)]
         self.views = ' <- '.join(dict.fromkeys(names))

@@ -164,8 +164,8 @@ class TapTerm(Term):
         super().__init__(config, student, teacher, name, where)
         if config.get('select') is not None:
             raise ValueError(
-                f'{self.where}: select={shown(config["select"])} chooses among the rows of a view such '
-                "as 'cls_logits'; the tensors of a module path are compared whole."
+                f'{self.where}: select={shown(config["select"])} chooses among the rows of a view '
+                "such as 'cls_logits'; the tensors of a module path are compared whole."
             )
         self.resize = config.get('resize')
         if self.resize not in (None, 'bilinear'):
