@@ -64,7 +64,8 @@ class PartialForward:
         where: names the taps in error messages.
 
     Raises:
-        TapError: for a tap inside ``roi_head``, where teacher and student see other regions.
+        TapError: for a tap inside ``roi_head``, where teacher and student see other regions, and
+            for one in the heads of a model that reads text, too.
     """
 
     def __init__(self, model: nn.Module, paths: Sequence[str], where: str = 'tap') -> None:
@@ -79,11 +80,17 @@ class PartialForward:
                 'regions that the student sampled. For features tap the backbone or the neck.'
             )
         parts = {'backbone', 'neck'}
-        self.heads = [root for root in roots if root not in parts and _takes_features(model, root)]
-        self.query = 'bbox_head' in roots and _decodes_queries(model)
+        self.heads = [root for root in roots if root not in parts and takes_features(model, root)]
+        self.query = 'bbox_head' in roots and decodes_queries(model)
         known = parts | set(self.heads) | ({'bbox_head'} if self.query else set())
         has_parts = hasattr(model, 'backbone') and hasattr(model, 'extract_feat')
         self.full = not has_parts or any(root not in known for root in roots)
+        if self.full and reads_text(model):
+            inside = ', '.join(root for root in roots if root not in parts)
+            raise TapError(
+                f'{where}: {type(model).__name__} reads text beside the images, and without it '
+                f'{inside} cannot run. Distil features of the backbone or the neck.'
+            )
         self.backbone_only = not self.full and roots == ['backbone']
 
     @property
@@ -116,13 +123,18 @@ class PartialForward:
         head(**{key: value for key, value in states.items() if key in accepted})
 
 
-def _decodes_queries(model: nn.Module) -> bool:
+def reads_text(model: nn.Module) -> bool:
+    """Whether a detector's heads want the words of a prompt (GLIP, Grounding DINO)."""
+    return isinstance(getattr(model, 'language_model', None), nn.Module)
+
+
+def decodes_queries(model: nn.Module) -> bool:
     """Whether the model is a DETR whose transformer needs the image features only."""
     decode = getattr(model, 'forward_transformer', None)
     return decode is not None and len(inspect.signature(decode).parameters) == 2
 
 
-def _takes_features(model: nn.Module, root: str) -> bool:
+def takes_features(model: nn.Module, root: str) -> bool:
     """Whether ``model.<root>(features)`` is a complete call of a head on image features."""
     head = getattr(model, root, None)
     if not isinstance(head, nn.Module) or hasattr(model, 'forward_transformer'):

@@ -26,6 +26,7 @@ from .terms import (
     taps_of,
 )
 from .views import HeadSpec, LogitView, Predictions, TapView, make_view
+from .views.batch import check_images, copies_of
 
 
 class LogitTerm(Term):
@@ -42,6 +43,7 @@ class LogitTerm(Term):
         where: names the term in messages.
         models: student and teacher.
         class_map: for each class of the student that of the teacher, or -1; None if they agree.
+        copies: how many images of the student's maps belong to one of the teacher's.
     """
 
     def __init__(
@@ -53,8 +55,10 @@ class LogitTerm(Term):
         where: str,
         models: tuple[nn.Module, nn.Module],
         class_map: Sequence[int] | None,
+        copies: int = 1,
     ) -> None:
         super().__init__(config, student, teacher, name, where)
+        self.copies = copies
         if config.get('resize') is not None:
             raise ValueError(
                 f'{self.where}: resize={shown(config["resize"])} belongs to maps at module paths; '
@@ -160,11 +164,14 @@ class LogitTerm(Term):
         self, student: Recorder, teacher: Recorder, data_samples: Any
     ) -> tuple[dict[str, Tensor], list[Watched]]:
         own = self.student.read(student, data_samples)
+        images = len(data_samples) if isinstance(data_samples, (list, tuple)) else None
         for predictions in own:  # a teacher's view may compare classes to find its rows
+            self._check_images(predictions, images)
             predictions.context.update(
                 columns=self.columns,
                 class_map=self.class_map,
-                num_images=count_images(data_samples),
+                copies=self.copies,
+                num_images=self.copies * (images or 1),
             )
         with torch.no_grad():
             theirs = self.teacher.read(teacher, data_samples, student=own)
@@ -192,6 +199,12 @@ class LogitTerm(Term):
         total = (torch.stack(values) * shares).mean()
         return {f'loss_{self.name}': total * self.factor, **entries}, watched
 
+    def _check_images(self, own: Predictions, images: int | None) -> None:
+        """Refuses rows of other images than the batch has, where rows are counted by image."""
+        level = own.levels[0]
+        if images is not None and level.images is None:
+            check_images(level.logits.shape[0], images, self.where)
+
     def _check_rows(self, s: Predictions, t: Predictions) -> None:
         for level in s.levels:
             refuse_gradient_free(level.logits, s.label, self.where)
@@ -202,11 +215,6 @@ class LogitTerm(Term):
                 f'{t.label!r} {shapes[1]} (images, positions, predictions at each, level by level) '
                 'do not correspond.'
             )
-
-
-def count_images(data_samples: Any) -> int:
-    """Images of a batch whose samples are a list; 1 where that is not told."""
-    return len(data_samples) if isinstance(data_samples, (list, tuple)) else 1
 
 
 def share(counts: Tensor) -> Tensor:
@@ -235,9 +243,10 @@ def make_term(config: Any, student: nn.Module, teacher: Teacher, index: int) -> 
         make_view(taps[1], teacher.model, (), f'{where}.teacher'),
     )
     taps_only = [isinstance(view, TapView) for view in views]
+    copies = copies_of(student, teacher.model, where)
     if all(taps_only):
         refuse_sigmoid_head(loss, views[0], student, where)
-        return TapTerm(config, *views, name, where)
+        return TapTerm(config, *views, name, where, copies)
     if any(taps_only):
         raise TapError(
             f'{where}: student={taps[0]!r} and teacher={taps[1]!r} are a view and a module path: '
@@ -253,9 +262,15 @@ def make_term(config: Any, student: nn.Module, teacher: Teacher, index: int) -> 
             f'{where}: {type(loss).__name__} compares feature maps, but student={taps[0]!r} gives '
             "rows of class logits. Tap a module path, such as 'neck', or take a loss on logits."
         )
+    if copies > 1 and not views[0].repeats:
+        raise TapError(
+            f'{where}: {type(student).__name__} sees each image in {copies} branches, for which '
+            f'the view {taps[0]!r} ({type(views[0]).__name__}) has no rows of a teacher. Distil '
+            'features, such as the backbone.'
+        )
     views[1].check_loss(loss)
     models = student, teacher.model
-    return LogitTerm(config, *views, name, where, models, teacher.class_map)
+    return LogitTerm(config, *views, name, where, models, teacher.class_map, copies)
 
 
 def _sum(predictions: Predictions) -> Tensor:

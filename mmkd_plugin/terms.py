@@ -20,6 +20,8 @@ from .registry import build_loss, check_keys
 from .schedule import Schedule
 from .taps import Capture, Recorder, TapError, TapPoint
 from .views import TapView, View
+from .views.activation import activation_of, class_loss
+from .views.batch import repeated
 
 TERM_KEYS = (
     'loss',
@@ -159,9 +161,16 @@ class TapTerm(Term):
     """Distils every level of one tap with a loss module (and connectors) of its own per level."""
 
     def __init__(
-        self, config: dict, student: TapView, teacher: TapView, name: str, where: str
+        self,
+        config: dict,
+        student: TapView,
+        teacher: TapView,
+        name: str,
+        where: str,
+        copies: int = 1,
     ) -> None:
         super().__init__(config, student, teacher, name, where)
+        self.copies = copies  # images of the student's maps for one of the teacher's
         if config.get('select') is not None:
             raise ValueError(
                 f'{self.where}: select={shown(config["select"])} chooses among the rows of a view '
@@ -216,7 +225,8 @@ class TapTerm(Term):
         for loss, s, t in zip(self.losses, captures, targets):
             refuse_gradient_free(s.tensor, s.label, self.where)
             self._check_size(s, t)
-            total = total + loss(s.tensor, self._resized(t.tensor, s.tensor))
+            target = self._resized(repeated(t.tensor, s.tensor, self.copies), s.tensor)
+            total = total + loss(s.tensor, target)
             self.collect(loss, entries, 1 / len(self.losses))
             watched += [
                 Watched(f'{role} tap {c.label!r} of term {self.name!r}', c.tensor)
@@ -231,6 +241,14 @@ class TapTerm(Term):
                 f'{self.where}: sizes differ: student {s.label!r} is {tuple(s.tensor.shape)}, '
                 f'teacher {t.label!r} is {tuple(t.tensor.shape)}. Tap levels of the same stride '
                 "(tools/inspect_model.py shows them), or add resize='bilinear' to the term."
+            )
+        images = [list(x.tensor.shape[:1]) for x in (s, t)]  # a probe may run one branch only
+        if images[0] not in (images[1], [self.copies * n for n in images[1]]):
+            raise TapError(
+                f'{self.where}: student {s.label!r} is {tuple(s.tensor.shape)}, teacher '
+                f'{t.label!r} is {tuple(t.tensor.shape)}: their first dimensions differ, so the '
+                'images of one are not those of the other. Of models that repeat their batch only '
+                'TridentNet (num_branch) is known; else tap a module in front of that.'
             )
 
     def _resized(self, teacher: Tensor, student: Tensor) -> Tensor:
@@ -282,7 +300,7 @@ def taps_of(config: dict) -> tuple[Any, Any]:
 
 
 def refuse_sigmoid_head(loss: DistillLoss, tap: TapView, model: nn.Module, where: str) -> None:
-    """Refuses a softmax over the channels of a head that has a sigmoid for each class and anchor.
+    """Refuses a softmax over the columns of a head that has a sigmoid for each class.
 
     Raises:
         TapError: unless the loss was told ``use_sigmoid``.
@@ -291,15 +309,26 @@ def refuse_sigmoid_head(loss: DistillLoss, tap: TapView, model: nn.Module, where
         return
     for point in tap.points:
         names = point.path.split('.')
-        for depth in range(1, len(names) + 1):
-            head = model.get_submodule('.'.join(names[:depth]))
-            if getattr(getattr(head, 'loss_cls', None), 'use_sigmoid', False):
+        for depth in range(len(names) + 1):  # a model may have no head, and a loss of its own
+            owner = model.get_submodule('.'.join(names[:depth]))
+            if _has_sigmoids(owner):
                 raise TapError(
-                    f'{where}: {point.path!r} gives the raw maps of a head with a sigmoid for each '
-                    f'class (and anchor), and {type(loss).__name__} would take a softmax over its '
-                    "channels. Take the view student='cls_logits', which reads classes, anchors "
-                    'and labels, or say use_sigmoid in the loss.'
+                    f'{where}: {point.path!r} belongs to {type(owner).__name__}, whose loss has a '
+                    f'sigmoid for each class, and {type(loss).__name__} would take a softmax over '
+                    "the classes. Take the view student='cls_logits', which follows the head, or "
+                    'say use_sigmoid=True in the loss.'
                 )
+
+
+def _has_sigmoids(owner: nn.Module) -> bool:
+    found = class_loss(owner)
+    if found is None:
+        return False
+    classes = getattr(owner, 'num_classes', None)
+    classes = classes if isinstance(classes, int) and classes > 0 else 2
+    tensor = next(owner.parameters(), None)
+    device = None if tensor is None else tensor.device
+    return activation_of(found, classes, device) == 'sigmoid'
 
 
 def refuse_gradient_free(tensor: Tensor, label: str, where: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..checks import shown
+from ..execution import reads_text
 from ..registry import check_keys, nearest
 from ..taps import Capture, Recorder, TapConfig, TapError, TapPoint, parse_tap
 from .predictions import HeadSpec, Predictions
@@ -66,6 +67,8 @@ class LogitView(View):
             number of Predictions.
         of_classes: False where columns are no classes (bins of distances): a class_map then leaves
             them as they are.
+        repeats: True for a view that brings a teacher's rows also to a student whose maps hold each
+            image several times (TridentNet's branches).
         default_select: which rows a term compares if it does not say; None leaves it to the loss.
         class_map: set by the term on the teacher's view: the teacher's class, or -1, for each of
             the student's; None if the classes are the same.
@@ -73,6 +76,7 @@ class LogitView(View):
 
     follows: bool = False
     of_classes: bool = True
+    repeats: bool = False
     default_select: str | None = None
     class_map: Sequence[int] | None = None
 
@@ -186,6 +190,12 @@ def make_view(
             view = cls(model, needs, where)
             _check_features(view, model, needs, f'{where}={name!r}')
             return view
+    if reads_text(model):
+        raise TapError(
+            f'{where}: {type(model).__name__} reads text beside the images: the columns of its '
+            f'logits are words of a prompt, no classes, and the view {name!r} does not serve it. '
+            "Distil features instead, such as student='neck'."
+        )
     kinds = ', '.join(cls.__name__ for cls in _VIEWS[name])
     others = [n for n in fitting(model, student=not where.endswith('teacher')) if n != name]
     hint = f' Views that fit it: {", ".join(others)}.' if others else ''

@@ -11,16 +11,20 @@ from torch import Tensor, nn
 from ..registry import nearest
 from ..taps import Recorder, TapError, TapPoint
 from .base import LogitView, register_view
+from .class_head import read_head
 from .predictions import HeadSpec, Level, Predictions
+
+_WITHOUT_LABELS = 'Take a loss without labels, such as KDLoss or CKDLoss.'
 
 
 @register_view('cls_logits')
 class ClassifierLogits(LogitView):
-    """The output of the last linear layer of ``model.head``: logits (N, C), before any softmax.
+    """What ``model.head`` makes of an image: class logits (N, C), before softmax or sigmoid.
 
-    Serves :class:`mmkd_plugin.models.ImageClassifier` and MMPreTrain's classifiers. With
-    ``'features'`` the input (N, D) of that layer comes along, with ``'labels'`` the class indices
-    (N,) of the batch.
+    Serves :class:`mmkd_plugin.models.ImageClassifier` and MMPreTrain's classifiers; which of their
+    heads, and how, is in docs/classification.md. The activation is that of the head's own loss.
+    With ``'features'`` the input (N, D) of its classification layer comes along, with ``'labels'``
+    the class indices (N,) of the batch.
     """
 
     def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
@@ -29,26 +33,25 @@ class ClassifierLogits(LogitView):
         preprocessor = getattr(model, 'data_preprocessor', None)
         self.mixes = bool(getattr(preprocessor, 'batch_augments', None))
         self.needs = tuple(needs)
-        path = _classification_layer(model, where)
-        self.logits = TapPoint(path)
-        self.features = TapPoint(path, source='input')
-        self.points = [self.logits]
-        if 'features' in self.needs:
-            self.points.append(self.features)
+        self.head = read_head(model, where)
+        if 'labels' in self.needs and self.head.multi_label:
+            raise TapError(
+                f'{where}: the targets of {type(model.head).__name__} are multi-label, an image '
+                f'has any number of classes; the loss needs one label per image. {_WITHOUT_LABELS}'
+            )
+        self.points = [self.head.logits]
+        if 'features' in self.needs and self.head.features is not None:
+            self.points.append(self.head.features)
 
     @classmethod
     def fits(cls, model: nn.Module) -> bool:
         return isinstance(getattr(model, 'head', None), nn.Module) and hasattr(model, 'backbone')
 
     def specs(self, model: nn.Module) -> list[HeadSpec]:
-        layer = model.get_submodule(self.logits.path)
+        head = self.head
         return [
             HeadSpec(
-                label=self.logits.path,
-                kind='image',
-                activation='softmax',
-                num_classes=layer.out_features,
-                feature_dim=layer.in_features,
+                head.label, 'image', head.activation, head.num_classes, feature_dim=head.feature_dim
             )
         ]
 
@@ -58,26 +61,38 @@ class ClassifierLogits(LogitView):
         data_samples: Any,
         student: list[Predictions] | None = None,
     ) -> list[Predictions]:
-        rows = self._single(recorder, self.logits)
-        if rows.dim() != 2:
-            raise TapError(
-                f'{self.where}: {self.logits.path!r} gave {tuple(rows.shape)}; logits of a '
-                'classifier are (N, C).'
-            )
+        rows = self._logits(recorder)
         level = Level(rows[:, None, None])
         if 'features' in self.needs:
-            level.features = self._single(recorder, self.features)[:, None]
+            level.features = self._features(recorder)[:, None]
         if 'labels' in self.needs and student is None:
             level.labels = self._labels(data_samples, rows)[:, None, None]
         return [
             Predictions(
-                label=self.logits.path,
+                label=self.head.label,
                 kind='image',
                 levels=[level],
-                activation='softmax',
-                num_classes=rows.shape[1],
+                activation=self.head.activation,
+                num_classes=self.head.num_classes,
             )
         ]
+
+    def _logits(self, recorder: Recorder) -> Tensor:
+        output = self._once(recorder, self.head.logits)
+        if self.head.summed and isinstance(output, (tuple, list)):
+            output = sum(output)
+        if not isinstance(output, Tensor) or output.shape[1:] != (self.head.num_classes,):
+            raise TapError(
+                f'{self.where}: {self.head.logits.path!r} ({type(recorder.model.head).__name__}) '
+                f'gave {_described(output)}; logits of a classifier are one tensor '
+                f'(N, {self.head.num_classes}). Tap the module path of a classification layer '
+                'instead, or distil features.'
+            )
+        return output if self.head.scale == 1 else output * self.head.scale
+
+    def _features(self, recorder: Recorder) -> Tensor:
+        args, kwargs = self._once(recorder, self.head.features)
+        return args[0] if args else next(iter(kwargs.values()))
 
     def _labels(self, data_samples: Any, logits: Tensor) -> Tensor:
         """Class indices (N,) of a batch: one dict for all of it, or a sample for each image."""
@@ -90,6 +105,12 @@ class ClassifierLogits(LogitView):
             labels = self._of_batch(data_samples)
         else:
             labels = torch.cat([self._of_sample(sample) for sample in data_samples])
+        if len(labels) != len(logits):
+            raise ValueError(
+                f'{self.where}: the batch has {len(labels)} labels, but the student classified '
+                f'{len(logits)} images, so labels and images do not belong together. '
+                f'{_WITHOUT_LABELS}'
+            )
         return labels.to(logits.device)
 
     def _of_batch(self, batch: dict) -> Tensor:
@@ -100,7 +121,10 @@ class ClassifierLogits(LogitView):
                 f"{self.where}: the loss needs labels, but the batch has no 'gt_label' (it has "
                 f'{list(batch)}; {nearest("gt_label", batch)}).'
             )
-        return batch['gt_label']
+        labels = batch['gt_label']
+        if labels.dim() != 1:
+            raise self._several(f'gt_label is {tuple(labels.shape)}')
+        return labels
 
     def _of_sample(self, sample: Any) -> Tensor:
         score = getattr(sample, 'gt_score', None)
@@ -112,43 +136,36 @@ class ClassifierLogits(LogitView):
                 f'{self.where}: the loss needs labels, but a {type(sample).__name__} of the batch '
                 "has no 'gt_label'."
             )
-        return torch.as_tensor(label).reshape(-1)
+        label = torch.as_tensor(label).reshape(-1)
+        if len(label) != 1:
+            raise self._several(f'the gt_label of one is {label.tolist()}')
+        return label
+
+    def _several(self, seen: str) -> ValueError:
+        return ValueError(
+            f'{self.where}: the loss needs one label per image, but the targets of this batch are '
+            f'multi-label ({seen}). {_WITHOUT_LABELS}'
+        )
 
     def _mixed(self, key: str) -> ValueError:
         return ValueError(
             f'{self.where}: the loss needs one label per image, but the images of this batch are '
-            f'mixed (they have a {key}: mixup, CutMix). Use a loss without labels (KDLoss, '
-            'CKDLoss), or switch the mixing off (data_preprocessor.mixup=0).'
+            f'mixed (they have a {key}: mixup, CutMix). {_WITHOUT_LABELS} Or switch the mixing off '
+            '(data_preprocessor.mixup=0).'
         )
 
-    def _single(self, recorder: Recorder, point: TapPoint) -> Tensor:
-        captures = recorder.read([point])
-        if len(captures) != 1:
+    def _once(self, recorder: Recorder, point: TapPoint) -> Any:
+        calls = recorder.raw(point)
+        if len(calls) != 1:
             raise TapError(
-                f'{self.where}: {point.path!r} was called {len(captures)} times in this step; the '
+                f'{self.where}: {point.path!r} was called {len(calls)} times in this step; the '
                 "view 'cls_logits' reads classifiers that call it once."
             )
-        return captures[0].tensor
+        return calls[0]
 
 
-def _classification_layer(model: nn.Module, where: str) -> str:
-    """Path of the head's last linear layer (of those as wide as ``num_classes``, if it says so)."""
-    classes = getattr(model.head, 'num_classes', None)
-    linear = {
-        f'head.{name}' if name else 'head': module
-        for name, module in model.head.named_modules()
-        if isinstance(module, nn.Linear)
-    }
-    fitting = [
-        path
-        for path, module in linear.items()
-        if not isinstance(classes, int) or module.out_features == classes
-    ]
-    if not fitting:
-        raise TapError(
-            f"{where}: the view 'cls_logits' looks for a linear layer with num_classes={classes} "
-            f'outputs in {type(model.head).__name__}, which has '
-            + (', '.join(f'{p} ({m.out_features})' for p, m in linear.items()) or 'none')
-            + '. Tap its module path instead (tools/inspect_model.py lists them).'
-        )
-    return fitting[-1]
+def _described(output: Any) -> str:
+    if isinstance(output, Tensor):
+        return f'a tensor {tuple(output.shape)}'
+    kind = type(output).__name__
+    return f'a {kind} of {len(output)}' if isinstance(output, (tuple, list, dict)) else f'a {kind}'

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..execution import takes_features
 from ..taps import Recorder, TapError, TapPoint
 from .base import LogitView, register_view
 from .dense_boxes import box_maps, read_boxes
@@ -72,7 +73,7 @@ class DenseLogits(LogitView):
             and isinstance(getattr(head, 'cls_out_channels', None), int)
             and hasattr(getattr(head, 'prior_generator', None), 'num_base_priors')
             and getattr(model, 'roi_head', None) is None
-            and not hasattr(model, 'forward_transformer')
+            and takes_features(model, HEAD)
         )
 
     def specs(self, model: nn.Module) -> list[HeadSpec]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..execution import decodes_queries, reads_text
 from ..taps import Recorder, TapError, TapPoint
 from .base import LogitView, register_view
 from .loss_calls import loss_calls
@@ -66,12 +67,8 @@ class QueryLogits(LogitView):
     @classmethod
     def fits(cls, model: nn.Module) -> bool:
         head = getattr(model, 'bbox_head', None)
-        # A detector with a language model has a column for each token of its prompt, not a class.
-        return (
-            hasattr(model, 'forward_transformer')
-            and hasattr(head, 'loss_cls')
-            and not hasattr(model, 'language_model')
-        )
+        # A detector that reads text has a column for each token of its prompt, not a class.
+        return decodes_queries(model) and hasattr(head, 'loss_cls') and not reads_text(model)
 
     def specs(self, model: nn.Module) -> list[HeadSpec]:
         return [

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..taps import Recorder, TapError, TapPoint
+from .batch import check_images
 from .loss_calls import LossCall, loss_calls
 
 # What else some RoI heads feed their stages with; each is an attribute ``with_<name>``.
@@ -96,3 +99,31 @@ def rois_of(recorder: Recorder, point: TapPoint, rows: int, last: bool = False) 
             'with as many RoIs in this step.'
         )
     return found[-1 if last else 0]
+
+
+def images_of(recorder: Recorder, point: TapPoint) -> int | None:
+    """How many images the maps hold that a RoI extractor pools from; None if it did not run."""
+    for args, kwargs in recorder.raw(point):
+        maps = kwargs['feats'] if 'feats' in kwargs else args[0]
+        return maps[0].shape[0]
+    return None
+
+
+def rois_on(maps: Sequence[Tensor], rois: Tensor, context: dict, where: str) -> Tensor:
+    """The student's RoIs (R, 5) as RoIs on the maps of a teacher that sees each image once.
+
+    Args:
+        maps: the teacher's.
+        rois: image, x1, y1, x2, y2 on the student's maps.
+        context: of the student's predictions: ``images`` on its maps, and how many ``copies`` it
+            makes of its batch.
+        where: names the term in messages.
+
+    Raises:
+        TapError: the student's maps hold other images.
+    """
+    own, images = maps[0].shape[0], context.get('images')
+    if images in (None, own):
+        return rois
+    check_images(images, own * context.get('copies', 1), where)
+    return torch.cat([rois[:, :1] % own, rois[:, 1:]], 1)

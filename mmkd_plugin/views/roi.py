@@ -18,12 +18,14 @@ from .base import LogitView, register_view
 from .loss_calls import loss_calls
 from .predictions import Boxes, HeadSpec, Level, Predictions
 from .regions import (
+    images_of,
     paths_of,
     pools_rois,
     pyramid,
     pyramid_point,
     refuse_fused,
     rois_of,
+    rois_on,
     stage_arguments,
     told,
 )
@@ -37,6 +39,8 @@ class RoILogits(LogitView):
     given. The teacher pools the same RoIs from its own features and classifies them; its RPN and
     its samplers do not run. Boxes are those of each RoI's best foreground class.
     """
+
+    repeats = True
 
     def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
         self.where = where
@@ -90,6 +94,9 @@ class RoILogits(LogitView):
         for stage in range(len(self.heads)):
             level, rois = self._sampled(recorder, stage, predictions)
             predictions.append(self._predictions(stage, level, rois))
+        images = images_of(recorder, self.rois[0])
+        for own in predictions:
+            own.context['images'] = images
         return predictions
 
     # -- the student's own ---------------------------------------------------------------------
@@ -165,7 +172,7 @@ class RoILogits(LogitView):
         maps = pyramid(recorder, self.pyramid)
         predictions = []
         for stage, own in enumerate(student):
-            rois = own.context['rois']
+            rois = rois_on(maps, own.context['rois'], own.context, self.where)
             logits, deltas = self._classify(recorder.model, stage, maps, rois)
             level = self._level(recorder.model, stage, logits, deltas, rois)
             level.images = own.levels[0].images

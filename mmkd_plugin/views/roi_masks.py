@@ -14,12 +14,14 @@ from ..taps import Recorder, TapError, TapPoint
 from .base import LogitView, register_view
 from .predictions import HeadSpec, Level, Predictions
 from .regions import (
+    images_of,
     paths_of,
     pools_rois,
     pyramid,
     pyramid_point,
     refuse_fused,
     rois_of,
+    rois_on,
     stage_arguments,
     told,
 )
@@ -38,6 +40,7 @@ class RoIMasks(LogitView):
     """
 
     of_classes = False  # a row is the mask of one class
+    repeats = True
 
     def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
         self.where = where
@@ -124,6 +127,9 @@ class RoIMasks(LogitView):
         for stage in range(len(self.heads)):
             before = predictions[-1] if predictions else None
             predictions.append(self._positives(recorder, stage, before))
+        images = images_of(recorder, self.rois[0])
+        for own in predictions:
+            own.context['images'] = images
         return predictions
 
     # -- the student's own ---------------------------------------------------------------------
@@ -203,6 +209,7 @@ class RoIMasks(LogitView):
         predictions = []
         for stage, own in enumerate(student):
             rois, classes, size = (own.context[key] for key in ('rois', 'classes', 'size'))
+            rois = rois_on(maps, rois, own.context, self.where)
             known, table = None, own.context.get('class_map')
             if table is not None and not own.context['agnostic']:
                 classes = table[classes]

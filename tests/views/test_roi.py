@@ -14,6 +14,7 @@ from toys import train
 
 import mmkd_plugin
 from mmkd_plugin import functional as F
+from mmkd_plugin.losses import PKDLoss
 from mmkd_plugin.taps import TapError
 from mmkd_plugin.views import make_view
 from mmkd_plugin.views.roi import RoILogits
@@ -383,3 +384,108 @@ def test_a_runner_trains_on_the_digits(family, digits_root, tmp_path):
         assert len(values) == 2 and all(v > 0 for v in values)
     saved = torch.load(tmp_path / 'iter_2.pth', weights_only=False)['state_dict']
     detector(family, classes=10).load_state_dict(saved, strict=True)
+
+
+# -- students that repeat their batch ----------------------------------------------------------
+
+BRANCHES = 3
+
+
+def c4(branches: int = 0, seed: int = 0, test_branch: int = 1):
+    """A Faster R-CNN on one map, or a TridentNet of so many branches."""
+
+    def edit(config):
+        trident = dict(num_branch=branches, test_branch_idx=test_branch) if branches else {}
+        config.pop('neck')
+        config.backbone = dict(
+            type='ResNet', depth=50, num_stages=3, base_channels=8, strides=(1, 2, 2),
+            dilations=(1, 1, 1), out_indices=(2,),
+        )  # fmt: skip
+        if branches:
+            config.type = 'TridentFasterRCNN'
+            config.backbone.update(
+                type='TridentResNet', trident_dilations=tuple(range(1, branches + 1)), **trident
+            )
+            config.roi_head.update(type='TridentRoIHead', **trident)
+        config.rpn_head.in_channels = 128
+        config.rpn_head.anchor_generator.update(strides=[16], scales=[2])
+        config.roi_head.bbox_roi_extractor.update(out_channels=128, featmap_strides=[16])
+        config.roi_head.bbox_head.in_channels = 128
+        config.train_cfg.rcnn.sampler.num = 16
+
+    return detector('Faster R-CNN', seed=seed, edit=edit)
+
+
+def two():
+    return [sample(), sample(boxes=[(5, 5, 60, 40)], labels=[2], size=(80, 64))]
+
+
+def test_branches_of_a_student_are_the_teachers_images_again():
+    student, teacher = c4(BRANCHES), c4(seed=1)
+    samples = two()
+    ((own,), _) = student_step(student, make_view('cls_logits', student), samples)
+    rois = own.context['rois']
+    assert set(rois[:, 0].tolist()) == set(range(BRANCHES * 2)), 'a whole batch for each branch'
+    with torch.no_grad():
+        maps = [torch.cat([x] * BRANCHES) for x in teacher.eval().extract_feat(images(samples))]
+        target = teacher.roi_head._bbox_forward(tuple(maps), rois)['cls_score']
+    assert not torch.allclose(target[rois[:, 0] == 0][:1], target[rois[:, 0] == 1][:1])
+    mmkd_plugin.attach(student, teacher, [KD])
+    losses = step(student, samples)
+    expected = F.kl_divergence(own.levels[0].logits[0, :, 0], target, 1.0)
+    torch.testing.assert_close(losses['loss_kd'], expected)
+    losses['loss_kd'].backward()
+
+
+def test_features_of_branches_are_compared_with_each_image_again():
+    student, teacher = c4(BRANCHES), c4(seed=1)
+    samples, loss, seen = two(), PKDLoss(), []
+    terms = [
+        dict(loss=dict(type='PKDLoss'), student='backbone', name='last'),
+        dict(loss=dict(type='PKDLoss'), student='backbone.layer2', name='before'),
+    ]
+    mmkd_plugin.attach(student, teacher, terms)
+    student.backbone.register_forward_hook(lambda *x: seen.append(x[-1][0]))
+    losses = step(student, samples)
+    with torch.no_grad():
+        (target,) = teacher.eval().backbone(images(samples))
+    assert len(seen[0]) == BRANCHES * len(target)
+    torch.testing.assert_close(losses['loss_last'], loss(seen[0], torch.cat([target] * BRANCHES)))
+    assert losses['loss_before'] > 0
+
+
+def test_a_teacher_of_all_branches_is_refused_before_training():
+    with pytest.raises(TapError, match='sees each image in 3 branches.*test_branch_idx=1'):
+        mmkd_plugin.attach(c4(), c4(BRANCHES, seed=1, test_branch=-1), [KD])
+    mmkd_plugin.attach(c4(), c4(BRANCHES, seed=1), [KD])
+
+
+def repeats(model):
+    """Every image twice, as a wrapper might: next to each other, not batch after batch."""
+    original = model.loss
+
+    def loss(inputs, data_samples):
+        twice = [found for found in data_samples for _ in range(2)]
+        return original(inputs.repeat_interleave(2, 0), twice)
+
+    model.loss = loss
+    return model
+
+
+@pytest.mark.parametrize('family', ['Faster R-CNN', 'GFL', 'Deformable DETR'])
+def test_an_order_that_is_not_known_is_refused(family):
+    student, teacher = repeats(detector(family)), detector(family, seed=1)
+    mmkd_plugin.attach(student, teacher, [KD])
+    with pytest.raises(TapError, match='hold 4 images where the batch makes 2.*num_branch'):
+        step(student, two())
+
+
+def test_masks_and_features_of_an_unknown_order_are_refused():
+    for term, words in (
+        (dict(KD, student='mask_logits'), 'hold 4 images where the batch makes 2'),
+        (dict(loss=dict(type='PKDLoss'), student='neck'), 'first dimensions differ.*TridentNet'),
+    ):
+        student = repeats(detector('Mask R-CNN'))
+        mmkd_plugin.attach(student, detector('Mask R-CNN', seed=1), [term])
+        with pytest.raises(TapError, match=words):
+            step(student, two())
