@@ -51,6 +51,30 @@ def test_a_query_detector_with_words_in_its_transformer_is_refused():
         make_view('cls_logits', model)
 
 
+def bare(cls, **parts):
+    """A module of a class without its language model, which would have to be downloaded."""
+    module = cls.__new__(cls)
+    nn.Module.__init__(module)
+    for name, part in parts.items():
+        setattr(module, name, part)
+    return module
+
+
+def test_the_real_ones_are_known_by_what_their_heads_read():
+    from mmdet.models.dense_heads import ATSSVLFusionHead, GroundingDINOHead
+    from mmdet.models.detectors import GLIP, GroundingDINO
+
+    told = detector('ATSS').bbox_head
+    names = ('loss_cls', 'cls_out_channels', 'prior_generator', 'num_classes')
+    glip = bare(ATSSVLFusionHead, **{name: getattr(told, name) for name in names})
+    dino = bare(GroundingDINOHead, loss_cls=told.loss_cls)
+    for model in (bare(GLIP, bbox_head=glip), bare(GroundingDINO, bbox_head=dino)):
+        assert fitting(model, student=False) == []
+        model.language_model = nn.Linear(2, 2)
+        with pytest.raises(TapError, match=f"{type(model).__name__} reads text.*student='neck'"):
+            make_view('cls_logits', model)
+
+
 def test_terms_and_recipes_say_so_and_features_serve():
     student, teacher = detector('ATSS'), reads_text(detector('ATSS', seed=1))
     with pytest.raises(TapError, match='teacher: ATSS reads text'):
