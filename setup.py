@@ -23,7 +23,7 @@ def read(name):
 
 
 class BuildWithConfigs(build_py):
-    """Puts configs/ and tools/ into wheels as ``mmkd_plugin/.mim``, as OpenMMLab packages do."""
+    """Puts configs, tools and index into wheels as ``mmkd_plugin/.mim``, as in OpenMMLab."""
 
     def run(self):
         """Builds the package, then copies; an editable install reads the checkout itself."""
@@ -34,6 +34,7 @@ class BuildWithConfigs(build_py):
             target = Path(self.build_lib, 'mmkd_plugin', '.mim', folder)
             shutil.rmtree(target, ignore_errors=True)
             shutil.copytree(ROOT / folder, target, ignore=shutil.ignore_patterns('__pycache__'))
+        shutil.copy(ROOT / 'model-index.yml', Path(self.build_lib, 'mmkd_plugin', '.mim'))
 
 
 EXTRAS = {
@@ -71,6 +72,11 @@ setup(
     long_description=read('README.md'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
+    project_urls={
+        'MMEngine': 'https://github.com/open-mmlab/mmengine',
+        'MMDetection': 'https://github.com/open-mmlab/mmdetection',
+        'GDD (paper)': 'https://arxiv.org/abs/2401.08332',
+    },
     classifiers=[
         'Programming Language :: Python :: 3',
         'Programming Language :: Python :: 3.10',

@@ -8,14 +8,35 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Sequence
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from mmengine.config import Config
+import mmengine
+from mmengine.config import Config, ConfigDict
+from mmengine.config.utils import MODULE2PACKAGE
 
-from .registry import nearest
+from .registry import SCOPE, nearest
 
+_HERE, _MMENGINE = Path(__file__), Path(mmengine.__file__).parent
 CONFIG_SUFFIXES = ('.py', '.json', '.yml', '.yaml')
+
+
+def let_bases_be_found() -> None:
+    """Tells MMEngine where ``_base_ = 'package::...'`` lies, of packages that it does not know.
+
+    It has a table of the distributions of OpenMMLab. This package is none of them, and OneDL's
+    MMSegmentation is distributed under another name; MMEngine finds that by its import name.
+    """
+    MODULE2PACKAGE.setdefault(SCOPE, SCOPE)
+    try:
+        metadata.distribution(MODULE2PACKAGE['mmseg'])
+    except metadata.PackageNotFoundError:
+        MODULE2PACKAGE['mmseg'] = 'mmseg'
+
+
+let_bases_be_found()
 
 
 # What a model is built from; nothing else of its config is read.
@@ -87,21 +108,46 @@ def read_config(name: str, what: str = 'config') -> Config:
     """
     path = find_config(name, what)
     try:
-        return Config.fromfile(path)
+        return _in_default_scope(Config.fromfile(path))
     except Exception as error:
         raise ValueError(
             f'{what} {shortened(name)}: {type(error).__name__}{_line_in(path, error)}: {error}'
         ) from error
 
 
+def _in_default_scope(config: Config) -> Config:
+    """Of a ``_base_`` in this package: its components are those of its own ``default_scope``.
+
+    MMEngine looks for the components of a base in the package that the base lies in; here, that
+    would be GFL or CocoDataset in mmkd_plugin.
+    """
+
+    def strip(value: Any) -> None:
+        if isinstance(value, ConfigDict):
+            if value.get('_scope_') == SCOPE:
+                del value['_scope_']
+            for key in value:
+                strip(dict.__getitem__(value, key))
+        elif isinstance(value, (list, tuple)):
+            for item in value:
+                strip(item)
+
+    strip(config._cfg_dict)
+    return config
+
+
 def _line_in(path: Path, error: Exception) -> str:
-    """Which line of a config failed, if one did: MMEngine runs them under other file names."""
-    trace, line = error.__traceback__, None
+    """Which line of a config failed, or of one that it is based on, if one did."""
+    trace, place = error.__traceback__, ''
     while trace is not None:
-        if not Path(trace.tb_frame.f_code.co_filename).is_file():
-            line = trace.tb_lineno
+        file = Path(trace.tb_frame.f_code.co_filename)
+        nameless = file == Path()  # how some versions of MMEngine run a config
+        if nameless or file.suffix == path.suffix and file != _HERE:
+            if not file.is_relative_to(_MMENGINE):
+                other = f' of {file}' if file not in (path, Path()) else ''
+                place = f' in line {trace.tb_lineno}{other}'
         trace = trace.tb_next
-    return '' if line is None else f' in line {line}'
+    return place
 
 
 def find_config(name: str, what: str = 'config') -> Path:

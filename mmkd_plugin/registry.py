@@ -44,10 +44,10 @@ METRICS = _child('metric', _METRICS)
 OPTIMIZERS = _child('optimizer', _OPTIMIZERS)
 
 # The other kinds of parts have no component here. MMEngine looks for a registry of each in a
-# config's default scope, and warns where there is none.
+# config's default scope, and warns where there is none, or where it does not say what to import.
 for _parent in list(vars(root).values()):
     if isinstance(_parent, Registry) and SCOPE not in _parent.children:
-        Registry(_parent.name, parent=_parent, scope=SCOPE)
+        Registry(_parent.name, parent=_parent, scope=SCOPE, locations=[SCOPE])
 
 
 def nearest(name: str, names: Iterable[str], count: int = 4) -> str:

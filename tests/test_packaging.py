@@ -8,12 +8,13 @@ import runpy
 import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+INDEX = 'model-index.yml'
 STACK = {'mmengine', 'mmcv', 'mmdet'}
 FORK = {'onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection'}
 
@@ -43,7 +44,7 @@ def checkout(tmp_path_factory):
     ignore = shutil.ignore_patterns('__pycache__')
     for folder in ('mmkd_plugin', 'configs', 'tools'):
         shutil.copytree(ROOT / folder, copy / folder, ignore=ignore)
-    for file in ('setup.py', 'pyproject.toml', 'LICENSE'):
+    for file in ('setup.py', 'pyproject.toml', 'LICENSE', 'MANIFEST.in', 'README.md', INDEX):
         shutil.copy(ROOT / file, copy / file)
     return copy
 
@@ -84,23 +85,81 @@ def test_install_into_this_environment_would_change_no_other_package(checkout):
     assert re.fullmatch(r'mmkd[-_]plugin-[\d.]+', would[1].strip())
 
 
-def test_a_wheel_holds_package_and_configs(checkout, tmp_path):
+@pytest.fixture(scope='module', params=['wheel', 'sdist'])
+def installed(request, checkout, tmp_path_factory):
+    """The package as pip installs it: from a wheel of the checkout, or from a source archive."""
+    folder, source = tmp_path_factory.mktemp(request.param), checkout
+    if request.param == 'sdist':
+        done = run(sys.executable, 'setup.py', '-q', 'sdist', '-d', str(folder), cwd=checkout)
+        assert done.returncode == 0, done.stdout
+        (source,) = folder.glob('mmkd_plugin-*.tar.gz')
     done = run(
-        sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--no-index', '--no-build-isolation',
-        '--disable-pip-version-check', '-w', str(tmp_path), str(checkout),
+        sys.executable, '-m', 'pip', 'install', '--no-deps', '--no-index', '--no-build-isolation',
+        '--disable-pip-version-check', '--target', str(folder / 'site'), str(source),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    (wheel,) = tmp_path.glob('mmkd_plugin-*.whl')
-    with zipfile.ZipFile(wheel) as archive:
-        inside = set(archive.namelist())
-        (metadata,) = (n for n in inside if n.endswith('.dist-info/METADATA'))
-        requires = re.findall(r'^Requires-Dist: (.*)$', archive.read(metadata).decode(), re.M)
-    assert requires and all('extra ==' in line for line in requires)
+    return folder / 'site'
+
+
+def test_an_installation_holds_package_configs_and_tools(installed):
     for module in (ROOT / 'mmkd_plugin').rglob('*.py'):
-        assert module.relative_to(ROOT).as_posix() in inside
-    for config in (ROOT / 'configs').rglob('*.py'):
-        assert f'mmkd_plugin/.mim/{config.relative_to(ROOT).as_posix()}' in inside
-    assert not any(n.startswith('tests/') for n in inside)
+        assert (installed / module.relative_to(ROOT)).is_file()
+    inside = installed / 'mmkd_plugin' / '.mim'
+    for folder in ('configs', 'tools'):
+        for file in (ROOT / folder).rglob('*'):
+            if file.is_file() and '__pycache__' not in file.parts:
+                assert (inside / file.relative_to(ROOT)).is_file()
+    assert (inside / INDEX).is_file() and not (installed / 'tests').exists()
+    (metadata,) = installed.glob('*.dist-info/METADATA')
+    requires = re.findall(r'^Requires-Dist: (.*)$', metadata.read_text(), re.M)
+    assert requires and all('extra ==' in line for line in requires)
+
+
+def test_an_installation_finds_its_configs(installed, tmp_path):
+    """By name for a teacher, as the base of a user's config, and as `mim train` starts them."""
+    (tmp_path / 'own.py').write_text(
+        "_base_ = 'mmkd_plugin::classification/digits/resnet8-narrow_digits.py'\n"
+        'train_cfg = dict(max_epochs=0)\n'
+    )
+    tool = installed / 'mmkd_plugin' / '.mim' / 'tools' / 'train.py'
+    paths = os.pathsep.join([str(installed), *(p for p in sys.path if p and Path(p) != ROOT)])
+    there = dict(cwd=tmp_path, env={**os.environ, 'PYTHONPATH': paths})
+    teacher = 'mmkd_plugin::classification/digits/resnet14_digits.py'
+    done = run(
+        sys.executable, str(tool), 'own.py', '--launcher', 'none', '--teacher', teacher,
+        '--teacher-random', '--recipe', 'no-such', **there,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1].startswith("error: There is no recipe 'no-such'")
+    seen = (
+        'from mmkd_plugin import model_config as m; c = m.read_config("own.py");'
+        f'print(m.__file__); print(m.find_config({teacher!r})); print(c.model.type)'
+    )
+    done = run(sys.executable, '-c', seen, **there)
+    package, config, kind = done.stdout.splitlines()[-3:]
+    assert Path(package).is_relative_to(installed) and Path(config).is_relative_to(installed)
+    assert kind == 'ImageClassifier'
+
+
+def test_the_index_lists_every_config_once():
+    """In OpenMMLab's form: one metafile for each folder of configs, collections defined once."""
+    index = yaml.safe_load((ROOT / INDEX).read_text())
+    folders = {f.parent for f in (ROOT / 'configs').rglob('*.py') if '_base_' not in f.parts}
+    assert sorted(index['Import']) == sorted(
+        f'{folder.relative_to(ROOT).as_posix()}/metafile.yml' for folder in folders
+    )
+    files = {name: yaml.safe_load((ROOT / name).read_text()) for name in index['Import']}
+    collections = [c['Name'] for file in files.values() for c in file.get('Collections', [])]
+    models = [(name, model) for name, file in files.items() for model in file['Models']]
+    assert len(collections) == len(set(collections))
+    assert len({model['Name'] for _, model in models}) == len(models)
+    for name, model in models:
+        config = ROOT / model['Config']
+        assert config.is_file() and config.parent == (ROOT / name).parent, model
+        assert config.stem == model['Name'] and model['In Collection'] in collections
+        assert model['Metadata']['Training Data']
+    listed = [model['Config'] for _, model in models]
+    there = [f for folder in folders for f in folder.glob('*.py')]
+    assert sorted(listed) == sorted(f.relative_to(ROOT).as_posix() for f in there)
 
 
 def test_version_is_the_packages(arguments):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 
 from _common import (
     add_runner_arguments,
@@ -21,6 +22,7 @@ from _common import (
 )
 from mmengine.config import Config
 from mmengine.registry import METRICS
+from mmengine.runner import Runner
 
 from mmkd_plugin.config_edits import distill_hooks
 from mmkd_plugin.model_config import existing_file
@@ -79,6 +81,13 @@ def switch_on_drawing(cfg: Config, args: argparse.Namespace, scope: str) -> None
         hook[folder] = args.show_dir
     elif args.show_dir:
         cfg.setdefault('visualizer', {})['save_dir'] = args.show_dir
+
+
+def picture_folder(runner: Runner, show_dir: str, scope: str) -> Path:
+    """Where each project's hook puts the pictures: for mmdet, below the folder of the run."""
+    if scope == 'mmdet':
+        return Path(runner.work_dir, runner.timestamp, show_dir)
+    return Path(show_dir, 'vis_data', 'vis_image') if scope == 'mmseg' else Path(show_dir)
 
 
 def switch_on_tta(cfg: Config, scope: str) -> None:
@@ -150,6 +159,8 @@ def test(args: argparse.Namespace) -> None:
         dump = 'mmdet.DumpDetResults' if scope == 'mmdet' else 'DumpResults'
         runner.test_evaluator.metrics.append(METRICS.build(dict(type=dump, out_file_path=args.out)))
     runner.test()
+    if args.show_dir:
+        print(f'The pictures are in {picture_folder(runner, args.show_dir, scope).resolve()}')
 
 
 if __name__ == '__main__':

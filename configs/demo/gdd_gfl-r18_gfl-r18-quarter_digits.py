@@ -6,7 +6,7 @@ custom_hooks = [
     dict(
         type='mmkd_plugin.DistillHook',
         teacher=dict(
-            config='configs/demo/gfl_r18_digits.py',
+            config='mmkd_plugin::demo/gfl_r18_digits.py',
             checkpoint='work_dirs/demo/teacher/epoch_8.pth',
         ),
         # weight: best of 1, 5 and 20 on another data set, BCCD's val split (benchmarks/README.md)

@@ -16,6 +16,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import Runner
 
+from mmkd_plugin.model_config import find_config
 from mmkd_plugin.models import ClsDataPreprocessor, ImageClassifier
 from mmkd_plugin.recipes import classification as recipes
 from mmkd_plugin.registry import build_loss
@@ -116,7 +117,7 @@ def test_teacher_is_a_config_here_with_the_same_classes(name):
     teacher = hook_of(config).teacher
     if teacher == 'previous_epoch':
         return
-    path = ROOT / teacher.config
+    path = find_config(teacher.config)
     assert path.is_file() and path.relative_to(CONFIGS).with_suffix('').as_posix() in ALL
     own = Config.fromfile(path)
     assert hook_of(own) is None
@@ -394,9 +395,7 @@ def run_briefly(config: Config, work_dir: Path, epochs: int = 1) -> dict[str, fl
     """One epoch, or one iteration, of a few images, with a random teacher; returns the losses."""
     hook = hook_of(config)
     if hook and hook.teacher != 'previous_epoch':
-        hook.teacher.update(
-            config=str(ROOT / hook.teacher.config), checkpoint=None, allow_random=True
-        )
+        hook.teacher.update(checkpoint=None, allow_random=True)
     config.train_dataloader.batch_size = 4
     if 'max_epochs' in config.train_cfg:
         config.train_cfg.max_epochs = epochs
@@ -531,7 +530,6 @@ def test_funmatch_pipelines_train(name, teacher_size, tmp_path, monkeypatch):
     small.model.head.init = 'default'  # zero logits on both sides would match perfectly
     small.dump(tmp_path / 'teacher.py')
     config.custom_hooks[0].teacher.config = str(tmp_path / 'teacher.py')
-    monkeypatch.setattr(f'{__name__}.ROOT', Path('/'))
     config.train_cfg.update(max_iters=2, val_interval=2)
     seen = []
     preprocess = ClsDataPreprocessor.forward

@@ -83,7 +83,6 @@ def test_teacher_weights_belong_to_the_teacher_config(name):
     if 'solo' in name:
         # the one teacher that no zoo has: trained with the config beside it
         assert not teacher.checkpoint.startswith('http')
-        assert Path(teacher.config).resolve().is_file()
         assert load_model_config(teacher.config).model.backbone.depth == 101
         return
     assert teacher.checkpoint in zoo()

@@ -132,7 +132,7 @@ def test_options_change_the_hook_of_a_pair(tool, tmp_path):
     options = ['--teacher-checkpoint', tmp_path / 'mine.pth', '--task-weight', '0.5']
     (hook,) = changed(tool, *options, '--recipe', 'dkd', '--init-student', 'head').custom_hooks
     assert hook.teacher.checkpoint == str(tmp_path / 'mine.pth')
-    assert hook.teacher.config == 'configs/classification/digits/resnet14_digits.py'
+    assert hook.teacher.config == 'mmkd_plugin::classification/digits/resnet14_digits.py'
     assert (hook.recipe, hook.task_weight, hook.init_student) == ('dkd', 0.5, 'head')
     (hook,) = changed(tool, '--teacher-random').custom_hooks
     assert hook.teacher.checkpoint is None and hook.teacher.allow_random

@@ -9,6 +9,6 @@ val_dataloader = dict(dataset=dict(split='val', **source))
 test_dataloader = dict(dataset=dict(split='test', **source))
 
 teacher = dict(
-    config='configs/classification/funmatch/bit_r152x2_flowers102.py',
+    config='mmkd_plugin::classification/funmatch/bit_r152x2_flowers102.py',
     checkpoint='work_dirs/bit_r152x2_flowers102/iter_500.pth',
 )

@@ -9,6 +9,6 @@ val_dataloader = dict(dataset=dict(split='train[90%:]', **source))
 test_dataloader = dict(dataset=dict(split='test', **source))
 
 teacher = dict(
-    config='configs/classification/funmatch/bit_r152x2_food101.py',
+    config='mmkd_plugin::classification/funmatch/bit_r152x2_food101.py',
     checkpoint='work_dirs/bit_r152x2_food101/iter_10000.pth',
 )

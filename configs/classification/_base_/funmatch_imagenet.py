@@ -21,7 +21,7 @@ warmup = dict(end=5001)
 decay = dict(begin=5000)
 
 teacher = dict(
-    config='configs/classification/funmatch/bit_r152x2_imagenet.py',
+    config='mmkd_plugin::classification/funmatch/bit_r152x2_imagenet.py',
     # top-1 83.0 (official README), converted by timm
     checkpoint='https://huggingface.co/timm/resnetv2_152x2_bit.goog_teacher_in21k_ft_in1k/resolve/main/pytorch_model.bin',
 )

@@ -9,6 +9,6 @@ val_dataloader = dict(dataset=dict(split='[70%:80%]', **source))
 test_dataloader = dict(dataset=dict(split='[80%:]', **source))
 
 teacher = dict(
-    config='configs/classification/funmatch/bit_r152x2_sun397.py',
+    config='mmkd_plugin::classification/funmatch/bit_r152x2_sun397.py',
     checkpoint='work_dirs/bit_r152x2_sun397/iter_10000.pth',
 )

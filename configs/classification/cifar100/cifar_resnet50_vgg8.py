@@ -1,7 +1,7 @@
 _base_ = './vgg8.py'
 
 teacher = dict(
-    config='configs/classification/cifar100/cifar_resnet50.py',
+    config='mmkd_plugin::classification/cifar100/cifar_resnet50.py',
     checkpoint='work_dirs/cifar_resnet50/epoch_240.pth',
 )
 custom_hooks = [dict(type='DistillHook', teacher=teacher, recipe='kd')]

@@ -1,7 +1,7 @@
 _base_ = './wrn_16_2.py'
 
 teacher = dict(
-    config='configs/classification/cifar100/wrn_40_2.py',
+    config='mmkd_plugin::classification/cifar100/wrn_40_2.py',
     checkpoint='work_dirs/wrn_40_2/epoch_240.pth',
 )
 custom_hooks = [dict(type='DistillHook', teacher=teacher, recipe='kd')]

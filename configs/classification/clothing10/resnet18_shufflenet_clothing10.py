@@ -1,7 +1,7 @@
 _base_ = './shufflenet_clothing10.py'
 
 teacher = dict(
-    config='configs/classification/clothing10/resnet18_clothing10.py',
+    config='mmkd_plugin::classification/clothing10/resnet18_clothing10.py',
     checkpoint='work_dirs/resnet18_clothing10/epoch_13.pth',
 )
 custom_hooks = [dict(type='DistillHook', teacher=teacher, recipe='kd')]

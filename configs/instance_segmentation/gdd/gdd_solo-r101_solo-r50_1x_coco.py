@@ -12,7 +12,7 @@ custom_hooks = [
     dict(
         type='mmkd_plugin.DistillHook',
         teacher=dict(
-            config='{{ fileDirname }}/../../_base_/teachers/solo_r101_fpn_3x_coco.py',
+            config='mmkd_plugin::_base_/teachers/solo_r101_fpn_3x_coco.py',
             # No zoo has this file (GDD's config names a local one too). Train it once:
             # python tools/train.py configs/_base_/teachers/solo_r101_fpn_3x_coco.py
             checkpoint='work_dirs/solo_r101_fpn_3x_coco/epoch_36.pth',
