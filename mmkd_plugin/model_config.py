@@ -140,11 +140,11 @@ def _line_in(path: Path, error: Exception) -> str:
     """Which line of a config failed, or of one that it is based on, if one did."""
     trace, place = error.__traceback__, ''
     while trace is not None:
-        file = Path(trace.tb_frame.f_code.co_filename)
-        nameless = file == Path()  # how some versions of MMEngine run a config
-        if nameless or file.suffix == path.suffix and file != _HERE:
+        name = trace.tb_frame.f_code.co_filename  # some versions of MMEngine run a config as ''
+        file = Path(name).resolve()
+        if not name or (file.suffix == '.py' and file != _HERE):
             if not file.is_relative_to(_MMENGINE):
-                other = f' of {file}' if file not in (path, Path()) else ''
+                other = f' of {name}' if name and file != path.resolve() else ''
                 place = f' in line {trace.tb_lineno}{other}'
         trace = trace.tb_next
     return place
