@@ -175,7 +175,7 @@ def find_config(name: str, what: str = 'config') -> Path:
     root = Path(spec.submodule_search_locations[0])
     for folder in (root / '.mim' / 'configs', root.parent / 'configs'):
         if folder.is_dir():
-            return existing_file(folder / inside, f'{what} of {package}', CONFIG_SUFFIXES)
+            return existing_file(inside, what, CONFIG_SUFFIXES, root=folder)
     raise FileNotFoundError(
         f'{what} {name!r}: {package} is installed without its configs ({root / ".mim"} does not '
         'exist). Install it with them, or give the path of the file.'
@@ -186,7 +186,11 @@ _HOW_TO_NAME = "Configs of an installed package are written 'mmdet::folder/name.
 
 
 def existing_file(
-    name: str | Path, what: str, suffixes: Sequence[str] = (), advice: str = ''
+    name: str | Path,
+    what: str,
+    suffixes: Sequence[str] = (),
+    advice: str = '',
+    root: Path = Path(),  # noqa: B008
 ) -> Path:
     """Checks that a file is there.
 
@@ -195,6 +199,7 @@ def existing_file(
         what: what it is, for the message.
         suffixes: of the files that may be meant; all if empty.
         advice: a sentence that ends the message.
+        root: folder in which the path begins.
 
     Raises:
         FileNotFoundError: if it is not; lists the files of the folder with the nearest names.
@@ -202,7 +207,7 @@ def existing_file(
     advice = advice and f' {advice}'
     if not str(name).strip():
         raise FileNotFoundError(f'{what}: the name is empty ({str(name)!r}); give a file.{advice}')
-    path = Path(name).expanduser()
+    path = root / Path(name).expanduser()
     if _is(path, 'file'):
         return path
     if _is(path, 'dir'):
@@ -210,15 +215,17 @@ def existing_file(
     folder = path.parent
     while not _is(folder, 'dir'):
         folder = folder.parent
-    files = [
-        entry.name
-        for entry in folder.iterdir()
+    files = {
+        entry.name: entry
+        for entry in sorted(folder.iterdir())
         if not suffixes or entry.suffix in suffixes or entry.is_dir()
-    ]
+    }
     wanted = path.relative_to(folder).parts[0]
-    near = difflib.get_close_matches(wanted, sorted(files), n=5, cutoff=0.5)
+    near = difflib.get_close_matches(wanted, files, n=5, cutoff=0.5)
     place = 'this folder' if folder == Path('.') else folder
-    hint = f'nearest in {place}: {", ".join(near)}' if near else f'{place} has no similar name'
+    own = root if folder.is_relative_to(root) else folder
+    names = ', '.join(repr(files[name].relative_to(own).as_posix()) for name in near)
+    hint = f'nearest in {place}: {names}' if near else f'{place} has no similar name'
     raise FileNotFoundError(f'{what}: there is no file {shortened(path)}; {hint}.{advice}')
 
 

@@ -35,7 +35,7 @@ def test_a_package_is_found_in_a_checkout_and_installed(where, tmp_path, monkeyp
     package(tmp_path, 'toymm', {f'{inside}/net/small.py': MODEL})
     monkeypatch.syspath_prepend(str(tmp_path))
     assert find_config('toymm::net/small.py') == tmp_path / inside / 'net/small.py'
-    with pytest.raises(FileNotFoundError, match='config of toymm: .*nearest in .*: small.py'):
+    with pytest.raises(FileNotFoundError, match="config: .*nearest in .*: 'net/small.py'"):
         find_config('toymm::net/smal.py')
 
 
