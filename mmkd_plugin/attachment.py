@@ -68,7 +68,9 @@ def attach(
             'teacher would freeze the student. Give a copy (copy.deepcopy) as the teacher.'
         )
     handle = make_teacher(teacher)
-    like = next(student.parameters())
+    like = next(student.parameters(), None)
+    if like is None:
+        raise ValueError(f'{type(student).__name__} has no parameters: there is no student.')
     handle.model.to(device=like.device, dtype=like.dtype)
     distiller = Distiller(student, handle, terms, task_weight, seed, probe_size, checkpointed)
     # The weights of the terms, too: a single tensor of the host's keeps CUDA graphs from a

@@ -189,27 +189,18 @@ def fit_class_map(class_map: Sequence[int], student: int, teacher: int, where: s
     return own
 
 
-def compare_classes(
-    teacher: Sequence[str] | None, student: Sequence[str] | None, allowed: bool
-) -> None:
-    """Refuses (or, where allowed, reports) class lists that differ in names or order."""
+def class_difference(teacher: Sequence[str] | None, student: Sequence[str] | None) -> str | None:
+    """Tells how two lists of classes differ in names or order; None where nobody knows of any."""
     if not teacher or not student or tuple(teacher) == tuple(student):
-        return
+        return None
     first = next(
         (i for i, (t, s) in enumerate(zip(teacher, student)) if t != s),
         min(len(teacher), len(student)),
     )
     names = [repr(c[first]) if first < len(c) else 'nothing' for c in (teacher, student)]
     same = sorted(teacher) == sorted(student)
-    message = (
+    return (
         f'The teacher was trained on {len(teacher)} classes and the student has '
         f'{len(student)}{", the same ones in another order" if same else ""}; they differ '
         f'first at index {first} (teacher {names[0]}, student {names[1]}).'
     )
-    if not allowed:
-        raise ValueError(
-            message + ' Logits of such a pair do not correspond. Say which classes they share with '
-            "teacher=dict(..., class_map='names'); or, if only features are distilled, add "
-            'allow_class_mismatch=True to teacher.'
-        )
-    print_log(message, 'current', logging.WARNING)

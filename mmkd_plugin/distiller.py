@@ -7,24 +7,24 @@ tells the whole step.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from mmengine.dist import get_rank, get_world_size
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .compat import is_compiling
 from .execution import PartialForward, probe, rng_kept
 from .logit_term import make_term
 from .rng import RandomSource
+from .student_losses import COMPLEMENT, add_zero, checked_task_weight, refuse_taken, weighted
 from .taps import Recorder, TapError, TapPoint, is_loss_input, refuse_checkpointed
 from .teacher import Teacher
 from .terms import PlanRow, Term
 
 TEACHER_INPUTS = 'teacher_inputs'
-COMPLEMENT = 'complement'
 
 
 class Distiller(nn.Module):
@@ -55,6 +55,7 @@ class Distiller(nn.Module):
         checkpointed: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        check_terms(terms)
         if not (
             isinstance(probe_size, (tuple, list))
             and len(probe_size) == 2
@@ -69,6 +70,7 @@ class Distiller(nn.Module):
         self.terms = nn.ModuleList(
             make_term(config, student, teacher, i) for i, config in enumerate(terms)
         )
+        self._tell_other_classes(student)
         self._configs = [_plain(config) for config in terms]
         names = [term.name for term in self.terms]
         if not names:
@@ -79,12 +81,12 @@ class Distiller(nn.Module):
                     f'Two terms are called {name!r}; give each a name of its own '
                     "(name='...'), because losses are logged as loss_<name>."
                 )
-        self.task_weight = _checked_task_weight(task_weight, self.terms)
+        self.task_weight = checked_task_weight(task_weight, self.terms)
         self.register_buffer('task_factor', torch.tensor(1.0), persistent=False)
         self._share_weight()
         self.recorder = Recorder(student, 'student')
         self.handles: list = []
-        self.loss_keys: list[str] = []  # what the terms have added to the losses so far
+        self.keys: dict[str, str] = {}  # entries of the terms in the losses, and whose they are
         self._rows: list[PlanRow] = []
         # Not the iteration itself: a compiled step that looked at it would be compiled each time.
         self._waiting = [term.name for term in self.terms if not term.schedule.is_constant]
@@ -100,9 +102,31 @@ class Distiller(nn.Module):
             for term in self.terms:
                 self.recorder.listen(term.student.points)
             self._measure(student, probe_size, seed)
+            self._claim_keys()
         except BaseException:
             self.close()
             raise
+
+    def _tell_other_classes(self, student: nn.Module) -> None:
+        """Where no term compares classes, those of the teacher are worth a note."""
+        if self.teacher.difference and not any(
+            t.student.compares_classes(student) for t in self.terms
+        ):
+            print_log(
+                f'{self.teacher.difference} The terms compare features, which need no classes.',
+                'current',
+            )
+
+    def _claim_keys(self) -> None:
+        """Refuses terms that would write into each other's entries."""
+        for term in self.terms:
+            for key in term.keys():
+                owner = self.keys.setdefault(key, term.name)
+                if owner != term.name:
+                    raise ValueError(
+                        f'The terms {owner!r} and {term.name!r} would both be logged as {key!r}; '
+                        "give one of them another name (name='...')."
+                    )
 
     def _measure(self, student: nn.Module, size: Sequence[int], seed: int) -> None:
         """Runs both models on one probe image where taps need it, and builds the connectors."""
@@ -129,6 +153,20 @@ class Distiller(nn.Module):
     def plan(self) -> list[PlanRow]:
         """What is distilled: one row per level, with the shapes of the probe."""
         return list(self._rows)
+
+    @property
+    def loss_keys(self) -> list[str]:
+        """Entries of the terms that are optimized, those of idle terms included."""
+        return [key for key in self.keys if 'loss' in key]
+
+    def stale_keys(self, steps: int) -> list[str]:
+        """Entries of the terms that acted in none of the last ``steps`` steps, or have ended."""
+        fresh = {
+            term.name
+            for term in self.terms
+            if term.last_turn is not None and self._iteration - term.last_turn < steps
+        }
+        return [key for key, name in self.keys.items() if name not in fresh]
 
     def set_progress(self, iteration: int, epoch: int = 0) -> None:
         """Tells where training is (both from 0); ``DistillHook`` calls it before each iteration.
@@ -192,15 +230,17 @@ class Distiller(nn.Module):
             A new dict: the student's losses times ``task_weight``, and ``loss_<name>`` per term.
         """
         self.recorder.disarm()
-        losses = self._weighted(losses)
+        self._finite = None
         active = [term for term in self.terms if term.active]
         try:
+            losses = weighted(losses, self.task_weight, self.task_factor)
+            for key, name in self.keys.items():  # of all terms: one may act only epochs from now
+                refuse_taken(key, name, losses)
             if active:
                 self._add(losses, active)
-            if get_world_size() > 1:
-                for term in self.terms:
-                    if not term.active:
-                        losses[f'loss_{term.name}'] = term.idle()
+            idle = [term for term in self.terms if not term.active and list(term.parameters())]
+            if idle and get_world_size() > 1:
+                add_zero(losses, sum(term.idle() for term in idle))
         finally:
             self._clear()
         return losses
@@ -216,33 +256,11 @@ class Distiller(nn.Module):
                 torch.isfinite(item.tensor.detach().sum(dtype=torch.float32)) for item in watched
             ]
             for key, value in entries.items():
-                if key in losses:
-                    raise ValueError(
-                        f'The student already has an entry {key!r} in its losses; give the term '
-                        f"{term.name!r} another name (name='...')."
-                    )
+                refuse_taken(key, term.name, losses)
                 losses[key] = value
-                if 'loss' in key and key not in self.loss_keys:
-                    self.loss_keys.append(key)
+                if key not in self.keys:  # a loss that does not name its keys
+                    self.keys[key] = term.name
         self._finite = (names, torch.stack(finite))
-
-    def _weighted(self, losses: dict) -> dict:
-        if not isinstance(losses, dict):
-            raise TypeError(
-                "The student's mode='loss' must return a dict of losses, got "
-                f'{type(losses).__name__}.'
-            )
-        if self.task_weight == 1.0:
-            return dict(losses)
-        factor = self.task_factor if self.task_weight == COMPLEMENT else self.task_weight
-        weighted = {
-            key: _scaled(value, factor) if 'loss' in key else value for key, value in losses.items()
-        }
-        if self.task_weight == 0.0:  # not learnt from, but worth watching
-            for key, value in losses.items():
-                if 'loss' in key:
-                    weighted[key.replace('loss', 'task')] = _detached(value)
-        return weighted
 
     def _refuse_overwritten(self) -> None:
         for recorder in (self.recorder, self.teacher.recorder):
@@ -356,24 +374,14 @@ def _plain(config: Any) -> dict:
     )
 
 
-def _scaled(value: Any, factor: float) -> Any:
-    return [item * factor for item in value] if isinstance(value, (list, tuple)) else value * factor
+def check_terms(terms: Any) -> None:
+    """Refuses what is no list; each term is looked at when it is made.
 
-
-def _detached(value: Any) -> Any:
-    return [x.detach() for x in value] if isinstance(value, (list, tuple)) else value.detach()
-
-
-def _checked_task_weight(value: Any, terms: Sequence[Term]) -> float | str:
-    if value == COMPLEMENT:
-        total = sum(term.weight for term in terms)
-        if total > 1:
-            raise ValueError(
-                f"task_weight='complement' leaves 1 - {total:g} to the student's own losses: the "
-                'weights of the terms must add up to 1 or less.'
-            )
-        return COMPLEMENT
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and value >= 0):
-        raise ValueError(f"task_weight={value!r} must be a number, 0 or more, or 'complement'.")
-    return float(value)
+    Raises:
+        ValueError: saying what to write.
+    """
+    if not isinstance(terms, (list, tuple)):
+        raise ValueError(
+            f'terms={terms!r} must be a list with a dict for each term, such as '
+            "[dict(loss=dict(type='GDDLoss'), student='neck')]."
+        )

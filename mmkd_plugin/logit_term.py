@@ -160,6 +160,15 @@ class LogitTerm(Term):
         by_view = self.teacher.default_select or self.student.default_select
         return parse_select(by_view or loss.default_select.get(spec.kind), 'default_select')
 
+    def keys(self) -> list[str]:
+        keys = super().keys()
+        return [*keys, f'{self.name}_rows'] if self.counts_rows else keys
+
+    @property
+    def counts_rows(self) -> bool:
+        """Whether the number of rows is worth a line; of an image head it is the batch size."""
+        return self.specs[0].kind != 'image'
+
     def compute(
         self, student: Recorder, teacher: Recorder, data_samples: Any
     ) -> tuple[dict[str, Tensor], list[Watched]]:
@@ -194,7 +203,7 @@ class LogitTerm(Term):
         shares = share(counts)
         for loss, part in zip(self.losses, shares):
             self.collect(loss, entries, 1 / len(self.losses), part)
-        if self.specs[0].kind != 'image':  # there it is the batch size
+        if self.counts_rows:
             entries[f'{self.name}_rows'] = counts.mean()
         total = (torch.stack(values) * shares).mean()
         return {f'loss_{self.name}': total * self.factor, **entries}, watched
@@ -242,6 +251,8 @@ def make_term(config: Any, student: nn.Module, teacher: Teacher, index: int) -> 
         make_view(taps[0], student, loss.needs, f'{where}.student'),
         make_view(taps[1], teacher.model, (), f'{where}.teacher'),
     )
+    if views[0].compares_classes(student):
+        teacher.refuse_other_classes(where)
     taps_only = [isinstance(view, TapView) for view in views]
     copies = copies_of(student, teacher.model, where)
     if all(taps_only):

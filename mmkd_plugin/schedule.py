@@ -44,11 +44,16 @@ class Schedule:
     def is_constant(self) -> bool:
         return self == Schedule(by_epoch=self.by_epoch)
 
+    def lasts(self, iteration: int, epoch: int) -> bool:
+        """Whether it has begun and not ended, be it its turn at this iteration or not."""
+        now = epoch if self.by_epoch else iteration
+        return now >= self.begin and (self.end is None or now < self.end)
+
     def factor(self, iteration: int, epoch: int) -> float:
         """Share of the weight at ``iteration`` of ``epoch`` (both from 0), in [0, 1]."""
-        now = epoch if self.by_epoch else iteration
-        if now < self.begin or (self.end is not None and now >= self.end):
+        if not self.lasts(iteration, epoch):
             return 0.0
+        now = epoch if self.by_epoch else iteration
         since = iteration if self.by_epoch else iteration - self.begin
         if since % self.interval:
             return 0.0

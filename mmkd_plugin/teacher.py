@@ -19,7 +19,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from . import checkpoint as ckpt
-from .class_map import compare_classes, resolve_class_map
+from .class_map import class_difference, resolve_class_map
 from .compat import check_stack
 from .execution import PartialForward, rng_kept, set_inference
 from .model_config import load_model_config
@@ -108,6 +108,8 @@ class Teacher:
             defaults.
         class_map: the teacher's index, or -1, for each class of the student; None if the classes
             are the same.
+        difference: how its classes differ from the student's, in a sentence; None if they do not.
+        allow_class_mismatch: let terms compare classes all the same.
     """
 
     def __init__(
@@ -117,6 +119,8 @@ class Teacher:
         classes: Sequence[str] | None = None,
         compile: bool | dict = False,
         class_map: Sequence[int] | None = None,
+        difference: str | None = None,
+        allow_class_mismatch: bool = False,
     ) -> None:
         if not isinstance(compile, (bool, dict)):
             raise ValueError(
@@ -128,6 +132,8 @@ class Teacher:
         self.identity = identity or dict(config=None, checkpoint=None)
         self.classes = tuple(classes) if classes else None
         self.class_map = None if class_map is None else tuple(class_map)
+        self.difference = difference
+        self.allow_class_mismatch = allow_class_mismatch
         self.recorder: Recorder | None = None
         self._forward: PartialForward | None = None
         self._run: Callable | None = None
@@ -159,8 +165,8 @@ class Teacher:
             checkpoint: path or URL of its weights; ``None`` only with ``allow_random``.
             allow_random: go on with random weights (for tests of the plumbing).
             allow_partial: go on when some parameters are not in the checkpoint.
-            allow_class_mismatch: go on when teacher and student know different classes (sensible
-                for feature terms only).
+            allow_class_mismatch: let terms compare classes although teacher and student know
+                different ones. Terms on features compare none and need no leave.
             class_map: which class of the teacher is which of the student, where they differ; see
                 :func:`mmkd_plugin.class_map.resolve_class_map`.
             trust_checkpoint: allow a checkpoint to hold pickled objects (they can run code).
@@ -170,7 +176,8 @@ class Teacher:
 
         Raises:
             CheckpointError: missing, truncated, foreign or incomplete checkpoint.
-            ValueError: class names differ, or no checkpoint and no ``allow_random``.
+            ValueError: names in ``class_map`` that are not known, or no checkpoint and no
+                ``allow_random``.
         """
         cfg = load_model_config(config, cfg_options, 'teacher')
         if checkpoint is None and not allow_random:
@@ -199,11 +206,32 @@ class Teacher:
             ckpt.load_all(model, state, str(path), allow_partial)
             identity['checkpoint'] = ckpt.file_sha256(path)
             classes = ckpt.classes_of(loaded)
+        difference = None
         if class_map is None:
-            compare_classes(classes, student_classes, allow_class_mismatch)
+            difference = class_difference(classes, student_classes)
         else:
             class_map = resolve_class_map(class_map, student_classes, classes)
-        return cls(model, identity, classes, compile, class_map)
+        return cls(model, identity, classes, compile, class_map, difference, allow_class_mismatch)
+
+    def refuse_other_classes(self, where: str) -> None:
+        """Refuses (or, where allowed, reports) other classes, for a term that compares them.
+
+        Args:
+            where: names the term in the message.
+
+        Raises:
+            ValueError: saying where the lists of names part.
+        """
+        if self.difference is None:
+            return
+        if not self.allow_class_mismatch:
+            raise ValueError(
+                f'{where}: {self.difference} Logits of such a pair do not correspond. Say which '
+                "classes they share with teacher=dict(..., class_map='names'), distil features "
+                'instead, or add allow_class_mismatch=True to teacher if they correspond all the '
+                'same.'
+            )
+        print_log(f'{where}: {self.difference}', 'current', logging.WARNING)
 
     def connect(self, student: nn.Module, points: Sequence[TapPoint]) -> None:
         """Listens at ``points`` and prepares the conversion from the student's inputs.

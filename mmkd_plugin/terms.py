@@ -88,6 +88,7 @@ class Term(nn.Module):
         self.losses = nn.ModuleList()
         self.current_weight = self.weight
         self.active = self.weight > 0
+        self.last_turn: int | None = None  # iteration in which it acted last; None once it ended
         # A tensor, so that a ramp does not recompile a compiled step; never saved.
         self.register_buffer('factor', torch.tensor(self.weight), persistent=False)
 
@@ -122,8 +123,20 @@ class Term(nn.Module):
             self.current_weight = weight
             self.factor.fill_(weight)
         self.active = weight > 0
+        if self.active:
+            self.last_turn = iteration
+        elif not self.schedule.lasts(iteration, epoch):
+            self.last_turn = None
         for loss in self.losses:
             loss.set_progress(iteration, epoch)
+
+    def keys(self) -> list[str]:
+        """All keys under which its entries may appear, as far as its losses name theirs."""
+        keys = [f'loss_{self.name}']
+        for loss in self.losses:
+            keys += [f'loss_{self.name}_{key}' for key in loss.auxiliary_keys]
+            keys += [f'{self.name}_{key}' for key in loss.report_keys]
+        return list(dict.fromkeys(keys))
 
     def idle(self) -> Tensor:
         """Zero that touches every connector, so that DDP finds no unused parameter."""

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 from mmengine.dataset import BaseDataset, ConcatDataset, RepeatDataset
-from toys import toy_batch, toy_classifier
+from mmengine.registry import DATASETS
+from toys import TERM, ToyImages, hook_config, runner_config, toy_batch, toy_classifier, train
 
 import mmkd_plugin
+from mmkd_plugin import class_map as class_map_module
+from mmkd_plugin import distiller as distiller_module
 from mmkd_plugin import functional as F
 from mmkd_plugin.checkpoint import classes_of
 from mmkd_plugin.class_map import class_names, dataset_classes, resolve_class_map
@@ -90,10 +93,71 @@ def images(classes):
     ],
 )
 def test_classes_of_wrapped_data_sets(wrap, expected, monkeypatch):
-    told = []
-    monkeypatch.setattr('mmkd_plugin.class_map.print_log', lambda text, *args: told.append(text))
+    said = []
+    monkeypatch.setattr(class_map_module, 'print_log', lambda message, *args: said.append(message))
     assert dataset_classes(wrap(images(STUDENT[:2]))) == expected
-    assert expected or "label 0 ('cat' and 'dog')" in told[0]
+    assert bool(expected) != any("label 0 ('cat' and 'dog')" in message for message in said)
+
+
+@pytest.fixture
+def other_classes(tmp_path):
+    """The `teacher` of a config whose file was made with classes that the student has not."""
+    path, classes = tmp_path / 'teacher.pth', ('dog', 'horse', 'cat')
+    weights = toy_classifier(1, width=8).state_dict()
+    torch.save(dict(meta=dict(dataset_meta=dict(classes=classes)), state_dict=weights), path)
+    return dict(config=dict(type='ToyClassifier', width=8), checkpoint=str(path))
+
+
+def test_features_need_no_classes(tmp_path, other_classes, monkeypatch):
+    said = []
+    monkeypatch.setattr(distiller_module, 'print_log', lambda message, *args: said.append(message))
+    term = dict(TERM, student='backbone.stage')
+    hook = hook_config(term, dict(term, student='backbone.stem', name='low'), teacher=other_classes)
+    train(runner_config(tmp_path, hook, model=dict(type='ToyClassifier')))
+    assert len(said) == 1 and "index 0 (teacher 'dog', student 'dark')" in said[0]
+    assert said[0].endswith('The terms compare features, which need no classes.')
+
+
+@pytest.mark.parametrize(
+    'term', [KD, dict(KD, student='head.fc'), dict(KD, begin=2), dict(KD, weight=0)]
+)
+def test_logits_do(tmp_path, other_classes, term):
+    features = dict(TERM, student='backbone.stage')
+    config = runner_config(
+        tmp_path,
+        hook_config(features, term, teacher=other_classes),
+        model=dict(type='ToyClassifier'),
+    )
+    with pytest.raises(ValueError, match=r"terms\[1\] \('kd'\): .*allow_class_mismatch=True"):
+        train(config)
+    config.custom_hooks[0].teacher.allow_class_mismatch = True
+    train(config)
+
+
+def test_data_sets_of_different_classes_train(tmp_path):
+    parts = [dict(type='ToyImages', length=4), dict(type='ToyPair')]
+    config = runner_config(tmp_path, hook_config())
+    config.train_dataloader.dataset = dict(type='ToyParts', datasets=parts)
+    assert train(config).iter == 4
+
+
+@DATASETS.register_module()
+class ToyPair(ToyImages):
+    """Its images have but the first two of the classes."""
+
+    metainfo = dict(classes=np.array(ToyImages.metainfo['classes'][:2]))
+
+    def __init__(self):
+        super().__init__(2)
+
+
+@DATASETS.register_module()
+class ToyParts(torch.utils.data.ConcatDataset):
+    """As MMDetection's `ConcatDataset`: a list of metainfos where they differ."""
+
+    def __init__(self, datasets):
+        super().__init__([DATASETS.build(dataset) for dataset in datasets])
+        self.metainfo = [dataset.metainfo for dataset in self.datasets]
 
 
 def attached(class_map, term=KD):

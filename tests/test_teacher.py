@@ -24,7 +24,6 @@ from mmengine.runner import save_checkpoint
 from torch import nn
 from toys import toy_batch, toy_model
 
-from mmkd_plugin import class_map
 from mmkd_plugin import teacher as teacher_module
 from mmkd_plugin.checkpoint import CheckpointError, load_all, load_file, state_dict_of
 from mmkd_plugin.teacher import Teacher, build_model, load_model_config, make_teacher
@@ -435,17 +434,18 @@ def test_class_names_are_compared(tmp_path, monkeypatch, classes, words):
     entry = dict(
         config=TOY, checkpoint=str(save(tmp_path / 't.pth', toy_model(1).state_dict(), classes))
     )
+    teacher = make_teacher(entry, CLASSES)  # features need no classes
     with pytest.raises(ValueError) as caught:
-        make_teacher(entry, CLASSES)
+        teacher.refuse_other_classes("terms[0] ('kd')")
     for word in [*words, 'allow_class_mismatch=True', "class_map='names'"]:
         assert word in str(caught.value), str(caught.value)
 
     lines = []
-    monkeypatch.setattr(class_map, 'print_log', lambda *args: lines.append(args))
-    make_teacher(dict(entry, allow_class_mismatch=True), CLASSES)
+    monkeypatch.setattr(teacher_module, 'print_log', lambda *args: lines.append(args))
+    make_teacher(dict(entry, allow_class_mismatch=True), CLASSES).refuse_other_classes('kd')
     assert words[-1] in lines[0][0] and lines[0][2] == logging.WARNING
-    make_teacher(entry, classes)  # equal names
-    make_teacher(entry, None)  # nobody knows the student's
+    make_teacher(entry, classes).refuse_other_classes('kd')  # equal names
+    make_teacher(entry, None).refuse_other_classes('kd')  # nobody knows the student's
 
 
 # -- downloads ---------------------------------------------------------------------------------

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import copy
-import gc
 import math
 from collections.abc import Sequence
 from typing import Any
 
-from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapper
+from mmengine.hooks import Hook, LoggerHook
+from mmengine.optim import BaseOptimWrapper
 from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
 from torch import nn
 
 from .. import recipes
 from ..attachment import attach, detach
 from ..class_map import dataset_classes
-from ..distiller import Distiller
+from ..distiller import Distiller, check_terms
 from ..init_student import copy_teacher_weights, parse_parts
 from ..registry import HOOKS, check_keys
 from ..self_teacher import PREVIOUS_EPOCH, SelfTeacher
 from ..teacher import Teacher, make_teacher
 from ..term_options import change_terms, check_term_options
 from .resume import refuse_foreign, restore
+from .runner_model import include_connectors, refuse_traced, refuse_unfit_model, student_of
 
 _KEYS = (
     'teacher',
@@ -43,8 +42,8 @@ class DistillHook(Hook):
 
     Before training it attaches a :class:`Distiller` to the live model; where that adds connectors,
     the model is wrapped again and optimizer and schedulers are built again from the config, before
-    weights are initialised or loaded. Validation and test never touch the teacher. After the run
-    the model is given back as it was.
+    weights are loaded. Where the Runner has no config, connectors join its optimizer. Validation
+    and test never touch the teacher. After the run the model is given back as it was.
 
     Args:
         teacher: ``dict(config=..., checkpoint=...)``; config as path, ``'pkg::path'``, dict or
@@ -61,7 +60,8 @@ class DistillHook(Hook):
             the terms of a recipe exist only once both models are built.
 
     Raises:
-        ValueError: neither or both of ``terms`` and ``recipe``, and whatever ``attach`` refuses.
+        ValueError: no teacher, neither or both of ``terms`` and ``recipe``, and whatever
+            ``attach`` refuses.
 
     Example:
         >>> custom_hooks = [dict(
@@ -76,7 +76,7 @@ class DistillHook(Hook):
 
     def __init__(
         self,
-        teacher: Any,
+        teacher: Any = None,
         terms: Sequence[dict] | None = None,
         recipe: str | None = None,
         task_weight: float | str | None = None,
@@ -87,11 +87,18 @@ class DistillHook(Hook):
         **unknown: Any,
     ) -> None:
         check_keys(unknown, _KEYS, 'DistillHook')
+        if teacher is None:
+            raise ValueError(
+                'DistillHook needs teacher=dict(config=..., checkpoint=...), or '
+                "teacher='previous_epoch' for self-distillation."
+            )
         if (terms is None) == (recipe is None):
             raise ValueError(
                 "DistillHook needs either terms=[...] or recipe='...', and not both "
                 f'(recipes: {", ".join(recipes.names())}).'
             )
+        if terms is not None:
+            check_terms(terms)
         if init_student is not None:
             parse_parts(init_student)
         self.teacher = teacher
@@ -109,7 +116,8 @@ class DistillHook(Hook):
     def before_run(self, runner: Runner) -> None:
         if self.distiller is not None or not _is_going_to_train(runner):
             return
-        student = _unwrapped(runner)
+        refuse_unfit_model(runner)
+        student = student_of(runner)
         teacher = self._make_teacher(runner, student)
         terms, task_weight = self.terms, 1.0
         if terms is None:
@@ -130,8 +138,13 @@ class DistillHook(Hook):
             self.probe_size,
             _as_list(runner.cfg.get('activation_checkpointing')),
         )
-        if any(p.requires_grad for p in self.distiller.parameters()):
-            _rebuild_around(runner, student)
+        try:
+            refuse_traced(runner, self.distiller)
+            if any(p.requires_grad for p in self.distiller.parameters()):
+                include_connectors(runner, student, self.distiller)
+        except BaseException:
+            self._give_back(runner)
+            raise
         if self.recipe is not None:
             runner.logger.info(
                 f'Recipe {self.recipe!r} ({recipes.source(self.recipe, student)}): '
@@ -146,7 +159,7 @@ class DistillHook(Hook):
 
     def before_train_epoch(self, runner: Runner) -> None:
         if self.distiller is not None and isinstance(self.distiller.teacher, SelfTeacher):
-            self.distiller.teacher.refresh(_unwrapped(runner), runner.epoch)
+            self.distiller.teacher.refresh(student_of(runner), runner.epoch)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         self.distiller.set_progress(runner.iter, runner.epoch)
@@ -158,6 +171,8 @@ class DistillHook(Hook):
     ) -> None:
         # RuntimeInfoHook has just fetched the losses; reading its numbers costs no further sync.
         logged = runner.message_hub.log_scalars
+        for key in self.distiller.stale_keys(_steps_of_a_line(runner)):
+            logged.pop(f'train/{key}', None)  # or every later line would show its last value
         for key in self.distiller.loss_keys:
             history = logged.get(f'train/{key}')
             if history is not None and not math.isfinite(history.current()):
@@ -175,9 +190,10 @@ class DistillHook(Hook):
             checkpoint['distiller'] = self.distiller.resume_state()
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        self.before_run(runner)  # FlexibleRunner loads earlier
         if self.distiller is None:
             return
-        refuse_foreign(checkpoint, _unwrapped(runner))
+        refuse_foreign(checkpoint, student_of(runner))
         if runner._resume:
             restore(self.distiller, checkpoint)
         elif self.init_student:
@@ -185,8 +201,11 @@ class DistillHook(Hook):
 
     def after_run(self, runner: Runner) -> None:
         if self.distiller is not None:
-            detach(_unwrapped(runner))
-            self.distiller = None
+            self._give_back(runner)
+
+    def _give_back(self, runner: Runner) -> None:
+        detach(student_of(runner))
+        self.distiller = None
 
     def _make_teacher(self, runner: Runner, student: nn.Module) -> Teacher:
         if self.teacher != PREVIOUS_EPOCH:
@@ -199,7 +218,7 @@ class DistillHook(Hook):
         return SelfTeacher(student)
 
     def _inherit(self, runner: Runner) -> None:
-        copy_teacher_weights(_unwrapped(runner), self.distiller.teacher.model, self.init_student)
+        copy_teacher_weights(student_of(runner), self.distiller.teacher.model, self.init_student)
 
 
 def _is_going_to_train(runner: Runner) -> bool:
@@ -207,14 +226,15 @@ def _is_going_to_train(runner: Runner) -> bool:
     loop = runner._train_loop
     return (
         isinstance(loop, BaseLoop)
-        and isinstance(runner.optim_wrapper, OptimWrapper)
+        and isinstance(runner.optim_wrapper, BaseOptimWrapper)
         and loop.iter < loop.max_iters
         and not loop.stop_training  # EarlyStoppingHook ended it; what follows is validation or test
     )
 
 
-def _unwrapped(runner: Runner) -> nn.Module:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+def _steps_of_a_line(runner: Runner) -> int:
+    """How many steps a line of the log tells of."""
+    return min((h.interval for h in runner.hooks if isinstance(h, LoggerHook)), default=1)
 
 
 def _plain(terms: Any) -> list:
@@ -272,32 +292,6 @@ def _length(runner: Runner) -> dict[str, int]:
 
 def _as_list(value: Any) -> list:
     return [] if value is None else [value] if isinstance(value, str) else list(value)
-
-
-def _rebuild_around(runner: Runner, student: nn.Module) -> None:
-    """Lets DDP, optimizer and schedulers see the connectors."""
-    config = runner.cfg.get('optim_wrapper')
-    if not isinstance(config, dict):
-        raise ValueError(
-            'The terms add trainable connectors, so the optimizer must be built '
-            'again, but the Runner was given a finished one. Give optim_wrapper as a '
-            'config dict through Runner.from_cfg.'
-        )
-    if is_model_wrapper(runner.model):
-        runner.model = student
-        gc.collect()  # the old wrapper's gradient hooks go with it
-        # Converting again would replace every SyncBatchNorm, and with it the hooks of its taps.
-        sync_bn = runner.cfg.pop('sync_bn', None)
-        runner.model = runner.wrap_model(
-            copy.deepcopy(runner.cfg.get('model_wrapper_cfg')), student
-        )
-        if sync_bn is not None:
-            runner.cfg.sync_bn = sync_bn
-    runner.optim_wrapper = runner.build_optim_wrapper(copy.deepcopy(config))
-    runner.param_schedulers = copy.deepcopy(runner.cfg.get('param_scheduler'))
-    runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
-    if runner.param_schedulers is not None:
-        runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
 
 
 def _describe(distiller: Distiller) -> str:

@@ -35,9 +35,14 @@ class DistillLoss(nn.Module):
         report: Diagnostics of the last forward: detached scalars, logged as ``<term>_<key>``.
         auxiliary: Losses of the last forward that train connectors only; they join the total as
             ``loss_<term>_<key>``, without the term's weight.
+        report_keys: Every key that :attr:`report` may get. What is named here and in
+            :attr:`auxiliary_keys` is compared with the student's own log keys before training.
+        auxiliary_keys: Every key that :attr:`auxiliary` may get.
     """
 
     needs: tuple[str, ...] = ()
+    report_keys: tuple[str, ...] = ()
+    auxiliary_keys: tuple[str, ...] = ()
     batch_coupled: bool = False
     rng = None
 

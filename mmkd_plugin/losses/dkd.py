@@ -58,6 +58,7 @@ class DKDLoss(LogitLoss):
     """
 
     needs = ('labels',)
+    report_keys = ('mis_instruction',)
     separable = True
 
     def __init__(

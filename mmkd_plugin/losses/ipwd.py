@@ -84,6 +84,8 @@ class IPWDLoss(LogitLoss):
     """
 
     needs = ('labels', 'features')
+    report_keys = ('weight_mean', 'weight_max')
+    auxiliary_keys = ('cls',)
     # Its layer and weights want all rows at once, and a batch has too many pixels for that.
     default_select = select_by_kind(
         dense='positive', roi='positive', query='positive', pixel=dict(by='random', k=4096)

@@ -66,6 +66,7 @@ class LoCaLoss(LogitLoss):
     """
 
     needs = ('labels',)
+    report_keys = ('mis_instruction',)
     separable = True
     alone = 'raises the true class above the others, of which there are none'
     default_select = select_by_kind(dense='positive', roi='positive', query='positive')

@@ -30,6 +30,10 @@ class View:
         does not say otherwise. A teacher runs no deeper than these, and computes no losses."""
         return self.points
 
+    def compares_classes(self, model: nn.Module) -> bool:
+        """Whether a term on the student's view compares classes, which both models must share."""
+        raise NotImplementedError
+
 
 class TapView(View):
     """The tensors at module paths, as they are."""
@@ -47,6 +51,24 @@ class TapView(View):
     def read(self, recorder: Recorder) -> list[Capture]:
         """The levels of this step."""
         return recorder.read(self.points)
+
+    def compares_classes(self, model: nn.Module) -> bool:
+        return any(_is_class_layer(point, model) for point in self.points)
+
+
+def _is_class_layer(point: TapPoint, model: nn.Module) -> bool:
+    """Whether a point is the output of the layer of a head that has a channel for each class."""
+    layer = model.get_submodule(point.path)
+    channels = getattr(layer, 'out_channels', getattr(layer, 'out_features', None))
+    parents = point.path.split('.')[:-1]
+    for depth in range(1, len(parents) + 1):
+        head = model.get_submodule('.'.join(parents[:depth]))
+        classes = getattr(head, 'num_classes', None)
+        if point.source == 'output' and isinstance(channels, int) and isinstance(classes, int):
+            columns = getattr(head, 'cls_out_channels', classes)
+            if channels in (classes, classes + 1, columns * getattr(head, 'num_base_priors', 1)):
+                return True
+    return False
 
 
 class LogitView(View):
@@ -82,6 +104,9 @@ class LogitView(View):
 
     def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
         raise NotImplementedError
+
+    def compares_classes(self, model: nn.Module) -> bool:
+        return True
 
     @classmethod
     def fits(cls, model: nn.Module) -> bool:

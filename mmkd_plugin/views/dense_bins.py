@@ -43,6 +43,9 @@ class DenseBins(DenseLogits):
             )
         self.bins = reg_max(model.bbox_head) + 1
 
+    def compares_classes(self, model: nn.Module) -> bool:
+        return False
+
     @classmethod
     def fits(cls, model: nn.Module) -> bool:
         return super().fits(model) and reg_max(model.bbox_head) is not None

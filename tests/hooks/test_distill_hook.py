@@ -448,40 +448,22 @@ def test_test_after_an_early_stop_needs_no_teacher(tmp_path):
     assert not hasattr(runner.model, 'distiller')
 
 
-def test_finished_optimizer_is_refused_with_a_sentence(tmp_path):
-    from mmengine.optim import OptimWrapper
-
-    config = runner_config(tmp_path, hook_config())
-    model = toy_model()
-    config.pop('model'), config.pop('optim_wrapper'), config.pop('param_scheduler')
-    optim = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
-    runner = Runner(
-        model=model,
-        optim_wrapper=optim,
-        work_dir=str(tmp_path),
-        train_dataloader=config.train_dataloader.to_dict(),
-        train_cfg=config.train_cfg.to_dict(),
-        experiment_name='finished',
-        custom_hooks=[hook_config()],
-        log_level='WARNING',
-    )
-    with pytest.raises(ValueError, match='Runner.from_cfg'):
-        runner.train()
-
-
 @pytest.mark.parametrize(
     'arguments, message',
     [
         (dict(), 'terms'),
         (dict(terms=[dict(TERM)], recipe='gdd'), 'not both'),
         (dict(recipe='gdd', init_student='nek'), "nearest: 'neck'"),
+        (dict(recipe='gdd', teacher=None), r'needs teacher=dict\(config=.*previous_epoch'),
+        (dict(terms=0.5), 'terms=0.5 must be a list'),
+        (dict(terms=dict(TERM)), 'must be a list with a dict for each term'),
     ],
 )
 def test_wrong_hook_arguments(arguments, message):
     from mmkd_plugin.hooks import DistillHook
 
     with pytest.raises(ValueError, match=message):
-        DistillHook(teacher={}, **arguments)
+        DistillHook(**dict(dict(teacher={}), **arguments))
 
 
 def test_wrapping_again_keeps_taps_on_synchronised_norms(monkeypatch):
@@ -490,7 +472,7 @@ def test_wrapping_again_keeps_taps_on_synchronised_norms(monkeypatch):
     from mmengine.config import Config
     from mmengine.model import convert_sync_batchnorm
 
-    from mmkd_plugin.hooks import distill_hook
+    from mmkd_plugin.hooks import runner_model
 
     student = convert_sync_batchnorm(toy_model(), 'torch')
     norm = student.backbone.stem[1]
@@ -507,7 +489,7 @@ def test_wrapping_again_keeps_taps_on_synchronised_norms(monkeypatch):
     runner.wrap_model = wrap_model
     runner.build_optim_wrapper = lambda config: None
     runner.scale_lr = lambda *args: None
-    runner.auto_scale_lr = None
-    monkeypatch.setattr(distill_hook, 'is_model_wrapper', lambda model: True)
-    distill_hook._rebuild_around(runner, student)
+    runner.auto_scale_lr = runner.param_schedulers = None
+    monkeypatch.setattr(runner_model, 'is_model_wrapper', lambda model: True)
+    runner_model.include_connectors(runner, student, student)
     assert runner.model.backbone.stem[1] is norm and runner.cfg.sync_bn == 'torch'
