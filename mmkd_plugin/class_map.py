@@ -38,6 +38,9 @@ def class_names(meta: Any) -> tuple[str, ...] | None:
         names = [names]
     if not isinstance(names, Iterable) or isinstance(names, (bytes, Mapping)):
         return None
+    names = list(names)
+    if not all(isinstance(name, (str, int)) for name in names):
+        return None  # from a file; text for what may be nested without end would take for ever
     return tuple(str(name) for name in names) or None
 
 

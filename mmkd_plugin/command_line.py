@@ -19,6 +19,7 @@ from .config_edits import (
     is_classifier,
     replace_recipe,
 )
+from .download import SUFFIXES
 from .init_student import parse_parts
 from .model_config import existing_file, load_model_config, shortened
 from .user_errors import UsageError
@@ -164,7 +165,7 @@ def check_options(args: argparse.Namespace, recipe: str | None) -> None:
     file = args.teacher_checkpoint
     try:
         if file is not None and '://' not in file:
-            existing_file(file, 'teacher checkpoint', ('.pth', '.pt', '.safetensors'))
+            existing_file(file, 'teacher checkpoint', SUFFIXES)
         if recipe is not None:
             recipes.describe(recipe)
         if args.init_student is not None:

@@ -19,6 +19,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from . import checkpoint as ckpt
+from .checks import check_bool
 from .class_map import class_difference, resolve_class_map
 from .compat import check_stack
 from .execution import PartialForward, rng_kept, set_inference
@@ -162,7 +163,8 @@ class Teacher:
 
         Args:
             config: path, ``'pkg::path'``, dict or Config.
-            checkpoint: path or URL of its weights; ``None`` only with ``allow_random``.
+            checkpoint: path or address of its weights, see :func:`mmkd_plugin.download.fetch`;
+                ``None`` only with ``allow_random``.
             allow_random: go on with random weights (for tests of the plumbing).
             allow_partial: go on when some parameters are not in the checkpoint.
             allow_class_mismatch: let terms compare classes although teacher and student know
@@ -175,10 +177,14 @@ class Teacher:
             cfg_options: changes to the config, such as ``{'model.backbone.depth': 50}``.
 
         Raises:
-            CheckpointError: missing, truncated, foreign or incomplete checkpoint.
-            ValueError: names in ``class_map`` that are not known, or no checkpoint and no
-                ``allow_random``.
+            CheckpointError: missing, damaged, foreign or incomplete checkpoint.
+            ValueError: names in ``class_map`` that are not known, no checkpoint and no
+                ``allow_random``, or a switch that is neither ``True`` nor ``False``.
         """
+        check_bool(allow_random, 'teacher.allow_random')
+        check_bool(allow_partial, 'teacher.allow_partial')
+        check_bool(allow_class_mismatch, 'teacher.allow_class_mismatch')
+        check_bool(trust_checkpoint, 'teacher.trust_checkpoint')
         cfg = load_model_config(config, cfg_options, 'teacher')
         if checkpoint is None and not allow_random:
             raise ValueError(
@@ -199,12 +205,13 @@ class Teacher:
                 _draw_weights(model)
         else:
             path = ckpt.fetch(checkpoint, 'teacher.checkpoint', _how_to_get(config))
-            loaded = ckpt.load_file(path, 'teacher.checkpoint', trust_checkpoint)
+            loaded, identity['checkpoint'] = ckpt.read_file(
+                path, 'teacher.checkpoint', trust_checkpoint
+            )
             state = ckpt.state_dict_of(loaded, f'teacher.checkpoint={str(path)!r}')
             if hasattr(model, 'adapt_state_dict'):  # a classifier reads torchvision's files, too
                 state = model.adapt_state_dict(state)
             ckpt.load_all(model, state, str(path), allow_partial)
-            identity['checkpoint'] = ckpt.file_sha256(path)
             classes = ckpt.classes_of(loaded)
         difference = None
         if class_map is None:

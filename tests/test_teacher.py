@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import builtins
 import copy
 import http.server
@@ -247,10 +248,26 @@ def fuse():
 def test_code_in_a_checkpoint_is_refused_unless_trusted(tmp_path):
     path = tmp_path / 'teacher.pth'
     torch.save(dict(state_dict=toy_model(1).state_dict(), extra=Bomb()), path)
-    refused(path, 'teacher.pth', 'exec', 'run code', 'trust_checkpoint=True')
+    with pytest.raises(CheckpointError) as caught:
+        build(path)
+    for word in ('teacher.pth', 'builtins.exec', 'run code', 'made to do harm'):
+        assert word in str(caught.value)
+    assert 'trust' not in str(caught.value)
     assert not hasattr(builtins, 'mmkd_bomb')
     teacher = build(path, trust_checkpoint=True)
     assert builtins.mmkd_bomb and same_weights(teacher.model, toy_model(1))
+
+
+def test_a_harmless_object_may_be_trusted(tmp_path):
+    path = tmp_path / 'teacher.pth'
+    torch.save(dict(state_dict=toy_model(1).state_dict(), args=argparse.Namespace(lr=1)), path)
+    refused(path, 'argparse.Namespace', 'run code', 'trust_checkpoint=True')
+    assert same_weights(build(path, trust_checkpoint=True).model, toy_model(1))
+    for flag in ('no', 1, [], None):
+        for key in ('trust_checkpoint', 'allow_partial', 'allow_random', 'allow_class_mismatch'):
+            refused(
+                path, f'teacher.{key}={flag!r}', 'True or False', error=ValueError, **{key: flag}
+            )
 
 
 @pytest.mark.usefixtures('fuse')

@@ -32,6 +32,12 @@ def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
     """The options train.py and test.py have in common."""
     parser.add_argument('--cfg-options', nargs='+', action=KeyValueAction, help=CFG_OPTIONS_HELP)
     parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='let the checkpoint that is loaded or resumed hold pickled objects, which can run '
+        'code; only for files you trust',
+    )
+    parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',

@@ -25,6 +25,8 @@ from mmengine.registry import METRICS
 from mmengine.runner import Runner
 
 from mmkd_plugin.config_edits import distill_hooks
+from mmkd_plugin.download import SUFFIXES
+from mmkd_plugin.loaded_weights import CheckWeightsHook, read_safely
 from mmkd_plugin.model_config import existing_file
 from mmkd_plugin.user_errors import UsageError, one_line_errors
 
@@ -144,7 +146,7 @@ def test(args: argparse.Namespace) -> None:
         )
     cfg = load_config(args.config, args.cfg_options)
     if '://' not in args.checkpoint:
-        existing_file(args.checkpoint, 'checkpoint', ('.pth', '.pt'))
+        existing_file(args.checkpoint, 'checkpoint', SUFFIXES)
     scope = prepare_scope(cfg)
     set_work_dir(cfg, args.work_dir, args.config)
     cfg.load_from = args.checkpoint
@@ -154,7 +156,9 @@ def test(args: argparse.Namespace) -> None:
     if args.tta:
         switch_on_tta(cfg, scope)
     set_up_launcher(cfg, args.launcher, args.local_rank)
+    read_safely(args.trust_checkpoint)
     runner = build_runner(cfg)
+    runner.register_hook(CheckWeightsHook(test=True))
     if args.out is not None:
         dump = 'mmdet.DumpDetResults' if scope == 'mmdet' else 'DumpResults'
         runner.test_evaluator.metrics.append(METRICS.build(dict(type=dump, out_file_path=args.out)))

@@ -32,7 +32,9 @@ from mmengine.config import Config
 
 from mmkd_plugin.command_line import add_distillation, add_distillation_arguments
 from mmkd_plugin.config_edits import add_import, distill_hooks, refuse_lost_options
+from mmkd_plugin.download import SUFFIXES
 from mmkd_plugin.hooks import mend_last_checkpoint
+from mmkd_plugin.loaded_weights import CheckWeightsHook, read_safely
 from mmkd_plugin.model_config import existing_file
 from mmkd_plugin.user_errors import UsageError, one_line_errors
 
@@ -92,7 +94,7 @@ def apply_train_options(cfg: Config, args: argparse.Namespace) -> None:
         cfg.load_from = (
             None
             if args.resume == 'auto'
-            else str(existing_file(args.resume, 'checkpoint to resume', ('.pth', '.pt')))
+            else str(existing_file(args.resume, 'checkpoint to resume', SUFFIXES))
         )
 
 
@@ -114,7 +116,11 @@ def train(args: argparse.Namespace) -> None:
     set_up_launcher(cfg, args.launcher, args.local_rank)
     if cfg.get('resume') and cfg.get('load_from') is None:
         mend_last_checkpoint(cfg.work_dir)
-    build_runner(cfg).train()
+    read_safely(args.trust_checkpoint)
+    runner = build_runner(cfg)
+    if not distill_hooks(cfg):  # which look at the weights themselves
+        runner.register_hook(CheckWeightsHook(test=False))
+    runner.train()
 
 
 if __name__ == '__main__':

@@ -17,11 +17,12 @@ from ..attachment import attach, detach
 from ..class_map import dataset_classes
 from ..distiller import Distiller, check_terms
 from ..init_student import copy_teacher_weights, parse_parts
+from ..loaded_weights import check_training, file_of, verify_file_of
 from ..registry import HOOKS, check_keys
 from ..self_teacher import PREVIOUS_EPOCH, SelfTeacher
 from ..teacher import Teacher, make_teacher
 from ..term_options import change_terms, check_term_options
-from .resume import refuse_foreign, restore
+from .resume import restore
 from .runner_model import include_connectors, refuse_traced, refuse_unfit_model, student_of
 
 _KEYS = (
@@ -117,6 +118,7 @@ class DistillHook(Hook):
         if self.distiller is not None or not _is_going_to_train(runner):
             return
         refuse_unfit_model(runner)
+        verify_file_of(runner)
         student = student_of(runner)
         teacher = self._make_teacher(runner, student)
         terms, task_weight = self.terms, 1.0
@@ -193,7 +195,7 @@ class DistillHook(Hook):
         self.before_run(runner)  # FlexibleRunner loads earlier
         if self.distiller is None:
             return
-        refuse_foreign(checkpoint, student_of(runner))
+        check_training(student_of(runner), checkpoint, file_of(runner), runner._resume)
         if runner._resume:
             restore(self.distiller, checkpoint)
         elif self.init_student:

@@ -6,7 +6,6 @@ import logging
 from typing import Any
 
 from mmengine.logging import print_log
-from torch import nn
 
 from ..distiller import Distiller
 
@@ -48,20 +47,6 @@ def restore(distiller: Distiller, checkpoint: dict) -> None:
             logging.WARNING,
         )
     distiller.load_resume_state(state)
-
-
-def refuse_foreign(checkpoint: dict, student: nn.Module) -> None:
-    """A checkpoint without a single fitting key would be ignored key by key, in silence."""
-    state = checkpoint.get('state_dict', checkpoint)
-    own = student.state_dict()
-    if hasattr(student, 'adapt_state_dict'):  # a classifier reads torchvision's files, too
-        state = student.adapt_state_dict(state)
-    if not any(key.removeprefix('module.') in own for key in state):
-        raise ValueError(
-            f'No entry of the loaded checkpoint belongs to the student: its names '
-            f"begin like {next(iter(state), None)!r}, the student's like "
-            f'{next(iter(own))!r}. Give the checkpoint of a plain student model.'
-        )
 
 
 def _differences(then: Any, now: Any, path: str = '') -> list[str]:

@@ -144,7 +144,8 @@ class ImageClassifier(BaseModel):
             layer = _CLASSIFIER.fullmatch(name)
             if ours is None and layer:
                 ours = f'head.fc.{layer["kind"]}'
-                value = value.flatten(1) if value.dim() == 4 else value  # a 1x1 convolution
+                if isinstance(value, Tensor) and value.dim() == 4:  # a 1x1 convolution
+                    value = value.flatten(1)
             renamed[ours or f'backbone.{name}'] = value
         renamed._metadata = {}
         return renamed if found else state
