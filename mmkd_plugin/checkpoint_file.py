@@ -211,6 +211,7 @@ def _directory(file: BinaryIO) -> list[zipfile.ZipInfo]:
             entries = sorted(archive.infolist(), key=lambda info: info.header_offset)
     except Exception as error:  # damaged directories make zipfile stumble in many ways
         raise DamagedFile(f'the directory of the zip archive: {error}') from error
+    pickle_of([info.filename for info in entries])  # which says what else the archive may be
     names = set()
     for info in entries:
         if info.filename in names:

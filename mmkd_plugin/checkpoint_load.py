@@ -168,11 +168,11 @@ def read_old_format(path: Path) -> Any:
 
     with open(path, 'rb') as file:
         stream = Stream(file)
-        magic, version, machine, loaded, keys = (
-            PlainUnpickler(stream, find).load() for _ in range(5)
-        )
-        if (magic, version) != (MAGIC_NUMBER, PROTOCOL_VERSION) or not isinstance(machine, dict):
+        if PlainUnpickler(stream, find).load() != MAGIC_NUMBER:
             raise DamagedFile('it is a pickle, but none of torch.save')
+        version, machine, loaded, keys = (PlainUnpickler(stream, find).load() for _ in range(4))
+        if version != PROTOCOL_VERSION or not isinstance(machine, dict):
+            raise DamagedFile('it is of another version of the old format')
         if machine.get('little_endian') is not (sys.byteorder == 'little'):
             raise DamagedFile('it was written by a machine with another order of bytes')
         if not isinstance(keys, list) or set(keys) != set(storages):

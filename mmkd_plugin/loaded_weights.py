@@ -36,6 +36,10 @@ _PREFIXES = (
 )  # fmt: skip
 
 
+class ForeignFileError(CheckpointError, ValueError):
+    """A file whose weights are those of another network than the config's."""
+
+
 def read_safely(trust: bool = False) -> None:
     """From now on MMEngine reads checkpoints of this process by :func:`load_file`.
 
@@ -113,13 +117,13 @@ def check_test(model: nn.Module, checkpoint: dict, file: str) -> None:
         file: what the file is called, for messages.
 
     Raises:
-        CheckpointError: listing what is missing or misshapen.
+        ForeignFileError: listing what is missing or misshapen.
     """
     fit = _fit(model, checkpoint, file)
     total = len(fit.matched) + len(fit.missing) + len(fit.misshapen)
     wrong = [*fit.misshapen.values(), *fit.missing]
     if wrong:
-        raise CheckpointError(
+        raise ForeignFileError(
             f'{file} does not fit the model of the config: {len(fit.matched)} of {total} entries '
             f'match, {len(fit.misshapen)} have another shape or type, {len(fit.missing)} are '
             f'missing: {few(wrong)}. The rest would be random weights; use the config that this '
@@ -127,7 +131,7 @@ def check_test(model: nn.Module, checkpoint: dict, file: str) -> None:
         )
     deeper = [name for name in extra_in_own_parts(fit) if name.endswith('.weight')]
     if deeper:
-        raise CheckpointError(
+        raise ForeignFileError(
             f'{file} is of another network: {len(deeper)} of its weights have no place in the '
             f'model of the config: {few(deeper)}. Use the config that this checkpoint was trained '
             'with.'
@@ -148,11 +152,11 @@ def check_training(model: nn.Module, checkpoint: dict, file: str, resume: bool) 
         resume: the run continues an earlier one.
 
     Raises:
-        CheckpointError: if the file is of another network.
+        ForeignFileError: if the file is of another network.
     """
     fit = _fit(model, checkpoint, file)
     if not fit.matched:
-        raise CheckpointError(
+        raise ForeignFileError(
             f'No entry of {file} fits the student: its names begin like '
             f'{next(iter((*fit.misshapen, *fit.extra)), None)!r}, the '
             f"student's like {next(iter((*fit.misshapen, *fit.missing)), None)!r}. Give the "
@@ -164,7 +168,7 @@ def check_training(model: nn.Module, checkpoint: dict, file: str, resume: bool) 
     )
     shapes = few(list(fit.misshapen.values()))
     if len(misshapen) > len(matched) or (resume and fit.misshapen):
-        raise CheckpointError(
+        raise ForeignFileError(
             f'{file} is of another network than the student: {len(fit.misshapen)} entries have '
             f'another shape or type, {len(fit.matched)} fit: {shapes}. Give a checkpoint of the '
             "student's own architecture."

@@ -465,6 +465,62 @@ def test_class_names_are_compared(tmp_path, monkeypatch, classes, words):
     make_teacher(entry, None).refuse_other_classes('kd')  # nobody knows the student's
 
 
+def changed(name: str, value) -> dict:
+    return dict(toy_model(1).state_dict(), **{name: value})
+
+
+@pytest.mark.parametrize(
+    'make, words',
+    [
+        (lambda w: w.to_sparse(), ['a sparse tensor']),
+        (lambda w: torch.empty_like(w, device='meta'), ['a meta tensor']),
+        (lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8), ['a quantized tensor']),
+        (lambda w: w > 0, ['torch.bool in the file', 'torch.float32 in the model']),
+        (lambda w: w.long(), ['torch.int64 in the file']),
+        (lambda w: 7, ["'7' (int)", 'no tensor']),
+        (lambda w: 'text', ["'text' (str)", 'no tensor']),
+    ],
+)
+@pytest.mark.parametrize('trust', [False, True])
+def test_an_entry_that_cannot_be_copied_is_named(tmp_path, make, words, trust):
+    """It would leave the layer random."""
+    name = 'backbone.stem.0.weight'
+    path = save(tmp_path / 't.pth', changed(name, make(toy_model(1).state_dict()[name])))
+    refused(path, name, *(words if not trust else []), trust_checkpoint=trust)
+
+
+def test_half_precision_and_whole_numbers_for_whole_numbers_are_fine(tmp_path):
+    state = {
+        k: v.half() if v.is_floating_point() else v.int()
+        for k, v in toy_model(1).state_dict().items()
+    }
+    teacher = build(save(tmp_path / 'half.pth', state))
+    for key, value in toy_model(1).state_dict().items():
+        torch.testing.assert_close(teacher.model.state_dict()[key], value, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    'name, number, word',
+    [
+        ('backbone.stem.0.weight', math.nan, 'NaN'),
+        ('backbone.stem.0.weight', math.inf, 'NaN or Inf'),
+        ('backbone.stem.1.running_var', math.inf, 'NaN or Inf'),
+        ('backbone.stem.1.running_mean', math.nan, 'NaN'),
+        ('backbone.stem.1.running_var', -1.0, 'negative variance'),
+    ],
+)
+def test_numbers_that_no_training_leaves_are_named(tmp_path, name, number, word):
+    value = toy_model(1).state_dict()[name].clone()
+    value.view(-1)[0] = number
+    for partly in (False, True):
+        path = save(tmp_path / 't.pth', changed(name, value))
+        refused(path, name, word, 'diverged', allow_partial=partly)
+
+
+def test_names_of_weights_are_text(tmp_path):
+    refused(save(tmp_path / 't.pth', {1: torch.zeros(1)}), 'no text', '1')
+
+
 # -- downloads ---------------------------------------------------------------------------------
 
 

@@ -358,14 +358,19 @@ def test_gradient_accumulation_equals_a_larger_batch(tmp_path):
 
 
 def test_nan_teacher_stops_the_run_and_names_the_tap(tmp_path, teacher_file):
-    broken = weights(teacher_file)
-    broken['state_dict']['neck.convs.1.bias'][:] = float('nan')
-    torch.save(broken, tmp_path / 'nan.pth')
+    """A file with NaN is refused when it is loaded, so the teacher breaks after that."""
+
+    class Break(Hook):
+        def before_train(self, runner):
+            (ours,) = (h for h in runner.hooks if hasattr(h, 'distiller'))
+            with torch.no_grad():
+                ours.distiller.teacher.model.neck.convs[1].bias.fill_(float('nan'))
+
     hook = hook_config(
-        dict(TERM, begin=3), teacher=dict(config=TEACHER, checkpoint=str(tmp_path / 'nan.pth'))
+        dict(TERM, begin=3), teacher=dict(config=TEACHER, checkpoint=str(teacher_file))
     )
     with pytest.raises(FloatingPointError, match="iteration 3 in the teacher tap 'neck.convs.1'"):
-        train(runner_config(tmp_path / 'run', hook))
+        train(runner_config(tmp_path / 'run', hook), Break())
     assert (tmp_path / 'run' / 'iter_2.pth').is_file()
     assert not (tmp_path / 'run' / 'iter_4.pth').exists()
 
