@@ -74,6 +74,14 @@ def test_published_numbers_by_family(heads, family, gdd, mgd, mask_ratio, pkd):
     assert terms('pkd', student, teacher)[0]['weight'] == pkd
 
 
+def test_mgd_hides_channels_of_classifiers_and_positions_of_all_others():
+    """As its official code: (N, C, 1, 1) for classifiers, (N, 1, H, W) elsewhere."""
+    net = model('head')
+    (term,) = terms('mgd', net, net)
+    expected = dict(type='MGDLoss', mask_ratio=0.15, normalize='batch', mask='channel')
+    assert (term['loss'], term['weight']) == (expected, 7e-5)
+
+
 def test_gdd_noise_modes():
     net = model('bbox_head', neck=FPN(5))
     assert terms('gdd', net, net)[0]['loss']['noise'] == 'channel'
@@ -226,6 +234,7 @@ def test_an_architecture_without_a_name_gets_the_defaults(arch):
     [
         ('resnet56', 'resnet20', 2),
         ('resnet110', 'resnet32', 2),
+        ('resnet110', 'resnet20', 2),
         ('vgg13', 'vgg8', 6),
         ('vgg13', 'mobilenet_v2_half', 6),
         ('wrn_40_2', 'wrn_16_2', 6),

@@ -19,6 +19,7 @@ from .logits import softened_kl
 MAPS = '(N, C, H, W)'
 NOISE_MODES = ('channel', 'shared', 'scalar', 'none')
 NORMALIZE = ('mean', 'batch')
+MASKS = ('position', 'channel')
 REDUCTIONS = ('mean', 'none')
 
 
@@ -224,8 +225,41 @@ def mask_positions(
         True
     """
     check_tensor('x', x, 4, MAPS)
-    check_number('ratio', ratio, 0, 1)
     n, _, h, w = x.shape
+    return _masked(x, (n, 1, h, w), ratio, generator)
+
+
+def mask_channels(
+    x: Tensor, ratio: float = 0.15, generator: torch.Generator | None = None
+) -> Tensor:
+    """Sets random channels to zero at all positions at once (Yang et al. 2022, on classifiers).
+
+    Args:
+        x: Feature map; the channels that stay pass the gradient unchanged.
+        ratio: Probability of a channel to be masked, at least 0 and below 1.
+        generator: Where the numbers come from, on the device of ``x``; None is the global state.
+
+    Shape:
+        - x, output: (N, C, H, W)
+
+    Raises:
+        ValueError: if ``x`` is no float map or the ratio is out of range.
+
+    Example:
+        >>> import torch
+        >>> masked = mask_channels(torch.ones(1, 1000, 2, 2), ratio=0.15)
+        >>> 0.8 < masked.mean().item() < 0.9
+        True
+    """
+    check_tensor('x', x, 4, MAPS)
+    return _masked(x, (*x.shape[:2], 1, 1), ratio, generator)
+
+
+def _masked(
+    x: Tensor, shape: tuple[int, ...], ratio: float, generator: torch.Generator | None
+) -> Tensor:
+    """``x`` times a random mask of 0 and 1 of this shape."""
+    check_number('ratio', ratio, 0, 1)
     # rand lies in [0, 1): '>= ratio' keeps everything at ratio 0.
-    draw = torch.rand((n, 1, h, w), generator=generator, device=x.device, dtype=torch.float32)
+    draw = torch.rand(shape, generator=generator, device=x.device, dtype=torch.float32)
     return x * (draw >= ratio)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mmkd_plugin import functional as F
 from mmkd_plugin.functional.checks import check_choice, check_number
-from mmkd_plugin.functional.features import NORMALIZE
+from mmkd_plugin.functional.features import MASKS, NORMALIZE
 from mmkd_plugin.registry import MODELS
 
 from .feature_base import GenerativeLoss
@@ -14,23 +14,26 @@ from .feature_base import GenerativeLoss
 
 @MODELS.register_module()
 class MGDLoss(GenerativeLoss):
-    r"""Restore masked positions to the teacher's map: *Masked Generative Distillation* (ECCV 2022).
+    r"""Restore the teacher's map from a masked one: *Masked Generative Distillation* (ECCV 2022).
 
     .. math:: Y = G(M \odot A(s)), \qquad L = \frac{1}{N C H W} \sum (t - Y)^2
 
-    :math:`A` is a 1x1 convolution where the channel counts differ, :math:`M` a random mask of
-    positions, shared by the channels and drawn anew in every call, and :math:`G` conv3x3 - ReLU -
-    conv3x3.
+    :math:`A` is a 1x1 convolution where the channel counts differ, :math:`M` a random mask, drawn
+    anew in every call, and :math:`G` conv3x3 - ReLU - conv3x3.
 
     Does not couple the samples of a batch.
 
     Args:
-        mask_ratio: Probability of a position to be masked. Default 0.65, the paper's value for
-            one-stage detectors (0.45 for two-stage detectors, 0.75 for semantic segmentation).
+        mask_ratio: Probability of a position, or channel, to be masked. Default 0.65, the paper's
+            value for one-stage detectors (0.45 for two-stage detectors, 0.75 for semantic
+            segmentation, 0.15 for classifiers).
         normalize: ``'mean'`` (default) divides by N C H W, as the equation above. ``'batch'``
             divides by N only, which is the original reduction: use it with published weights (2e-5
             one-stage, 5e-7 two-stage). A weight for ``'batch'`` times C H W is the equivalent
             weight for ``'mean'``.
+        mask: what is masked. ``'position'`` (default) hides positions in all channels, (N, 1, H,
+            W), as the official code does for detection and segmentation; ``'channel'`` hides whole
+            channels, (N, C, 1, 1), as it does for classifiers.
 
     Shape:
         - student: (N, C_s, H, W)
@@ -44,18 +47,23 @@ class MGDLoss(GenerativeLoss):
         torch.Size([])
     """
 
-    def __init__(self, mask_ratio: float = 0.65, normalize: str = 'mean') -> None:
+    def __init__(
+        self, mask_ratio: float = 0.65, normalize: str = 'mean', mask: str = 'position'
+    ) -> None:
         super().__init__()
         check_number('mask_ratio', mask_ratio, 0, 1)
         check_choice('normalize', normalize, NORMALIZE)
+        check_choice('mask', mask, MASKS)
         self.mask_ratio = mask_ratio
         self.normalize = normalize
+        self.mask = mask
 
     def corrupt(self, x: Tensor) -> Tensor:
-        return F.mask_positions(x, self.mask_ratio, self.random_generator(x.device))
+        masked = F.mask_channels if self.mask == 'channel' else F.mask_positions
+        return masked(x, self.mask_ratio, self.random_generator(x.device))
 
     def compute(self, student: Tensor, teacher: Tensor) -> Tensor:
         return F.feature_mse(student, teacher, self.normalize)
 
     def extra_repr(self) -> str:
-        return f'mask_ratio={self.mask_ratio}, normalize={self.normalize!r}'
+        return f'mask_ratio={self.mask_ratio}, normalize={self.normalize!r}, mask={self.mask!r}'

@@ -75,8 +75,10 @@ def _mgd(family: str) -> tuple[float, dict, str]:
         'semantic': (2e-5, 0.75, 'official code, PSPNet (without its extra logit term)'),
         'classification': (7e-5, 0.15, 'official code, ResNet-34 to ResNet-18 on ImageNet'),
     }[family]
-    # The published weights belong to a sum over channels and positions, divided by the batch.
-    return weight, dict(mask_ratio=mask_ratio, normalize='batch'), source
+    # The published weights belong to a sum over channels and positions, divided by the batch. Only
+    # the classifiers' official code hides channels; all others hide positions.
+    mask = dict(mask='channel') if family == 'classification' else {}
+    return weight, dict(mask_ratio=mask_ratio, normalize='batch', **mask), source
 
 
 def _pkd(family: str) -> tuple[float, dict, str]:

@@ -42,7 +42,7 @@ PAIRS = {
     ('wrn_40_2', 'wrn_16_2'): (6, (100, 1)),
     ('wrn_40_2', 'wrn_40_1'): (6, (50, 2)),
     ('resnet56', 'resnet20'): (2, (10, 1)),
-    ('resnet110', 'resnet20'): (8, None),
+    ('resnet110', 'resnet20'): (2, None),
     ('resnet110', 'resnet32'): (2, (10, 1)),
     ('resnet32x4', 'resnet8x4'): (8, (100, 1)),
     ('vgg13', 'vgg8'): (6, (100, 1)),

@@ -273,6 +273,17 @@ def test_mask_is_shared_by_channels_and_blocks_the_gradient():
     assert torch.equal(F.mask_positions(x, 0.0), x)
 
 
+def test_channel_mask_is_shared_by_positions_and_blocks_the_gradient():
+    x = torch.ones(4, 500, 3, 2, requires_grad=True)
+    out = F.mask_channels(x, 0.15, torch.Generator().manual_seed(0))
+    assert torch.equal(out, out[:, :, :1, :1].expand_as(out))
+    assert not torch.equal(out[0], out[1])
+    assert (1 - out.mean()).item() == pytest.approx(0.15, abs=0.02)
+    out.sum().backward()
+    assert torch.equal(x.grad, out.detach())
+    assert torch.equal(F.mask_channels(x, 0.0), x)
+
+
 @pytest.mark.parametrize(
     ('call', 'message'),
     [
@@ -288,6 +299,7 @@ def test_mask_is_shared_by_channels_and_blocks_the_gradient():
         (lambda x: F.add_noise(x, std=-1), 'std must be a number of at least 0, got -1'),
         (lambda x: F.add_noise(x.flatten(1)), r'x must have shape \(N, C, H, W\), got \(2, 60\)'),
         (lambda x: F.add_noise(x.int()), 'x must be a float tensor, got dtype torch.int32'),
+        (lambda x: F.mask_channels(x, 1.0), 'ratio must be a number of at least 0 and below 1'),
         (lambda x: F.mask_positions(x, 1.0), 'ratio must be a number of at least 0 and below 1'),
         (lambda x: F.standardize_channels(x[0]), r'x must have shape'),
     ],

@@ -45,16 +45,17 @@ def test_cwd_with_align_is_cwd_of_the_aligned_map():
 
 
 @pytest.mark.parametrize('normalize', ['mean', 'batch'])
-def test_mgd_equals_numpy(monkeypatch, normalize):
+@pytest.mark.parametrize(('mask', 'drawn'), [('position', (2, 1, 4, 5)), ('channel', (2, 3, 1, 1))])
+def test_mgd_equals_numpy(monkeypatch, normalize, mask, drawn):
     s, t = maps(2, 3, 4, 5)
-    loss = MGDLoss(mask_ratio=0.65, normalize=normalize)
+    loss = MGDLoss(mask_ratio=0.65, normalize=normalize, mask=mask)
     loss.connect(s.shape, t.shape)
     loss.double()
-    draw = torch.rand(2, 1, 4, 5, generator=torch.Generator().manual_seed(0))
+    draw = torch.rand(drawn, generator=torch.Generator().manual_seed(0))
     shapes = []
     monkeypatch.setattr(torch, 'rand', lambda shape, **kw: (shapes.append(tuple(shape)), draw)[1])
     value = loss(s, t).item()
-    assert shapes == [(2, 1, 4, 5)]
+    assert shapes == [drawn]
 
     first, _, second = loss.generator
     parameters = [p.detach().numpy() for c in (first, second) for p in (c.weight, c.bias)]
@@ -92,7 +93,20 @@ def test_mgd_trains_align_and_generator():
 
 def test_mgd_default_is_the_mean_over_all_elements():
     loss = MGDLoss()
-    assert (loss.mask_ratio, loss.normalize) == (0.65, 'mean')
+    assert (loss.mask_ratio, loss.normalize, loss.mask) == (0.65, 'mean', 'position')
+
+
+def test_mgd_hides_whole_channels_from_the_generator():
+    s, t = torch.rand(8, 50, 4, 4) + 1, torch.rand(8, 50, 4, 4)
+    loss = MGDLoss(mask_ratio=0.15, mask='channel')
+    loss.connect(s.shape, t.shape)
+    seen = []
+    loss.generator.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    loss(s, t)
+    hidden = seen[0] == 0
+    assert torch.equal(hidden, hidden[:, :, :1, :1].expand_as(hidden)), 'not whole channels'
+    assert hidden.float().mean().item() == pytest.approx(0.15, abs=0.06)
+    assert torch.equal(seen[0][~hidden], s[~hidden])
 
 
 def test_pkd_is_one_minus_the_correlation_over_batch_and_positions():
@@ -113,6 +127,8 @@ def test_pkd_is_one_minus_the_correlation_over_batch_and_positions():
         (lambda: MGDLoss(mask_ratio=1), 'mask_ratio must be a number of at least 0 and below 1'),
         (lambda: MGDLoss(mask_ratio='0.5'), "got '0.5'"),
         (lambda: MGDLoss(normalize='men'), "normalize must be one of 'mean', 'batch'.*'mean'"),
+        (lambda: MGDLoss(mask='chanel'), "one of 'position', 'channel', got .*mean 'channel'"),
+        (lambda: MGDLoss(mask=None), "mask must be one of 'position', 'channel', got None"),
     ],
 )
 def test_wrong_options_raise(call, message):
