@@ -33,7 +33,7 @@ PARTS: dict[str, Term] = {
     'dfl': dict(
         loss=dict(type='KDLoss', temperature=10.0),
         student='dfl_logits',
-        select='positive',
+        select=dict(by='positive', weights='student_score', reduction='sum'),
         name='kd_dfl',
     ),
     'mask': dict(loss=dict(type='KDLoss', temperature=1.0), student='mask_logits', name='kd_mask'),
@@ -77,9 +77,9 @@ PART_TITLES = {
 # One weight per term and kind of head. Published: DKD, CKD on RoIs. GDD: that of the feature
 # benchmark (BCCD's val split). KD on pixels: best of 0.03, 0.1, 0.3 on the selection images, seed
 # 3 (results/digits_pspnet_selection.md); 1 had failed. DKD, LoCa and IPWD follow KD there. KD on
-# queries has the weight of their class loss, that of bins is LD's. CKD's other weight was chosen on
-# FCOS like that of pixels, from 1 and 10 (results/digits_fcos_selection.md). All else is 1 without
-# a search.
+# queries has the weight of their class loss; bins are weighed and summed as LD does. CKD's other
+# weight was chosen on FCOS like that of pixels, from 1 and 10 (results/digits_fcos_selection.md).
+# All else is 1 without a search.
 WEIGHTS: dict[str, dict[str, float]] = {
     'dense': dict(
         kd=1.0,
@@ -88,7 +88,7 @@ WEIGHTS: dict[str, dict[str, float]] = {
         ckd=0.1,
         ckd_strong=10.0,
         ipwd=1.0,
-        dfl=0.0147,
+        dfl=0.25 / 4 / 9,  # the digits GFL has 9 bins
         gdd_channel=1.0,
     ),
     'roi': dict(kd=1.0, dkd=1.0, loca=1.0, ckd=0.1, ipwd=1.0, mask=1.0, gdd_channel=1.0),

@@ -120,20 +120,21 @@ class HeadRows:
         """Whether positives are weights instead of a copy of their rows."""
         if self.selection.by != 'positive':
             return False
-        if self.student.kind in SMALL or self.rows <= self.selection.k:
+        k = self.selection.k
+        if k is None or self.student.kind in SMALL or self.rows <= k:
             return True
         return self.student.kind == 'pixel' and self.loss.separable  # nearly all pixels are
 
     def weights(self) -> list[Tensor] | None:
         """Weights of all rows, (N, P, A) for each level; None if all count 1."""
-        if self.selection.by == 'score_weighted':
-            scores = self.scores()
-            zero = torch.zeros((), dtype=self.dtype, device=self.device)
-            pairs = zip(self.masks, scores)
-            return [x if mask is None else torch.where(mask, x, zero) for mask, x in pairs]
         masks = self.masks
         if self.selection.by == 'positive':
             masks = [p if m is None else m & p for m, p in zip(masks, self.positives())]
+        factors = self.factors()
+        if factors is not None:
+            zero = torch.zeros((), dtype=self.dtype, device=self.device)
+            pairs = zip(masks, factors)
+            return [x if mask is None else torch.where(mask, x, zero) for mask, x in pairs]
         if all(m is None for m in masks):
             return None
         shapes = [x.logits.shape[:3] for x in self.student.levels]
@@ -143,6 +144,15 @@ class HeadRows:
             else m.to(self.dtype)
             for m, shape in zip(masks, shapes)
         ]
+
+    def factors(self) -> list[Tensor] | None:
+        """What each row that counts is weighted with, (N, P, A) for each level; None for 1."""
+        if self.selection.by == 'score_weighted':
+            return self.scores()
+        if self.selection.weights is None:
+            return None
+        own = None if self.columns is None else self.columns[0]
+        return [class_scores(x, self.student, own).to(self.dtype) for x in self.student.levels]
 
     def known_labels(self) -> list[Tensor]:
         """Labels for the loss: an index also in rows that do not count."""
@@ -183,10 +193,13 @@ class HeadRows:
         elif self.selection.positives:
             key = key + 2 * self.flat(self.positives())  # scores lie in 0 to 1
         key = torch.where(mask, key, torch.full((), -1.0, dtype=self.dtype, device=self.device))
+        factors = self.factors()
+        weights = torch.ones_like(key) if factors is None else self.flat(factors)
+        weights = torch.where(key != -1, weights, torch.zeros_like(weights))
         if k >= self.rows:
-            return None, (key != -1).to(self.dtype)
-        best, index = key.detach().topk(k, dim=1, sorted=False)
-        return index, (best != -1).to(self.dtype)
+            return None, weights
+        index = key.detach().topk(k, dim=1, sorted=False).indices
+        return index, weights.gather(1, index)
 
     def compare(self, index: Tensor | None, weights: Tensor | None) -> Tensor:
         """The loss of all rows, or of those of an index (N, K)."""

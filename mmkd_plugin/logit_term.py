@@ -32,8 +32,8 @@ from .views.batch import check_images, copies_of
 class LogitTerm(Term):
     """Distils the rows that a view reads, with one loss module for each stage or decoder layer.
 
-    The loss of a head is a mean over its selected rows, over all ranks; that of several stages or
-    layers is the mean of theirs.
+    The loss of a head is a mean over its selected rows, over all ranks, or their sum on each rank
+    (see :mod:`mmkd_plugin.selection`); that of several stages or layers is the mean of theirs.
 
     Args:
         config: a term as written in a config.
@@ -149,6 +149,12 @@ class LogitTerm(Term):
                 raise TapError(f'{self.where}: {spec.label!r}: {error}') from error
             loss.to(device=parameter.device, dtype=wide)
             self.selections.append(self.selection or self._default_select(loss, spec))
+            if self.selections[-1].reduction == 'sum' and not loss.separable:
+                raise TapError(
+                    f"{self.where}: select.reduction='sum' adds up the values of single rows, and "
+                    f'{type(loss).__name__} has none: it looks at rows together. Take KDLoss, '
+                    "DKDLoss or LoCaLoss, or reduction='mean'."
+                )
             target = self.teacher_specs[min(i, len(self.teacher_specs) - 1)]
             shapes = ('rows', spec.columns), ('rows', target.columns)
             count = sum(p.numel() for p in loss.parameters())
@@ -200,7 +206,8 @@ class LogitTerm(Term):
                 for role, p in (('student', s), ('teacher', t))
             ]
         counts = torch.stack(counts)
-        shares = share(counts)
+        summed = [selection.reduction == 'sum' for selection in self.selections]
+        shares = share(counts, summed)
         for loss, part in zip(self.losses, shares):
             self.collect(loss, entries, 1 / len(self.losses), part)
         if self.counts_rows:
@@ -226,14 +233,15 @@ class LogitTerm(Term):
             )
 
 
-def share(counts: Tensor) -> Tensor:
+def share(counts: Tensor, summed: Sequence[bool]) -> Tensor:
     """A rank's rows (H,) over the mean of all ranks': DDP's average of gradients then is that of a
-    mean over all rows. Waits for no device."""
-    if get_world_size() == 1:
+    mean over all rows. Of a sum it is the mean over the ranks, with 1. Waits for no device."""
+    if get_world_size() == 1 or all(summed):
         return torch.ones_like(counts)
     mean = counts.clone()
     all_reduce(mean, 'mean')
-    return counts / mean.clamp(min=torch.finfo(mean.dtype).tiny)
+    shares = counts / mean.clamp(min=torch.finfo(mean.dtype).tiny)
+    return torch.stack([torch.ones_like(x) if s else x for x, s in zip(shares, summed)])
 
 
 def make_term(config: Any, student: nn.Module, teacher: Teacher, index: int) -> Term:

@@ -5,10 +5,14 @@
     select='score_weighted'                                # every row, by the teacher's score
     select=dict(by='teacher_topk', k=512, positives=True)  # those the teacher is surest of
     select=dict(by='random', k=512)                        # other ones in every step
+    select=dict(by='positive', weights='student_score', reduction='sum')  # LD on box bins
 
 Rows count if they are valid and the student's own loss does not ignore them. A selection of rows
 has a fixed size, filled up with rows of weight 0, and the weights stay on the device: nothing here
 waits for it.
+
+The value is the mean over the selected rows, weighted. A sum is for losses that are published as
+one; it grows with the number of objects and of images on a GPU.
 """
 
 from __future__ import annotations
@@ -28,6 +32,8 @@ from .views.predictions import Predictions
 
 SELECTIONS = ('all', 'positive', 'score_weighted', 'teacher_topk', 'random')
 DEFAULT_K = dict(positive=2048, teacher_topk=512, random=512)
+WEIGHTS = ('student_score',)
+REDUCTIONS = ('mean', 'sum')
 
 
 @dataclass(frozen=True)
@@ -38,32 +44,39 @@ class Selection:
         by: one of ``SELECTIONS``.
         k: rows per image at most, where a number of rows is chosen; where the rows of all images
             stand behind one another (RoIs, masks) so many on average. For ``'positive'`` those of
-            which the teacher is surest, should there be more.
+            which the teacher is surest, should there be more; None takes all of them.
         positives: with ``'teacher_topk'``: rows with a class come first, however sure it is.
+        weights: ``'student_score'`` weighs each row by how sure the student is of an object there
+            (its best class, times quality), without gradient; None weighs all alike.
+        reduction: ``'mean'`` over the weights of all ranks, or ``'sum'`` over a rank's rows.
     """
 
     by: str
     k: int | None = None
     positives: bool = False
+    weights: str | None = None
+    reduction: str = 'mean'
 
     def __str__(self) -> str:
         more = f' (k={self.k})' if self.k else ''
-        return self.by + more + (' after the positives' if self.positives else '')
+        more += ' after the positives' if self.positives else ''
+        more += f' weighted by {self.weights}' if self.weights else ''
+        return self.by + more + (', summed' if self.reduction == 'sum' else '')
 
 
 def parse_select(config: str | dict | None, where: str) -> Selection | None:
     """Checks the ``select`` of a term; None (the loss decides) stays None.
 
     Args:
-        config: a name, or ``dict(by=..., k=..., positives=...)``.
+        config: a name, or ``dict(by=..., k=..., positives=..., weights=..., reduction=...)``.
         where: names the config entry in error messages.
 
     Raises:
         ValueError: an unknown name or key, or a value that does not fit.
 
     Example:
-        >>> parse_select(dict(by='teacher_topk', k=100), 'select')
-        Selection(by='teacher_topk', k=100, positives=False)
+        >>> str(parse_select(dict(by='teacher_topk', k=100), 'select'))
+        'teacher_topk (k=100)'
     """
     if config is None or isinstance(config, Selection):
         return config
@@ -74,18 +87,37 @@ def parse_select(config: str | dict | None, where: str) -> Selection | None:
             f'{where} must be one of {", ".join(map(repr, SELECTIONS))}, or a dict such as '
             f"dict(by='teacher_topk', k=512, positives=True), got {shown(config)}."
         )
-    check_keys(config, ('by', 'k', 'positives'), where)
+    check_keys(config, ('by', 'k', 'positives', 'weights', 'reduction'), where)
     by = config['by']
     check_choice(f'{where}.by' if len(config) > 1 else where, by, SELECTIONS)
-    if by not in DEFAULT_K and config.get('k') is not None:
-        raise ValueError(f'{where}: {by!r} takes all rows; leave k={config["k"]!r} out.')
-    k = config.get('k', DEFAULT_K.get(by))
-    if by in DEFAULT_K and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
-        raise ValueError(f'{where}: k={k!r} must be a number of rows per image, 1 or more.')
+    weights, reduction = config.get('weights'), config.get('reduction', 'mean')
+    if weights is not None:
+        check_choice(f'{where}.weights', weights, WEIGHTS)
+        if by == 'score_weighted':
+            raise ValueError(
+                f"{where}: 'score_weighted' weighs the rows by the teacher's score already; "
+                f"weights={weights!r} goes with 'all', 'positive', 'teacher_topk' or 'random'."
+            )
+    check_choice(f'{where}.reduction', reduction, REDUCTIONS)
     positives = check_bool(config.get('positives', False), f'{where}: positives')
     if positives and by != 'teacher_topk':
         raise ValueError(f"{where}: positives={positives!r} belongs to 'teacher_topk'.")
-    return Selection(by, k, positives)
+    return Selection(by, _chosen_k(config, where), positives, weights, reduction)
+
+
+def _chosen_k(config: dict, where: str) -> int | None:
+    """Rows per image; None where the selection takes all there are."""
+    by = config['by']
+    if by not in DEFAULT_K:
+        if config.get('k') is not None:
+            raise ValueError(f'{where}: {by!r} takes all rows; leave k={config["k"]!r} out.')
+        return None
+    if 'k' not in config and by == 'positive' and config.get('reduction') == 'sum':
+        return None  # a sum over a part of the positives would be another sum
+    k = config.get('k', DEFAULT_K[by])
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise ValueError(f'{where}: k={k!r} must be a number of rows per image, 1 or more.')
+    return k
 
 
 def evaluate(
@@ -107,18 +139,20 @@ def evaluate(
             none of them are left out if the loss needs labels.
 
     Returns:
-        The mean of the loss over the rows, weighted, a scalar with a graph (0 if nothing counts);
-        and the sum of the weights, a float scalar without.
+        The mean of the loss over the rows, weighted, or their sum, a scalar with a graph (0 if
+        nothing counts); and the sum of the weights, a float scalar without.
 
     Raises:
         ValueError: something is missing, or there are too many rows.
     """
     # Also for what is in front of the loss: autocast would widen whole maps where it joins levels.
     with torch.autocast(student.levels[0].logits.device.type, enabled=False):
-        return _evaluate(HeadRows(loss, student, teacher, selection, columns))
+        mean, amount = _evaluate(HeadRows(loss, student, teacher, selection, columns))
+        return (mean * amount if selection.reduction == 'sum' else mean), amount
 
 
 def _evaluate(heads: HeadRows) -> tuple[Tensor, Tensor]:
+    """The weighted mean over the rows, and the sum of the weights."""
     if heads.selection.by in ('all', 'score_weighted') or heads.masks_positives:
         weights = heads.weights()
         if heads.in_parts:

@@ -101,8 +101,9 @@ def test_ipwd_waits_for_a_third_of_the_epochs(length, start):
 def test_companions_of_boxes_and_masks():
     (bins,) = resolved('kd-bins', 'GFL')
     assert bins['loss'] == dict(type='KDLoss', temperature=10.0)  # LD
-    assert (bins['student'], bins['select']) == ('dfl_logits', 'positive')
-    assert bins['weight'] == pytest.approx(0.25 / 17, abs=1e-4)
+    summed = dict(by='positive', weights='student_score', reduction='sum')
+    assert (bins['student'], bins['select']) == ('dfl_logits', summed)
+    assert bins['weight'] == pytest.approx(0.25 / 4 / 17)
     for family in ('Mask R-CNN', 'SOLO', 'CondInst'):
         (masks,) = resolved('kd-masks', family)
         assert (masks['loss'], masks['student'], masks['weight']) == (KD, 'mask_logits', 1.0)

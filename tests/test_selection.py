@@ -103,6 +103,9 @@ class Head:
         t = rows['teacher']
         p = t.sigmoid() if self.activation == 'sigmoid' else t.softmax(1)
         rows['score'] = p[:, :CLASSES].amax(1) * rows['quality']
+        s = rows['student'].detach()
+        p = s.sigmoid() if self.activation == 'sigmoid' else s.softmax(1)
+        rows['student_score'] = p[:, :CLASSES].amax(1)
         rows['mask'] = rows['valid'] & (rows['label_weights'] > 0)
         rows['positive'] = rows['mask'] & (rows['labels'] < CLASSES)
         return rows
@@ -113,6 +116,11 @@ class Head:
 
 def expected_weights(rows: dict, selection: Selection, images: int = IMAGES) -> torch.Tensor:
     """What a selection means, spelled out image by image."""
+    chosen = chosen_rows(rows, selection, images)
+    return chosen if selection.weights is None else chosen * rows['student_score']
+
+
+def chosen_rows(rows: dict, selection: Selection, images: int) -> torch.Tensor:
     mask = rows['mask']
     if selection.by == 'all':
         return mask.double()
@@ -152,6 +160,9 @@ SELECTS = (
     dict(by='teacher_topk', k=20),
     dict(by='teacher_topk', k=20, positives=True),
     dict(by='positive', k=4),
+    dict(by='teacher_topk', k=20, weights='student_score'),
+    dict(by='positive', weights='student_score', reduction='sum'),
+    dict(by='all', reduction='sum'),
 )
 each_select = pytest.mark.parametrize('select', SELECTS, ids=str)
 
@@ -188,6 +199,8 @@ def test_equals_the_loss_on_the_rows_chosen_by_hand(loss, activation, select, la
     rows = head.rows()
     weights = expected_weights(rows, selection)
     expected = naive(loss, rows, weights)
+    if selection.reduction == 'sum':
+        expected = expected * weights.sum()
     assert weights.sum() > 0 and value > 0
     torch.testing.assert_close(value, expected, rtol=1e-9, atol=0)
     torch.testing.assert_close(value_grads, head.gradients(expected), rtol=1e-8, atol=1e-12)
@@ -581,6 +594,11 @@ def test_what_is_missing_is_named(loss, select, missing, message):
             Selection('teacher_topk', 9, True),
         ),
         (dict(by='random'), Selection('random', 512)),
+        (
+            dict(by='positive', weights='student_score', reduction='sum'),
+            Selection('positive', None, False, 'student_score', 'sum'),
+        ),
+        (dict(by='positive', reduction='sum', k=7), Selection('positive', 7, reduction='sum')),
     ],
 )
 def test_select_is_parsed(config, selection):
@@ -603,6 +621,10 @@ def test_select_is_parsed(config, selection):
         (dict(by='teacher_topk', positives='False'), "positives='False' must be True or False"),
         (dict(by='positive', positives=True), "positives=True .*belongs to 'teacher_topk'"),
         (dict(by='teacher_topk', positives=1), 'positives=1 must be True or False'),
+        (dict(by='teacher_topk', k=None), 'k=None must be a number of rows per image'),
+        (dict(by='positive', weights='score'), "weights must be one of 'student_score', got"),
+        (dict(by='score_weighted', weights='student_score'), "by the teacher's score already"),
+        (dict(by='positive', reduction='some'), "reduction must be one of 'mean', 'sum'.*'sum'"),
     ],
 )
 def test_wrong_selects_raise(config, message):

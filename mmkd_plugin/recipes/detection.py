@@ -41,42 +41,42 @@ class Recipe:
 
     Attributes:
         summary: one line for the tools' listings.
-        term: loss and other keys of a term, from the kind of row and the length of the training.
+        term: loss and other keys of a term, from the head and the length of the training.
         sources: where the numbers come from, by kind of row; other kinds are refused.
         view: the rows.
         activations: what the head may do with its logits.
     """
 
     summary: str
-    term: Callable[[str, dict[str, int]], dict]
+    term: Callable[[HeadSpec, dict[str, int]], dict]
     sources: dict[str, str]
     view: str = 'cls_logits'
     activations: tuple[str, ...] = ('softmax', 'sigmoid')
 
 
-def _kd(kind: str, length: dict[str, int]) -> dict:
-    return dict(loss=dict(type='KDLoss', temperature=1.0), weight=_WEIGHT[kind])
+def _kd(head: HeadSpec, length: dict[str, int]) -> dict:
+    return dict(loss=dict(type='KDLoss', temperature=1.0), weight=_WEIGHT[head.kind])
 
 
-def _dkd(**arguments: Any) -> Callable[[str, dict[str, int]], dict]:
-    def term(kind: str, length: dict[str, int]) -> dict:
+def _dkd(**arguments: Any) -> Callable[[HeadSpec, dict[str, int]], dict]:
+    def term(head: HeadSpec, length: dict[str, int]) -> dict:
         loss = dict(type='DKDLoss', temperature=1.0, alpha=1.0, beta=0.25, **arguments)
         return dict(loss=loss, weight=1.0)
 
     return term
 
 
-def _loca(kind: str, length: dict[str, int]) -> dict:
+def _loca(head: HeadSpec, length: dict[str, int]) -> dict:
     loss = dict(type='LoCaLoss', temperature=1.0, alpha=0.9)
-    return dict(loss=loss, weight=_WEIGHT[kind])
+    return dict(loss=loss, weight=_WEIGHT[head.kind])
 
 
-def _ckd(kind: str, length: dict[str, int]) -> dict:
-    return dict(loss=dict(type='CKDLoss', temperature=1.0), weight=_CKD_WEIGHT[kind])
+def _ckd(head: HeadSpec, length: dict[str, int]) -> dict:
+    return dict(loss=dict(type='CKDLoss', temperature=1.0), weight=_CKD_WEIGHT[head.kind])
 
 
-def _ipwd(ratio: str) -> Callable[[str, dict[str, int]], dict]:
-    def term(kind: str, length: dict[str, int]) -> dict:
+def _ipwd(ratio: str) -> Callable[[HeadSpec, dict[str, int]], dict]:
+    def term(head: HeadSpec, length: dict[str, int]) -> dict:
         loss = dict(
             type='IPWDLoss',
             temperature=1.0,
@@ -87,15 +87,17 @@ def _ipwd(ratio: str) -> Callable[[str, dict[str, int]], dict]:
             # where the weights would wait for ever.
             start_epoch=length.get('epochs', 0) // 3,
         )
-        return dict(loss=loss, weight=_WEIGHT[kind])
+        return dict(loss=loss, weight=_WEIGHT[head.kind])
 
     return term
 
 
-def _bins(kind: str, length: dict[str, int]) -> dict:
-    # LD's 0.25 belongs to a mean over GFL's 17 bins, KDLoss sums over them: 0.25 / 17.
+def _bins(head: HeadSpec, length: dict[str, int]) -> dict:
+    # LD adds up w T^2 KL over positives and their four sides, w being the student's best class
+    # score, times 0.25, divided by 4; its KL is a mean over the bins, KDLoss's a sum.
     loss = dict(type='KDLoss', temperature=10.0)
-    return dict(loss=loss, select='positive', weight=0.0147)
+    select = dict(by='positive', weights='student_score', reduction='sum')
+    return dict(loss=loss, select=select, weight=0.25 / 4 / head.num_classes)
 
 
 def _everywhere(source: str) -> dict[str, str]:
@@ -152,7 +154,7 @@ RECIPES = {
         _everywhere(_AS_KD),
     ),
     'kd-bins': Recipe(
-        "KL between the bins of a box's sides (GFL and its kin), beside a recipe for the classes",
+        "LD: KL between the bins of a box's sides (GFL and kin), beside a recipe for the classes",
         _bins,
         dict(dense='LD'),
         view='dfl_logits',
@@ -193,7 +195,7 @@ def plan(name: str, student: nn.Module, teacher: nn.Module, length: dict[str, in
     view = make_view(recipe.view, student, (), f'recipe {name!r}: student')
     spec = view.specs(student)[0]
     _check_method(name, recipe, spec, type(student).__name__)
-    term = recipe.term(spec.kind, length)
+    term = recipe.term(spec, length)
     # Once more, with what the loss needs beside logits, which a head may not have.
     loss = build_loss(term['loss'], f'recipe {name!r}')
     view = make_view(recipe.view, student, loss.needs, f'recipe {name!r}: student')

@@ -23,7 +23,8 @@ class DenseBins(DenseLogits):
     A row is one side of one box; softmax over its bins is the distribution of the side's distance.
     Sides of a position that the student's head assigned to an object have label 0, others
     ``num_classes``, which is r + 1. How sure a bin is says nothing of an object, so ``score``, the
-    best class's probability (times the quality's), serves where rows are weighted or ranked.
+    best class's probability (times the quality's), serves where rows are weighted or ranked; each
+    head has its own.
     """
 
     of_classes = False
@@ -88,15 +89,11 @@ class DenseBins(DenseLogits):
     ) -> list[Predictions]:
         classes = student and [p.context['classes'] for p in student]
         (own,) = super().read(recorder, data_samples, classes)
-        levels = [self._sides(level, own) for level in own.levels]
-        if student is not None:  # rows are ranked by the teacher's scores
-            for sides, level in zip(levels, own.levels):
-                sides.score = _each_side(class_scores(level, own))
         return [
             Predictions(
                 label=f'{HEAD} bins',
                 kind='dense',
-                levels=levels,
+                levels=[self._sides(level, own) for level in own.levels],
                 activation='softmax',
                 num_classes=self.bins,
                 context=dict(classes=own),
@@ -112,6 +109,7 @@ class DenseBins(DenseLogits):
             )
         sides = Level(
             logits=level.boxes.raw.unflatten(3, (4, self.bins)).flatten(2, 3),
+            score=_each_side(class_scores(level, classes)),
             boxes=level.boxes,
             centers=level.centers,
             stride=level.stride,

@@ -8,6 +8,8 @@ import pytest
 import torch
 from dense_models import CLASSES, batch, build, follow, read, sample, student, teacher
 from detectors import IMAGE, WIDTH, model_config
+from mmdet.registry import MODELS
+from mmengine.registry import DefaultScope
 from torch.nn import functional as nnf
 
 import mmkd_plugin
@@ -80,6 +82,61 @@ def test_term_over_positive_positions_is_the_formula():
     losses = attached(model, other, select='positive')(**images, mode='loss')
     torch.testing.assert_close(losses['loss_kd'], expected.detach(), check_dtype=False)
     losses['loss_kd'].backward()
+
+
+@pytest.mark.parametrize('objects', [3, 10, 20])
+def test_recipe_has_the_value_and_the_gradient_of_ld(objects):
+    """Beside mmdet's own LDHead with the same weights, whatever the number of objects."""
+    model, other = trained_like(student('GFL')), trained_like(teacher('GFL'))
+    g = torch.Generator().manual_seed(0)
+    corners = 60 * torch.rand(objects, 2, generator=g)
+    sizes = 12 + 24 * torch.rand(objects, 2, generator=g)
+    boxes = torch.cat((corners, corners + sizes), 1).tolist()
+    images = batch(model, *[with_classes(sample(boxes=boxes)) for _ in 'ab'])
+    expected, gradients = by_ld_head(copy.deepcopy(model), other, images)
+
+    terms = mmkd_plugin.recipes.resolve('kd-bins', model, other)['terms']
+    mmkd_plugin.attach(model, other, terms, probe_size=(IMAGE, IMAGE))
+    loss = model.train()(**images, mode='loss')['loss_kd_bins']
+    assert expected > 0.1
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    parameters = dict(model.bbox_head.named_parameters())
+    found = torch.autograd.grad(loss, [parameters[name] for name in gradients])
+    for gradient, wanted in zip(found, gradients.values()):
+        assert wanted.abs().max() > 0
+        torch.testing.assert_close(
+            gradient, wanted, rtol=1e-3, atol=1e-5 * wanted.abs().max().item()
+        )
+
+
+def trained_like(model):
+    """Scores of about 0.27, as on the objects of a head that has learnt something."""
+    torch.nn.init.constant_(model.bbox_head.gfl_cls.bias, -1.0)
+    return model
+
+
+def with_classes(image_and_sample):
+    labels = image_and_sample[1].gt_instances.labels
+    image_and_sample[1].gt_instances.labels = labels % CLASSES
+    return image_and_sample
+
+
+def by_ld_head(model, other, images):
+    """``loss_ld`` of the official head on the student's features, and its gradient there."""
+    cfg = model_config('GFL', WIDTH)
+    head = dict(cfg.bbox_head, type='LDHead')
+    head['loss_ld'] = dict(type='KnowledgeDistillationKLDivLoss', loss_weight=0.25, T=10)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        head = MODELS.build(dict(head, train_cfg=cfg.train_cfg, test_cfg=cfg.test_cfg))
+    head.load_state_dict(model.bbox_head.state_dict())
+    features = model.train().extract_feat(images['inputs'])
+    with torch.no_grad():
+        taught = other.bbox_head(other.extract_feat(images['inputs']))
+    loss = sum(head.loss(features, taught, images['data_samples'])['loss_ld'])
+    regress = ('gfl_reg', 'scales', 'reg_convs')
+    parameters = {n: p for n, p in head.named_parameters() if n.startswith(regress)}
+    found = torch.autograd.grad(loss, list(parameters.values()))
+    return loss.detach(), dict(zip(parameters, found))
 
 
 def test_identical_heads_agree():

@@ -21,11 +21,12 @@ custom_hooks = [
                 name='kd',
             ),
             dict(
-                # temperature: LD (its configs in mmdet)
+                # LD (its configs and code in mmdet): the sum over positives and four sides,
+                # weighted by the student's score, divided by 4; mean over 17 bins, here a sum
                 loss=dict(type='KDLoss', temperature=10.0),
                 student='dfl_logits',
-                select='positive',  # as LD's main region
-                weight=0.0147,  # LD's 0.25 is a mean over the 17 bins, this a sum: 0.25 / 17
+                select=dict(by='positive', weights='student_score', reduction='sum'),
+                weight=0.25 / 4 / 17,
                 name='kd_bins',
             ),
         ],
