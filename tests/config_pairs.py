@@ -182,7 +182,7 @@ def _small_backbone(backbone: ConfigDict, width: int) -> list[int]:
         return [width // 2 * 2**stage for stage in backbone.out_indices]
     if backbone.type == 'MobileNetV2':
         backbone.widen_factor = 0.25
-        return [8, 8, 24, 1280]
+        return [8, 8, 24, 80]
     if backbone.type == 'SwinTransformer':
         backbone.update(depths=[1] * 4, num_heads=[1, 2, 4, 8], embed_dims=width, window_size=4)
         return [width * 2**stage for stage in backbone.out_indices]

@@ -27,6 +27,7 @@ from config_pairs import (
 from detectors import skip_if_too_large
 from mmengine.config import Config
 from mmengine.runner import Runner
+from torch import nn
 
 from mmkd_plugin import recipes
 from mmkd_plugin.teacher import build_model, load_model_config
@@ -143,6 +144,22 @@ def test_students_that_mmdet_does_not_ship(name):
     kind = 'MobileNetV2' if 'mobilenet' in name else 'ResNet'
     assert type(student.backbone).__name__ == kind
     assert config.model.backbone.get('depth', 18) == 18
+
+
+@pytest.mark.parametrize('name', [n for n in LOGIT_CONFIGS if 'mobilenet' in n])
+def test_ckd_trains_the_published_mobilenet(name):
+    """Official code: levels of 24, 32, 96, 320 channels, FREEZE_AT 0, frozen BatchNorm."""
+    config = read(name)
+    with torch.device('meta'):
+        student = build_model(config).train()
+        maps = student.backbone(torch.empty(1, 3, 64, 64))
+    assert [m.shape[1] for m in maps] == [24, 32, 96, 320]
+    norms = [m for m in student.backbone.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms and not any(norm.training for norm in norms)
+    trained = {n: p.requires_grad for n, p in student.backbone.named_parameters()}
+    convs = {n for n, m in student.backbone.named_modules() if isinstance(m, nn.Conv2d)}
+    assert all(needed == (n.removesuffix('.weight') in convs) for n, needed in trained.items())
+    assert config.find_unused_parameters, 'no loss reaches the last convolution of the backbone'
 
 
 def train_once(config: Config) -> Watch:

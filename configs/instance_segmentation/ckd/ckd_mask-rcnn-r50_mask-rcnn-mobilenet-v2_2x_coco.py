@@ -13,21 +13,22 @@ _base_ = [
 
 custom_imports = dict(imports=['mmkd_plugin'], allow_failed_imports=False)
 
-# mmdet ships no MobileNetV2 student with an FPN. Strides 4, 8, 16 and 32 of the backbone, the last
-# behind its 1x1 convolution, so that every parameter is used; BatchNorm and the first stage frozen
-# as in the base's ResNet. All recommended: the published student's channels are not at hand.
+# mmdet ships no MobileNetV2 student with an FPN. Levels, frozen BatchNorm and no frozen stage
+# (FREEZE_AT 0): official code, whose weights are others than mmdet's.
 model = dict(
     backbone=dict(
         _delete_=True,
         type='MobileNetV2',
-        out_indices=(1, 2, 4, 7),
-        frozen_stages=1,
-        norm_cfg=dict(type='BN', requires_grad=True),
+        out_indices=(1, 2, 4, 6),  # strides 4, 8, 16 and 32, the last before the 1x1 to 1280
+        frozen_stages=-1,
+        norm_cfg=dict(type='BN', requires_grad=False),
         norm_eval=True,
         init_cfg=dict(type='Pretrained', checkpoint='open-mmlab://mmdet/mobilenet_v2'),
     ),
-    neck=dict(in_channels=[24, 32, 96, 1280]),
+    neck=dict(in_channels=[24, 32, 96, 320]),
 )
+# mmdet's backbone has the 1x1 convolution to 1280 all the same, and no loss reaches it.
+find_unused_parameters = True
 
 custom_hooks = [
     dict(
