@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..class_map import class_names
+
 
 class ArrayDataset(Dataset):
     """Images and labels in memory.
@@ -41,6 +43,7 @@ class ArrayDataset(Dataset):
     ) -> None:
         images = torch.as_tensor(images)
         labels = torch.as_tensor(labels)
+        classes = as_names(classes)
         _check(images, labels, classes)
         chosen = _chosen(labels, indices, num_samples)
         if chosen is not None:
@@ -95,6 +98,22 @@ def balanced_subset(labels: Sequence[int] | Tensor, num_samples: int) -> Tensor:
     occurrence[by_class] = np.arange(len(labels)) - first
     order = np.lexsort((np.arange(len(labels)), labels, occurrence))
     return torch.from_numpy(np.sort(order[:num_samples]))
+
+
+def as_names(classes: Sequence[str] | np.ndarray | str) -> list[str]:
+    """Class names as a list; one string, as in ``('thing')``, is one name.
+
+    Raises:
+        ValueError: no names, or one of them twice.
+    """
+    names = list(class_names(dict(classes=classes)) or ())
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if not names or twice:
+        raise ValueError(
+            f'classes={names!r} must name each class once'
+            + (f'; twice: {twice}.' if twice else '.')
+        )
+    return names
 
 
 def check_labels(labels: Tensor, classes: Sequence[str]) -> None:

@@ -17,7 +17,8 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..registry import DATASETS, nearest
-from .arrays import ArrayDataset
+from .arrays import ArrayDataset, as_names
+from .class_folders import class_names, folders, list_images, open_rgb
 
 
 @DATASETS.register_module()
@@ -33,8 +34,8 @@ class CachedImageFolder(ArrayDataset):
         data_root: folder of the splits.
         split: a sub-folder of it; '' if the classes lie in ``data_root`` itself.
         size: height and width of the images in memory, in pixels.
-        classes: names of the class folders, in the order of their numbers; by default those that
-            are there, in alphabetical order. Give them where a split lacks a class.
+        classes: names of the class folders, in the order of their numbers; by default those of the
+            split ``train`` beside this one, in alphabetical order, or else this split's own.
         cache: folder for the decoded arrays, used by later runs until a file's name, size or date
             changes; None is ``data_root/.cache``, False keeps no file.
         indices: see :class:`ArrayDataset`.
@@ -42,8 +43,8 @@ class CachedImageFolder(ArrayDataset):
 
     Raises:
         FileNotFoundError: no such folder, or no images in it.
-        ValueError: bad ``size``, a class folder that is not in ``classes``, or an image that cannot
-            be decoded, by name.
+        ValueError: bad ``size``, a class folder that is not in ``classes``, a split whose classes
+            cannot be numbered as in training, or an image that cannot be decoded, by name.
     """
 
     def __init__(
@@ -62,13 +63,14 @@ class CachedImageFolder(ArrayDataset):
         folder = root / split if split else root
         if not folder.is_dir():
             raise FileNotFoundError(_how_to_get(root, split))
-        classes = list(classes or _folders(folder))
-        files, labels = _list_images(folder, classes)
-        if not files:
+        classes = class_names(folder) if classes is None else as_names(classes)
+        listed = list_images(folder, classes)
+        if not listed:
             raise FileNotFoundError(
                 f'{folder} holds no image. Expected is {folder}/<class>/<image>, with one of the '
                 f'extensions {", ".join(IMG_EXTENSIONS)}.'
             )
+        files, labels = zip(*listed)
         keep = None
         if cache is not False:
             name = f'{split.replace("/", "_") or "all"}-{size}.npz'
@@ -93,8 +95,7 @@ def load_or_decode(
 def decode(file: Path, size: int) -> np.ndarray:
     """One image as uint8 (3, size, size): short side resized to ``size``, centre cut out."""
     try:
-        with Image.open(file) as image:
-            image = image.convert('RGB')
+        image = open_rgb(file)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f'{file} cannot be decoded ({error}). Replace or remove it.') from error
     width, height = image.size
@@ -113,30 +114,9 @@ def _how_to_get(root: Path, split: str) -> str:
             f'data_root {root} does not exist. {hint} Point data_root to your own images, or get '
             "such a set first; type='SklearnDigits' is a set that needs no download."
         )
-    folders = _folders(root)
-    near = f'{nearest(split, folders)}.' if folders else 'it has no folder at all.'
+    names = folders(root)
+    near = f'{nearest(split, names)}.' if names else 'it has no folder at all.'
     return f'{root} has no folder {split!r} (split); {near} {hint}'
-
-
-def _folders(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith('.'))
-
-
-def _list_images(folder: Path, classes: Sequence[str]) -> tuple[list[Path], list[int]]:
-    files, labels = [], []
-    for name in _folders(folder):
-        if name not in classes:
-            raise ValueError(
-                f'{folder / name} is a class that is not in classes={list(classes)!r}. Add it, or '
-                'leave classes out.'
-            )
-    for label, name in enumerate(classes):
-        found = sorted(
-            path for path in (folder / name).rglob('*') if path.suffix.lower() in IMG_EXTENSIONS
-        )
-        files += found
-        labels += [label] * len(found)
-    return files, labels
 
 
 def _fingerprint(files: Sequence[Path], size: int, folder: Path) -> str:
@@ -145,7 +125,7 @@ def _fingerprint(files: Sequence[Path], size: int, folder: Path) -> str:
     for file in files:
         stat = file.stat()
         listed.append((file.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns))
-    text = json.dumps(dict(version=1, size=size, files=listed))
+    text = json.dumps(dict(version=2, size=size, files=listed))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -18,7 +18,8 @@ from torchvision.transforms.v2 import functional as tvf
 
 from ..checks import check_bool
 from ..registry import DATASETS, check_keys, nearest
-from .arrays import check_labels
+from .arrays import as_names, check_labels
+from .class_folders import class_names, folders, list_images, open_rgb
 from .views_transform import TeacherStudentViews
 
 _SPLIT = re.compile(r'(?P<name>\w*)(?:\[(?P<begin>\d*)(%?):(?P<end>\d*)(%?)\])?')
@@ -45,7 +46,9 @@ class TorchvisionDataset(Dataset):
             dict(type='RandomHorizontalFlip')]``; types of ``torchvision.transforms.v2``, or
             :class:`TeacherStudentViews`. They get a uint8 tensor (3, H, W), RGB.
         download: let torchvision download the set if it is not there.
-        classes: class names where the set does not tell them.
+        classes: class names where the set does not tell them. For ``'ImageFolder'`` the names of
+            the class folders in the order of their numbers; by default those of the split ``train``
+            beside this one, or else this split's own.
         **kwargs: further arguments of the torchvision class.
 
     Raises:
@@ -73,10 +76,13 @@ class TorchvisionDataset(Dataset):
             )
         self.name = f'{name} ({split})'
         self.transform = build_transforms(transforms)
+        names = None if classes is None else as_names(classes)
+        if cls is tv.ImageFolder:
+            cls, kwargs = ImageFolder, dict(kwargs, classes=names)
         self.source = _open(cls, Path(data_root).expanduser(), found['name'], download, kwargs)
         self.chosen = _slice(len(self.source), found, split)
         labels = _labels(self.source)
-        classes = classes or _classes(self.source, labels)
+        classes = names or _classes(self.source, labels)
         if classes is None:
             raise ValueError(f'{name} does not tell its class names; give classes=[...].')
         if labels is not None:
@@ -91,7 +97,7 @@ class TorchvisionDataset(Dataset):
         number = int(self.chosen[index])
         try:
             image, label = self.source[number]
-        except (OSError, SyntaxError) as error:
+        except (OSError, SyntaxError, ValueError) as error:
             raise ValueError(
                 f'Image {number} of {self.name} cannot be decoded: {error}. Replace or remove it.'
             ) from error
@@ -101,6 +107,36 @@ class TorchvisionDataset(Dataset):
         if teacher is not None:
             item['teacher_inputs'] = teacher
         return item
+
+
+class ImageFolder(tv.ImageFolder):
+    """torchvision's, with class numbers that all splits share and without hidden files."""
+
+    def __init__(self, root: str, classes: Sequence[str] | None = None, **kwargs: Any) -> None:
+        self.names = classes
+        super().__init__(root, **kwargs)
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        own = folders(Path(directory))
+        if not own:
+            return super().find_classes(directory)  # says that there is none
+        # Names that are no folders are another way to call the classes.
+        given = self.names is not None and not set(self.names).isdisjoint(own)
+        names = list(self.names) if given else class_names(Path(directory))
+        return names, {name: i for i, name in enumerate(names)}
+
+    @staticmethod
+    def make_dataset(
+        directory: str | Path,
+        class_to_idx: dict[str, int],
+        extensions: Any = None,
+        is_valid_file: Any = None,
+        allow_empty: bool = False,
+    ) -> list[tuple[str, int]]:
+        listed = list_images(Path(directory), list(class_to_idx), is_valid_file)
+        if not listed:
+            raise FileNotFoundError(f'no image in any of the {len(class_to_idx)} class folders')
+        return [(str(path), label) for path, label in listed]
 
 
 def build_transforms(configs: Sequence[dict]) -> Any:
@@ -181,11 +217,13 @@ def _open(cls: type, root: Path, split: str, download: bool, kwargs: dict) -> An
     check_keys(kwargs, valid, f'TorchvisionDataset ({cls.__name__})')
     own = inspect.signature(cls).parameters
     kwargs = dict(kwargs)
+    if 'loader' in valid:
+        kwargs.setdefault('loader', open_rgb)  # torchvision's makes grey images of 16 bits white
     if 'split' in own and split:
         kwargs['split'] = split
     elif 'train' in own and split in ('train', 'test'):
         kwargs['train'] = split == 'train'
-    elif cls is tv.ImageFolder:
+    elif cls is ImageFolder:
         root = root / split
     elif split:
         raise ValueError(
@@ -200,7 +238,7 @@ def _open(cls: type, root: Path, split: str, download: bool, kwargs: dict) -> An
         way = 'Set download=True' if 'download' in own else 'Download it from its official site'
         if download and 'download' in own:
             way = 'Download it from its official site by hand'
-        if cls is tv.ImageFolder:
+        if cls is ImageFolder:
             way = f'Expected is {root}/<class>/<image>; put your images there'
         raise FileNotFoundError(
             f'{cls.__name__} could not be read from {root} ({str(error).rstrip(".")}). {way}, or '

@@ -52,6 +52,58 @@ def test_grey_and_palette_images_become_rgb(root):
     assert (data.images[3] == 77).all() and data.images[4, :, 0, 0].tolist() == [1, 2, 3]
 
 
+@pytest.mark.parametrize('name', ['0.png', '0.pgm', '0.tiff'])
+def test_grey_images_of_16_bits_are_scaled(tmp_path, name):
+    (tmp_path / 'train' / 'a').mkdir(parents=True)
+    wide = np.random.default_rng(0).integers(0, 2**16, (8, 8), dtype=np.uint16)
+    Image.fromarray(wide).save(tmp_path / 'train' / 'a' / name)
+    data = CachedImageFolder(tmp_path, size=8)
+    assert np.abs(data.images[0].numpy() - wide[None] / 257).max() <= 0.5
+
+
+def test_grey_images_of_an_unknown_range_are_refused(tmp_path):
+    (tmp_path / 'train' / 'a').mkdir(parents=True)
+    Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / 'train' / 'a' / '0.tiff')
+    with pytest.raises(ValueError, match="a/0.tiff.*32 bits .mode 'F'.*8 or 16 bits"):
+        CachedImageFolder(tmp_path, size=8)
+
+
+def test_hidden_files_and_folders_are_not_counted(root):
+    hidden = root / 'train' / 'cat' / '.ipynb_checkpoints'
+    hidden.mkdir()
+    for copy in (hidden / '0-checkpoint.png', root / 'train' / 'cat' / '._0.png'):
+        copy.write_bytes((root / 'train' / 'cat' / '0.png').read_bytes())
+    assert len(CachedImageFolder(root, 'train', size=8)) == 6
+
+
+def drawn(root, *places):
+    for place in places:
+        (root / place).mkdir(parents=True)
+        Image.new('RGB', (8, 8)).save(root / place / '0.png')
+
+
+def test_a_split_that_lacks_a_class_keeps_the_numbers_of_training(tmp_path):
+    drawn(tmp_path, 'train/a', 'train/b', 'train/c', 'val/a', 'val/c')
+    val = CachedImageFolder(tmp_path, 'val', size=8)
+    assert val.labels.tolist() == [0, 2] and val.classes == ('a', 'b', 'c')
+    inside = CachedImageFolder(tmp_path / 'val', split='', size=8)
+    assert inside.labels.tolist() == [0, 2]
+
+
+def test_splits_that_would_be_numbered_differently_are_refused(tmp_path):
+    drawn(tmp_path, 'train/a', 'train/c', 'val/a', 'val/b', 'val/c')
+    with pytest.raises(
+        ValueError, match=r"val cannot be numbered.*: train lacks \['b'\].*classes="
+    ):
+        CachedImageFolder(tmp_path, 'val', size=8)
+    names = ['a', 'b', 'c']
+    assert CachedImageFolder(tmp_path, 'train', 8, classes=names).labels.tolist() == [0, 2]
+    drawn(tmp_path / 'other', 'training/a', 'training/b', 'training2/a', 'check/a', 'raw/x')
+    with pytest.raises(ValueError, match='the classes of training, training2 differ. Give'):
+        CachedImageFolder(tmp_path / 'other', 'check', size=8)
+    assert len(CachedImageFolder(tmp_path / 'other', 'raw', size=8)) == 1, 'shares no class'
+
+
 def test_the_cache_is_used_and_renewed(root, decoded):
     first = CachedImageFolder(root, 'train', size=8)
     assert len(decoded) == 6 and (root / '.cache' / 'train-8.npz').is_file()
@@ -114,6 +166,9 @@ def test_classes_may_be_given(root):
     assert CachedImageFolder(root, classes=names, size=8).labels.tolist() == [0, 0, 0, 2, 2, 2]
     with pytest.raises(ValueError, match='a class that is not in classes'):
         CachedImageFolder(root, classes=['cat'], size=8)
+    with pytest.raises(ValueError, match=r"must name each class once; twice: \['cat'\]"):
+        CachedImageFolder(root, classes=['cat', 'dog', 'cat'], size=8)
+    assert len(CachedImageFolder(root, classes=np.array(['cat', 'dog']), size=8)) == 6
 
 
 def test_an_undecodable_image_is_named(root):

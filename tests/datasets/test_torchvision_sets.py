@@ -63,6 +63,40 @@ def test_grey_images_become_rgb(tmp_path):
     assert (make(tmp_path)[0]['inputs'] == 40).all()
 
 
+def test_grey_images_of_16_bits_are_scaled(tmp_path):
+    (tmp_path / 'train' / 'a').mkdir(parents=True)
+    wide = np.random.default_rng(0).integers(0, 2**16, (5, 5), dtype=np.uint16)
+    Image.fromarray(wide).save(tmp_path / 'train' / 'a' / '0.png')
+    found = make(tmp_path)[0]['inputs'].numpy()
+    assert np.abs(found - wide[None] / 257).max() <= 0.5
+    Image.fromarray(wide.astype(np.float32)).save(tmp_path / 'train' / 'a' / '1.tiff')
+    with pytest.raises(ValueError, match="1.tiff have 32 bits .mode 'F'.*8 or 16 bits"):
+        make(tmp_path)[1]
+
+
+def test_splits_number_their_classes_alike(tmp_path):
+    for place in ('train/a', 'train/b', 'train/c', 'val/a', 'val/c'):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new('L', (5, 5)).save(tmp_path / place / '0.png')
+    val = make(tmp_path, 'val')
+    assert [item['data_samples']['gt_label'] for item in val] == [0, 2]
+    assert val.metainfo['classes'] == ('a', 'b', 'c')
+    other = make(tmp_path, 'val', classes=['c', 'b', 'a'])
+    assert [item['data_samples']['gt_label'] for item in other] == [0, 2]
+    assert other.source.samples[0][0].endswith('c/0.png')
+    called = make(
+        tmp_path, 'val', classes=['apple', 'bear', 'cat']
+    )  # other names, not other folders
+    assert [item['data_samples']['gt_label'] for item in called] == [0, 2]
+
+
+def test_hidden_files_are_no_images(tmp_path):
+    (tmp_path / 'train' / 'a' / '.ipynb_checkpoints').mkdir(parents=True)
+    for place in ('0.png', '.ipynb_checkpoints/0-checkpoint.png', '._0.png'):
+        Image.new('L', (5, 5)).save(tmp_path / 'train' / 'a' / place)
+    assert len(make(tmp_path)) == 1
+
+
 def test_a_failed_download_is_explained(tmp_path, monkeypatch):
     def offline(self):
         raise URLError('no connection')
@@ -213,8 +247,10 @@ def test_bad_names(root):
         TorchvisionDataset('OxfordIIITPet', root)
     with pytest.raises(ValueError, match="unknown key 'loadr'"):
         make(root, loadr=None)
-    with pytest.raises(ValueError, match=r'Labels must lie in 0\.\.0'):
+    with pytest.raises(ValueError, match=r"dog is a class that is not in classes=\['cat'\]"):
         make(root, classes=['cat'])
+    with pytest.raises(ValueError, match=r'Labels must lie in 0\.\.0'):
+        make(root, classes=['tomcat'])
 
 
 def test_sets_without_class_names(monkeypatch):
