@@ -1,5 +1,6 @@
 # BCCD blood cells (MIT licence), 640x480, trained and tested at 144x108.
-# `python tools/prepare_bccd.py` unpacks the archive to data/bccd_coco; another place goes into the variable BCCD_ROOT.
+# `python tools/prepare_bccd.py --voc CLONE` writes data/bccd_coco from the public set (see there); another place goes
+# into the variable BCCD_ROOT.
 # Splits: train 205 images; val 87 images, used to choose loss weights; test 72 images, the one that is reported.
 dataset_type = 'CocoDataset'
 data_root = '{{$BCCD_ROOT:data/bccd_coco}}/'
