@@ -43,14 +43,16 @@ class CIFARMobileNetV2(nn.Module):
     """MobileNetV2 with half the widths, as the CIFAR-100 benchmarks use it for 32x32 images.
 
     It differs from *MobileNetV2* (2018) in strides (16 in all), plain ReLU, an expansion
-    convolution in the first block too, no dropout. The linear layer of the benchmark code is drawn
-    from N(0, 0.01): ``head=dict(type='LinearHead', init='normal')``.
+    convolution in the first block too, no dropout. As in the benchmark code, an
+    ``ImageClassifier`` draws its linear layer from N(0, 0.01), with bias 0.
 
     Shape:
         - input: (N, 3, H, W)
         - output: maps of strides 2, 2, 4, 8, 16 with 16, 12, 16, 48, 160 channels, and that of the
           last 1x1 convolution, stride 16 with 1280 channels
     """
+
+    head_init = 'normal'
 
     def __init__(self) -> None:
         super().__init__()

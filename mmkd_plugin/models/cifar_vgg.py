@@ -24,8 +24,8 @@ class CIFARVGG(nn.Module):
     """VGG with batch norm and one linear layer, for 32x32 images.
 
     Five blocks of conv3x3 (with bias) - BN - ReLU. Max-pooling halves the size after blocks 0, 1
-    and 2; after block 3 only for images 64 pixels high, as in the benchmark code. The linear layer
-    of that code is drawn from N(0, 0.01): ``head=dict(type='LinearHead', init='normal')``.
+    and 2; after block 3 only for images 64 pixels high, as in the benchmark code. As there, an
+    ``ImageClassifier`` draws its linear layer from N(0, 0.01), with bias 0.
 
     Args:
         depth: 8, 11, 13, 16 or 19.
@@ -38,6 +38,8 @@ class CIFARVGG(nn.Module):
     Raises:
         ValueError: for another depth.
     """
+
+    head_init = 'normal'
 
     def __init__(self, depth: int = 13) -> None:
         if depth not in CONVS:

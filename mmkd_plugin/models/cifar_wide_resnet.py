@@ -46,6 +46,8 @@ class _Stage(nn.Module):
 class CIFARWideResNet(nn.Module):
     """Wide ResNet for 32x32 images: *Wide Residual Networks* (2016). No dropout.
 
+    As in the benchmark code, the bias of an ``ImageClassifier``'s linear layer starts at 0.
+
     Args:
         depth: 6n + 4 with n blocks per stage: 10, 16, 22, 28, 40.
         width: factor on the widths 16, 32, 64 of the three stages.
@@ -58,6 +60,8 @@ class CIFARWideResNet(nn.Module):
     Raises:
         ValueError: for another depth or width.
     """
+
+    head_init = 'zero_bias'
 
     def __init__(self, depth: int = 40, width: int = 2) -> None:
         if not isinstance(depth, int) or depth < 10 or (depth - 4) % 6:

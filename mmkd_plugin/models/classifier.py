@@ -34,7 +34,8 @@ class ImageClassifier(BaseModel):
 
     Args:
         backbone: module or config; returns a tuple of maps and has ``out_channels``.
-        head: module or config; ``in_channels`` is taken from the backbone where it is missing.
+        head: module or config; ``in_channels`` and ``init`` are taken from the backbone's
+            ``out_channels`` and ``head_init`` where they are missing.
         data_preprocessor: module or config; None moves the batch to the device and nothing more.
         init_cfg: as of any ``BaseModel``, for example ``dict(type='Pretrained', checkpoint=...)``.
 
@@ -71,7 +72,10 @@ class ImageClassifier(BaseModel):
                     'head.in_channels, the channels of its last map.'
                 )
             head = dict(head, in_channels=channels)
-        self.head = _build(head, 'head', 'LinearHead')
+        published = getattr(self.backbone, 'head_init', None)
+        self.head = _build(
+            head, 'head', 'LinearHead', **(dict(init=published) if published else {})
+        )
 
     def extract_feat(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """The backbone's maps of images (N, 3, H, W)."""
@@ -161,8 +165,10 @@ class ImageClassifier(BaseModel):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _build(part: nn.Module | dict, where: str, example: str) -> nn.Module:
+def _build(part: nn.Module | dict, where: str, example: str, **defaults: Any) -> nn.Module:
     """Builds a part of the classifier from this package's ``MODELS``, whatever the default scope.
+
+    ``defaults`` are for arguments that the type has and the config leaves out.
 
     Raises:
         ValueError: no type, an unknown one, or an argument that the type does not have.
@@ -189,6 +195,7 @@ def _build(part: nn.Module | dict, where: str, example: str) -> nn.Module:
     parameters = inspect.signature(cls).parameters
     if all(p.kind != p.VAR_KEYWORD for p in parameters.values()):
         check_keys(kwargs, parameters, where)
+    kwargs = {k: v for k, v in defaults.items() if k in parameters} | kwargs
     with DefaultScope.overwrite_default_scope(scope):  # for what the part builds in its turn
         return cls(**kwargs)
 

@@ -16,6 +16,7 @@ MUST_CARRY = (
     'a batch must carry data_samples=dict(gt_label=int64 tensor (N,)), or one sample per image '
     'with a gt_label'
 )
+INITS = ('default', 'zero_bias', 'normal', 'zero')
 
 
 @MODELS.register_module()
@@ -29,8 +30,10 @@ class LinearHead(nn.Module):
     Args:
         num_classes: :math:`C`.
         in_channels: of the last map; an ``ImageClassifier`` takes it from its backbone.
-        init: of the linear layer: ``'default'`` is PyTorch's, ``'normal'`` draws the weight from
-            N(0, 0.01) with bias 0, ``'zero'`` starts from zero logits (Big Transfer).
+        init: of the linear layer: ``'default'`` is PyTorch's, ``'zero_bias'`` the same with bias 0,
+            ``'normal'`` draws the weight from N(0, 0.01) with bias 0, ``'zero'`` starts from zero
+            logits. An ``ImageClassifier`` takes what its backbone is published with (its
+            ``head_init``) where the config says nothing.
         label_smoothing: share of the uniform distribution in the labels, 0 to below 1.
 
     Raises:
@@ -53,13 +56,14 @@ class LinearHead(nn.Module):
         for name, value in (('num_classes', num_classes), ('in_channels', in_channels)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f'{name} of LinearHead is 1, 2, 3, ..., got {value!r}.')
-        check_choice('init', init, ('default', 'normal', 'zero'))
+        check_choice('init', init, INITS)
         check_number('label_smoothing', label_smoothing, 0, 1)
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         self.fc = nn.Linear(in_channels, num_classes)
-        if init != 'default':
+        if init in ('normal', 'zero'):
             nn.init.normal_(self.fc.weight, std=0.01 if init == 'normal' else 0.0)
+        if init != 'default':
             nn.init.zeros_(self.fc.bias)
 
     def forward(self, feats: Sequence[Tensor]) -> Tensor:

@@ -16,8 +16,10 @@ class TimmBackbone(nn.Module):
 
     Meant for Big Transfer (BiT), the pre-activation ResNets with GroupNorm and weight-standardised
     convolutions that FunMatch distils: ``resnetv2_152x2_bit`` teaches ``resnetv2_50x1_bit``. Their
-    last map is after the final norm and ReLU, and their linear layer starts at zero:
-    ``head=dict(type='LinearHead', init='zero')``.
+    last map is after the final norm and ReLU. An ``ImageClassifier`` starts their linear layer at
+    zero. Without weights, their kernels start as in FunMatch's official code: normal, truncated,
+    of variance 1 / fan-in. Weight standardisation hides their scale in the forward pass, but not
+    from AdamW, whose steps are as long whatever the kernel's size.
 
     Args:
         name: as of ``timm.create_model``.
@@ -61,6 +63,10 @@ class TimmBackbone(nn.Module):
             ) from error
         self.out_channels = int(self.net.num_features)
         self.arch = base
+        if base.endswith('_bit'):
+            self.head_init = 'zero'
+            if not pretrained and not kwargs.get('checkpoint_path'):
+                _init_kernels(self.net)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         out = self.net.forward_features(x)
@@ -70,3 +76,14 @@ class TimmBackbone(nn.Module):
                 f'h, w); those of {self.arch!r} have shape {tuple(out.shape)}.'
             )
         return (out,)
+
+
+def _init_kernels(net: nn.Module) -> None:
+    """Draws every convolution from a normal distribution, cut off at two deviations, of variance
+    1 / fan-in."""
+    # The deviation of a standard normal distribution that is cut off at -2 and 2.
+    cut = 0.8796256610342398
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d):
+            std = layer.weight[0].numel() ** -0.5 / cut
+            nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)

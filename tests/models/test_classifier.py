@@ -147,13 +147,15 @@ class TestHead:
 
     def test_initialisations(self):
         torch.manual_seed(0)
-        default, normal, zero = (
-            LinearHead(100, 200, init=i) for i in ('default', 'normal', 'zero')
+        default, normal, zero, zero_bias = (
+            LinearHead(100, 200, init=i) for i in ('default', 'normal', 'zero', 'zero_bias')
         )
         assert 0.9 / 200**0.5 < default.fc.weight.max() <= 1 / 200**0.5 and default.fc.bias.any()
         assert normal.fc.weight.std().item() == pytest.approx(0.01, rel=0.03)
         assert not normal.fc.bias.any()
         assert not zero.fc.weight.any() and not zero.fc.bias.any()
+        assert 0.9 / 200**0.5 < zero_bias.fc.weight.max() <= 1 / 200**0.5
+        assert not zero_bias.fc.bias.any()
 
     @pytest.mark.parametrize(
         ('kwargs', 'message'),

@@ -68,6 +68,31 @@ class TestWithTimm:
         assert net.stages[1].blocks[0].conv2.stride == (2, 2)
         assert [len(stage.blocks) for stage in net.stages] == [3, 4, 6, 3]
 
+    def test_kernels_from_scratch_have_variance_one_over_fan_in(self):
+        torch.manual_seed(0)
+        model = ImageClassifier(
+            dict(type='TimmBackbone', name='resnetv2_50x1_bit'),
+            dict(type='LinearHead', num_classes=10),
+        )
+        convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+        assert len(convs) == 53
+        for conv in convs:
+            expected = conv.weight[0].numel() ** -0.5
+            assert conv.weight.std().item() == pytest.approx(expected, rel=0.03)
+            assert conv.weight.abs().max() <= 2.3 * expected, 'cut off at two deviations'
+        assert not model.head.fc.weight.any()
+
+    @pytest.mark.parametrize('name', ['resnetv2_50x1_bit', 'resnetv2_50'])
+    def test_weights_and_other_networks_stay_as_timm_makes_them(self, timm, tmp_path, name):
+        with torch.random.fork_rng(devices=[]):
+            file = tmp_path / 'weights.pth'
+            torch.save(timm.create_model(name).state_dict(), file)
+        kwargs = dict(checkpoint_path=str(file)) if name.endswith('_bit') else {}
+        with torch.random.fork_rng(devices=[]):
+            expected = timm.create_model(name, num_classes=0, **kwargs).stem.conv.weight
+        found = TimmBackbone(name, **kwargs).net.stem.conv.weight
+        assert torch.equal(found, expected)
+
     def test_convolutions_do_not_see_scale_and_mean_of_their_weights(self):
         conv = TimmBackbone().net.stages[0].blocks[0].conv2
         x = torch.randn(1, conv.in_channels, 5, 5)

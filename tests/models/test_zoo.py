@@ -241,6 +241,33 @@ def test_the_others_start_as_pytorch_does(kind):
             assert 0.9 * bound < conv.weight.abs().max().item() <= bound
 
 
+@pytest.mark.parametrize(
+    ('backbone', 'std', 'zero_bias'),
+    [
+        (dict(type='CIFARMobileNetV2'), 0.01, True),
+        (vgg(8), 0.01, True),
+        (wrn(16, 2), 'default', True),
+        (resnet(20), 'default', False),
+        (four_stage(18), 'default', False),
+        (dict(type='CIFARShuffleNetV1'), 'default', False),
+        (dict(type='CIFARShuffleNetV2'), 'default', False),
+        (dict(type='MobileNetV1'), 'default', False),
+    ],
+    ids=lambda x: x['type'] if isinstance(x, dict) else None,
+)
+def test_the_linear_layer_starts_as_in_the_benchmark_code(backbone, std, zero_bias):
+    torch.manual_seed(0)
+    layer = classifier(backbone).head.fc
+    expected = 1 / math.sqrt(3 * layer.in_features) if std == 'default' else std
+    assert layer.weight.std().item() == pytest.approx(expected, rel=0.03)
+    assert bool(layer.bias.any()) is not zero_bias
+
+
+def test_a_config_may_start_the_linear_layer_otherwise():
+    head = dict(type='LinearHead', num_classes=100, init='default')
+    assert ImageClassifier(wrn(16, 2), head).head.fc.bias.any()
+
+
 def test_the_pool_after_block_3_is_for_64_pixels_only():
     with torch.device('meta'):
         backbone = MODELS.build(vgg(8))

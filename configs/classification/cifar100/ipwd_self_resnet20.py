@@ -11,9 +11,9 @@ custom_hooks = [
                 # start_epoch: recommended; early heads give poor estimates. Before it all weights are 1.
                 loss=dict(type='IPWDLoss', temperature=1.0, start_epoch=120),
                 student='cls_logits',
-                weight=0.8,  # recommended; reached at the end of the run
+                weight=0.8,  # PS-KD, official code; reached at the end of the run
                 begin=1,  # the first epoch has no previous one
-                warmup=239,  # from the second epoch to the last
+                warmup=239,  # from the second epoch to the last; official: (e + 1) / 240
                 by_epoch=True,
                 name='ipwd',
             )

@@ -1,3 +1,3 @@
 _base_ = '../_base_/cifar100_240e.py'
 
-model = dict(backbone=dict(type='CIFARVGG', depth=8), head=dict(init='normal'))
+model = dict(backbone=dict(type='CIFARVGG', depth=8))
