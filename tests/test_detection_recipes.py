@@ -17,7 +17,7 @@ from mmkd_plugin.recipes import detection
 from mmkd_plugin.registry import build_loss
 from mmkd_plugin.taps import TapError
 from mmkd_plugin.teacher import build_model
-from mmkd_plugin.views import make_view, view_names, views
+from mmkd_plugin.views import HeadSpec, make_view, view_names, views
 
 SEGMENTER = 'PSPNet'
 
@@ -228,7 +228,8 @@ def test_every_recipe_says_something_of_every_kind_it_serves():
     for name, recipe in detection.RECIPES.items():
         assert recipe.sources and set(recipe.sources) <= set(detection.ROWS), name
         for kind in recipe.sources:
-            assert recipe.term(kind, dict(epochs=12))['weight'] > 0
+            head = HeadSpec('head', kind, 'softmax', 17)
+            assert recipe.term(head, dict(epochs=12))['weight'] > 0
 
 
 DOCS = Path(__file__).resolve().parents[1] / 'docs' / 'coverage.md'
