@@ -78,6 +78,8 @@ def protect_checkpoints(cfg: Config) -> None:
 def apply_train_options(cfg: Config, args: argparse.Namespace) -> None:
     """--amp, --auto-scale-lr and --resume, with mmdet's meaning."""
     if args.amp:
+        if not isinstance(cfg.get('optim_wrapper'), dict):
+            raise UsageError('--amp needs optim_wrapper = dict(optimizer=...) in the config.')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:

@@ -191,8 +191,11 @@ def test_testing_needs_no_teacher(distilled: Path, place: Path):
 
 def test_testing_the_plain_config_with_flips_and_pictures(distilled: Path, place: Path):
     options = ('--work-dir', 'painted', '--tta', '--show-dir', 'pictures')
-    run_tool('test.py', 'student.py', 'distilled/iter_2.pth', *options, cwd=place)
-    assert len(list((place / 'painted').glob('*/pictures/*.*'))) == 12
+    done = run_tool('test.py', 'student.py', 'distilled/iter_2.pth', *options, cwd=place)
+    pictures = list((place / 'painted').glob('*/pictures/*.*'))
+    assert len(pictures) == 12
+    said = done.stdout.split('The pictures are in ')[1].splitlines()[0]
+    assert Path(said) == pictures[0].parent.resolve()
 
 
 def test_resume_goes_on(distilled: Path, place: Path):
