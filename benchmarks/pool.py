@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -31,6 +33,8 @@ PACKAGES = (
     'timm',
     'scikit-learn',
 )
+TRACEBACK = 'Traceback (most recent call last):'
+MOST_LINES = 12  # of a worker's log in a message
 
 
 def machine() -> dict[str, Any]:
@@ -92,6 +96,36 @@ def label(folder: Path) -> str:
     return '/'.join(folder.parts[-2:])
 
 
+def reason(log: Path, start: int, code: int) -> str:
+    """Why a worker ended, in the words of its log.
+
+    Args:
+        log: What the worker wrote to; earlier tries may stand in front.
+        start: Where this try began in it, in bytes.
+        code: The exit code of the worker's process; below 0 it is a signal.
+
+    Returns:
+        The exception of the last traceback with its whole message; without a traceback the last
+        lines. A signal comes first. Lines are indented.
+    """
+    with log.open('rb') as file:
+        file.seek(start)
+        lines = file.read().decode(errors='replace').splitlines()
+    said = [line for line in lines if line.strip()]
+    found = [i for i, line in enumerate(said) if line.startswith(TRACEBACK)]
+    if found:
+        # Frames are indented, what was raised is not.
+        said = list(itertools.dropwhile(lambda line: line[0] == ' ', said[found[-1] + 1 :]))
+        said = said[:MOST_LINES]
+    else:
+        said = said[-MOST_LINES:]
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = ', as the system does when memory runs out' if name == 'SIGKILL' else ''
+        said.insert(0, f'ended by {name}{hint}')
+    return '\n'.join(f'    {line}' for line in said or ['It wrote nothing.'])
+
+
 class Pool:
     """Runs workers as processes.
 
@@ -138,6 +172,7 @@ class Pool:
         """
         waiting, failed, done = list(folders), [], 0
         working: dict[Path, subprocess.Popen] = {}
+        starts: dict[Path, int] = {}
         elsewhere: set[Path] = set()
         begin = time.perf_counter()
         try:
@@ -149,6 +184,8 @@ class Pool:
                         waiting.remove(folder)
                         done += 1
                         continue
+                    log = folder / 'log.txt'
+                    starts[folder] = log.stat().st_size if log.is_file() else 0
                     process = self.start(folder)
                     if process is not None:
                         waiting.remove(folder)
@@ -164,7 +201,9 @@ class Pool:
                     if code or result is None:
                         failed.append(folder)
                         log = folder / 'log.txt'
-                        print(f'FAILED {label(folder)} (exit code {code}): see {log}', flush=True)
+                        why = reason(log, starts[folder], code)
+                        head = f'FAILED {label(folder)} (exit code {code}), see {log}:'
+                        print(f'{head}\n{why}', flush=True)
                         continue
                     left = (time.perf_counter() - begin) / done * (len(folders) - done) / 60
                     print(

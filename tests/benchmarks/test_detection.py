@@ -125,6 +125,35 @@ def test_a_failed_run_does_not_stop_the_others(tmp_path: Path, monkeypatch: pyte
     assert all((f / 'results.json').is_file() for f in folders[1:])
 
 
+def test_a_failed_run_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """The reason of this try, with every line of its message, and not that of an earlier one."""
+    script = tmp_path / 'fake_worker.py'
+    script.write_text(
+        'import os, pathlib, signal, sys\n'
+        'name = pathlib.Path(sys.argv[1]).name\n'
+        'print("the log of the training", flush=True)\n'
+        'if name == "raises":\n'
+        '    try: {}["first"]\n'
+        '    except KeyError: raise ValueError("no such data:\\n  get it from there")\n'
+        'if name == "killed": os.kill(os.getpid(), signal.SIGKILL)\n'
+        'sys.exit("--pairs: unknown")\n'
+    )
+    monkeypatch.setattr(pool, 'WORKER', script)
+    folders = [tmp_path / name for name in ('raises', 'killed', 'stops')]
+    for folder in folders:
+        folder.mkdir()
+        old = 'Traceback (most recent call last):\n  File\nOSError: long ago\n'
+        (folder / 'log.txt').write_text(old)
+    assert pool.Pool(1, 1).run(folders) == folders
+    out = capsys.readouterr().out
+    raises, killed, stops = out.split('FAILED ')[1:]
+    assert f'{tmp_path.name}/raises (exit code 1)' in raises
+    assert '    ValueError: no such data:\n      get it from there\n' in raises
+    assert 'SIGKILL' in killed and 'memory' in killed
+    assert '--pairs: unknown' in stops and 'the log of the training' in stops
+    assert 'KeyError' not in out and 'long ago' not in out
+
+
 def test_a_run_is_never_trained_twice_at_a_time(tmp_path: Path, monkeypatch, capsys):
     """A worker outlives a benchmark that is killed; the next one waits for it."""
     script = tmp_path / 'fake_worker.py'
