@@ -175,6 +175,9 @@ class Study:
         where = self.benchmark.select if args.select_lr else self.benchmark.report
         seeds = ', '.join(map(str, args.seeds))
         speed = [f'{k}={v}' for k, v in dict(amp=args.amp, compile=args.compile).items() if v]
+        graphs = sorted({run['graphs'] for run in runs if run.get('graphs')})
+        if graphs:
+            speed.append(f'compiled graphs of a run: {", ".join(map(str, graphs))}')
         lines = [
             f'Top-1 in percent on the {where}; seeds {seeds}.',
             f'Command: `{command}`',

@@ -25,7 +25,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 import mmkd_plugin  # noqa: F401  (registers the hooks)
 from benchmarks.methods import DETECTION, TASKS, Task
 from benchmarks.summary import columns
-from mmkd_plugin.hooks import mend_last_checkpoint
+from mmkd_plugin.hooks import CompiledStepHook, mend_last_checkpoint
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -139,6 +139,9 @@ def set_speed(cfg: Config, amp: str | None, compile: str | None) -> None:
     if compile:
         # The last batch of an epoch is smaller: compiled once more, not for any size.
         cfg.compile = dict(mode=compile, dynamic=False)
+        # A run that PyTorch has quietly gone on with uncompiled is no run of these settings.
+        hook = dict(type='mmkd_plugin.CompiledStepHook', strict=True)
+        cfg.custom_hooks = [*cfg.get('custom_hooks', []), hook]
 
 
 def train(folder: Path) -> dict[str, Any]:
@@ -176,6 +179,9 @@ def train(folder: Path) -> dict[str, Any]:
         device=torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu',
         checkpoint=Path(find_latest_checkpoint(str(folder))).name,
     )
+    for hook in runner.hooks:
+        if isinstance(hook, CompiledStepHook):
+            results['graphs'] = hook.graphs  # of the last process that worked on this run
     write_json(folder / 'results.json', results)
     return results
 

@@ -6,9 +6,12 @@ import math
 
 import pytest
 import torch
+from classification_toys import preprocessor, run_config
+from mmengine.runner import Runner
 from toys import TERM, hook_config, runner_config, toy_batch, toy_model, train
 
 import mmkd_plugin
+from mmkd_plugin.hooks import CompiledStepHook
 from mmkd_plugin.models import ImageClassifier
 from mmkd_plugin.recipes import classification as recipes
 
@@ -16,6 +19,12 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU'),
 ]
+
+
+@pytest.fixture(autouse=True)
+def no_tf32(monkeypatch):
+    """By default convolutions of float32 round to 10 bits: too few to compare with the CPU."""
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
 
 
 @pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
@@ -138,3 +147,38 @@ def test_a_compiled_step_uses_cuda_graphs_and_learns_the_same(recipe):
     for eager, graphed in zip(values[:8], values[8:]):
         assert graphed == pytest.approx(eager, rel=0.02, abs=1e-3)
     assert torch._dynamo.utils.counters['inductor']['cudagraph_skips'] == 0
+
+
+@pytest.mark.parametrize(
+    'wrapper',
+    [
+        dict(),
+        dict(type='AmpOptimWrapper', dtype='bfloat16', loss_scale=dict(enabled=False)),
+        dict(type='AmpOptimWrapper', dtype='float16'),
+    ],
+    ids=['float32', 'bfloat16', 'float16'],
+)
+def test_a_compiled_run_uses_cuda_graphs_and_learns_the_same(tmp_path, wrapper):
+    """``compile`` of a Runner's config: preprocessor, forward and losses, not the optimizer."""
+    model = dict(type='ToyClassifier', data_preprocessor=preprocessor())
+    teacher = dict(config=dict(model, width=8), allow_random=True)
+    terms = [dict(loss=dict(type='KDLoss'), student='cls_logits')]
+    hook = dict(type='mmkd_plugin.DistillHook', teacher=teacher, terms=terms, probe_size=(8, 8))
+    optim = dict(wrapper, optimizer=dict(type='SGD', lr=0.01))
+    values = []
+    for changes in ({}, dict(compile=dict(mode='reduce-overhead', dynamic=False))):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        config = run_config(
+            tmp_path / str(len(changes)), [hook], False, 8, model=model, optim_wrapper=optim
+        )
+        config.update(changes)
+        runner = Runner.from_cfg(config)
+        strict = CompiledStepHook(strict=True)
+        runner.register_hook(strict)
+        runner.train()
+        history, _ = runner.message_hub.get_scalar('train/loss_kd').data
+        values.append(history.tolist())
+    assert values[1] == pytest.approx(values[0], rel=0.05)
+    # The first graph copies the batch to the device, which no CUDA graph can hold.
+    assert torch._dynamo.utils.counters['inductor']['cudagraph_skips'] < strict.graphs

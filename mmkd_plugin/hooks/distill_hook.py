@@ -22,6 +22,7 @@ from ..registry import HOOKS, check_keys
 from ..self_teacher import PREVIOUS_EPOCH, SelfTeacher
 from ..teacher import Teacher, make_teacher
 from ..term_options import change_terms, check_term_options
+from .compiled_step_hook import CompiledStepHook
 from .resume import restore
 from .runner_model import include_connectors, refuse_traced, refuse_unfit_model, student_of
 
@@ -111,6 +112,7 @@ class DistillHook(Hook):
         self.probe_size = probe_size
         self.term_options = check_term_options(term_options)
         self.distiller: Distiller | None = None
+        self._compiled_step = CompiledStepHook()
 
     # -- before training ---------------------------------------------------------------------
 
@@ -155,6 +157,7 @@ class DistillHook(Hook):
         runner.logger.info(_describe(self.distiller))
 
     def before_train(self, runner: Runner) -> None:
+        self._compiled_step.before_train(runner)
         # With load_from this has happened before loading, so that the loaded weights win.
         if self.distiller is not None and self.init_student and not runner._has_loaded:
             self._inherit(runner)
@@ -171,6 +174,7 @@ class DistillHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
+        self._compiled_step.after_train_iter(runner, batch_idx)
         # RuntimeInfoHook has just fetched the losses; reading its numbers costs no further sync.
         logged = runner.message_hub.log_scalars
         for key in self.distiller.stale_keys(_steps_of_a_line(runner)):
@@ -201,7 +205,11 @@ class DistillHook(Hook):
         elif self.init_student:
             self._inherit(runner)
 
+    def after_train(self, runner: Runner) -> None:
+        self._compiled_step.after_train(runner)
+
     def after_run(self, runner: Runner) -> None:
+        self._compiled_step.after_run(runner)
         if self.distiller is not None:
             self._give_back(runner)
 

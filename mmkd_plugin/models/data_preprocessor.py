@@ -122,7 +122,17 @@ class ClsDataPreprocessor(BaseDataPreprocessor):
         images = self._normalised(images)
         teacher = None if teacher is None else self._normalised(teacher)
         if self.mixup:
-            images, teacher = self._mixed(images, teacher, samples)
+            if len(images) < 2:
+                raise ValueError(
+                    f'mixup needs two images or more in a batch, but this one has {len(images)}. '
+                    'Set drop_last=True in train_dataloader, or another batch_size.'
+                )
+            lam = self._draw_lam(images)
+            images = mix(images, lam)
+            teacher = None if teacher is None else mix(teacher, lam)
+            samples['mixed_lam'] = lam
+            if 'gt_label' in samples:
+                samples['mixed_label'] = samples['gt_label'].roll(1, 0)
         if teacher is not None:
             samples['teacher_inputs'] = teacher
         return dict(inputs=images, data_samples=samples)
@@ -157,21 +167,13 @@ class ClsDataPreprocessor(BaseDataPreprocessor):
             images = BatchResize(view['resize'])(images)
         return student, images if size is None else BatchCenterCrop(size)(images)
 
-    def _mixed(
-        self, images: Tensor, teacher: Tensor | None, samples: dict
-    ) -> tuple[Tensor, Tensor | None]:
-        if len(images) < 2:
-            raise ValueError(
-                f'mixup needs two images or more in a batch, but this one has {len(images)}. Set '
-                'drop_last=True in train_dataloader, or another batch_size.'
-            )
-        lam = self._draw_lam(images)
-        samples['mixed_lam'] = lam
-        if 'gt_label' in samples:
-            samples['mixed_label'] = samples['gt_label'].roll(1, 0)
-        return mix(images, lam), None if teacher is None else mix(teacher, lam)
-
+    @torch.compiler.disable
     def _draw_lam(self, images: Tensor) -> Tensor:
+        """The factor of this step as a tensor; drawn outside of a compiled step.
+
+        There it would be a number of the host: a constant of the compiled code, or one that is
+        written once into a CUDA graph.
+        """
         drawn = torch.distributions.Beta(self.mixup, self.mixup).sample().item()  # on the CPU
         # Filled in, not copied: a copy of a number to the device would wait for it.
         lam = torch.full((), max(drawn, 1 - drawn), dtype=images.dtype, device=images.device)

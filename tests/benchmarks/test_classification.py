@@ -265,7 +265,24 @@ def test_amp_and_compile_reach_the_config(tmp_path, amp, scale):
     wrapper = cfg.optim_wrapper
     assert (wrapper.type, wrapper.dtype, wrapper.loss_scale) == ('AmpOptimWrapper', amp, scale)
     assert cfg.compile == dict(mode='max-autotune', dynamic=False)
+    assert dict(type='mmkd_plugin.CompiledStepHook', strict=True) in cfg.custom_hooks
     assert 'compile' not in worker.build_config(run, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_tells_its_graphs_or_fails(few_images, tmp_path, monkeypatch, capsys):
+    options = ['--methods', 'student', 'kd', '--seeds', '0', '--epochs', '3', '--compile']
+    args = ['--dataset', 'digits', *options, '--results', str(tmp_path / 'results')]
+    assert classification.main([*args, '--work-dir', str(tmp_path / 'work')]) == 0
+    content = json.loads((tmp_path / 'results/classification_digits.json').read_text())
+    assert all(0 < run['graphs'] < 20 for run in content['runs'])
+    table = (tmp_path / 'results/classification_digits.md').read_text()
+    assert 'compile=default, compiled graphs of a run: ' in table
+    monkeypatch.setenv('TORCHDYNAMO_DISABLE', '1')
+    monkeypatch.setenv('TORCH_COMPILE_DISABLE', '1')
+    with pytest.raises(SystemExit, match='could not be trained'):
+        classification.main([*args, '--work-dir', str(tmp_path / 'eager')])
+    assert 'has compiled nothing' in capsys.readouterr().out
 
 
 def test_reported_and_selection_splits_differ(tmp_path):

@@ -1,0 +1,148 @@
+"""``compile`` in the config of a Runner: the train_step is compiled once, and stays compiled."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from classification_toys import AUGMENT, preprocessor, run_config
+from mmengine.hooks import Hook
+from mmengine.registry import MODELS
+from mmengine.runner import Runner
+from toys import ToyClassifier
+
+from mmkd_plugin.hooks import compiled_step_hook
+
+testing = pytest.importorskip('torch._dynamo.testing')
+KD = dict(loss=dict(type='KDLoss'), student='cls_logits')
+IPWD = dict(loss=dict(type='IPWDLoss'), student='cls_logits')
+GDD = dict(loss=dict(type='GDDLoss'), student='backbone')
+METHODS = dict(
+    plain={}, kd=dict(terms=[KD]), ipwd=dict(terms=[IPWD]), gdd=dict(terms=[GDD]),
+    funmatch=dict(recipe='funmatch'),
+)  # fmt: skip
+PLAIN = dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9), clip_grad=dict(max_norm=1.0))
+AMP = dict(PLAIN, type='AmpOptimWrapper', dtype='bfloat16', loss_scale=dict(enabled=False))
+
+
+class Backend:
+    """Counts the graphs; a config can name it only if it is registered."""
+
+    count = 0
+
+    def __call__(self, graph, inputs):
+        Backend.count += 1
+        return graph.forward
+
+
+torch._dynamo.register_backend(Backend(), name='counts_its_graphs')
+
+
+@MODELS.register_module(force=True)
+class Restless(ToyClassifier):
+    """Looks at a number that is another one in each step."""
+
+    steps = 0
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        if mode == 'loss':
+            self.steps = self.steps + 1
+        return super().forward(inputs * (1 + self.steps % 100), data_samples, mode)
+
+
+class Watch(Hook):
+    """Graphs so far and losses, after each iteration."""
+
+    def __init__(self):
+        self.graphs, self.losses = [], []
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.graphs.append(Backend.count)
+        self.losses.append({key: value.item() for key, value in outputs.items()})
+
+
+@pytest.fixture
+def amp_on_the_cpu(monkeypatch):
+    """MMEngine refuses to build its AmpOptimWrapper there, though CPU autocast knows bfloat16."""
+    module = 'mmengine.optim.optimizer.amp_optimizer_wrapper'
+    monkeypatch.setattr(f'{module}.is_cuda_available', lambda: True)
+
+
+def run(work_dir, compile, method, optim_wrapper=PLAIN, steps=6, model='ToyClassifier', **changes):
+    """Trains with a method of ``METHODS``."""
+    torch._dynamo.reset()
+    Backend.count = 0
+    mixup = 1.0 if method == 'funmatch' else None
+    student = dict(type=model, data_preprocessor=preprocessor(batch_augments=AUGMENT, mixup=mixup))
+    teacher = dict(type='ToyClassifier', width=8, data_preprocessor=preprocessor())
+    hook = dict(type='mmkd_plugin.CompiledStepHook')
+    if METHODS[method]:
+        hook = dict(type='mmkd_plugin.DistillHook', probe_size=(8, 8), **METHODS[method])
+        hook['teacher'] = dict(config=teacher, allow_random=True)
+    if compile is not None:
+        changes['compile'] = dict(backend='counts_its_graphs', **compile)
+    wrapper = copy.deepcopy(optim_wrapper)
+    changes = dict(dict(model=student, optim_wrapper=wrapper, custom_hooks=[hook]), **changes)
+    runner, watch = Runner.from_cfg(run_config(work_dir, (), False, steps, **changes)), Watch()
+    runner.register_hook(watch)
+    runner.train()
+    return runner, watch
+
+
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('optim_wrapper', [PLAIN, AMP], ids=['float32', 'amp'])
+@pytest.mark.parametrize('compile', [dict(dynamic=False), {}], ids=['static', 'default'])
+def test_nothing_is_compiled_after_the_second_step(
+    tmp_path, amp_on_the_cpu, method, optim_wrapper, compile
+):
+    runner, watch = run(tmp_path / 'compiled', compile, method, optim_wrapper)
+    assert watch.graphs[1] > 0 and watch.graphs[1:] == watch.graphs[1:2] * 5
+    eager, expected = run(tmp_path / 'eager', None, method, optim_wrapper)
+    assert len(watch.losses) == 6
+    for step, other in zip(watch.losses, expected.losses):
+        assert step == pytest.approx(other, rel=1e-5, abs=1e-6)
+    weights, others = runner.model.state_dict(), eager.model.state_dict()
+    torch.testing.assert_close(weights, others)
+
+
+def test_the_gradients_of_some_steps_are_gathered(tmp_path):
+    """The count of the steps is still followed, though the compiler does not see it."""
+    gathers = dict(PLAIN, accumulative_counts=3)
+    compiled, watch = run(tmp_path / 'compiled', dict(dynamic=False), 'kd', gathers)
+    eager, _ = run(tmp_path / 'eager', None, 'kd', gathers)
+    plain, _ = run(tmp_path / 'plain', None, 'kd')
+    assert watch.graphs[1:] == watch.graphs[1:2] * 5
+    torch.testing.assert_close(compiled.model.state_dict(), eager.model.state_dict())
+    weight = 'head.fc.weight'
+    assert not torch.allclose(compiled.model.state_dict()[weight], plain.model.state_dict()[weight])
+
+
+def test_the_optimizer_wrapper_is_given_back(tmp_path):
+    runner, _ = run(tmp_path, dict(dynamic=False), 'kd', steps=2)
+    assert not {'update_params', 'optim_context'} & set(vars(runner.optim_wrapper))
+
+
+@pytest.mark.parametrize('strict', [False, True])
+def test_a_compiler_that_gives_up_is_heard(tmp_path, monkeypatch, strict):
+    said = []
+    monkeypatch.setattr(compiled_step_hook, 'print_log', lambda text, *_: said.append(text))
+    hooks = [dict(type='mmkd_plugin.CompiledStepHook', strict=strict)]
+    task = dict(model='Restless', steps=8, custom_hooks=hooks)
+    config = torch._dynamo.config
+    limit = 'recompile_limit' if hasattr(config, 'recompile_limit') else 'cache_size_limit'
+    with config.patch({limit: 3}):
+        if strict:
+            with pytest.raises(RuntimeError, match='torch.compile has given up in iteration'):
+                run(tmp_path, dict(dynamic=False), 'plain', **task)
+            return
+        _, watch = run(tmp_path, dict(dynamic=False), 'plain', **task)
+    assert len(said) == 1 and 'runs eagerly' in said[0]
+    assert watch.graphs[-1] == watch.graphs[-2]
+
+
+def test_a_compiler_that_is_switched_off_is_heard(tmp_path, monkeypatch):
+    hooks = [dict(type='mmkd_plugin.CompiledStepHook', strict=True)]
+    monkeypatch.setattr(torch, 'compile', lambda function, **_: function)
+    with pytest.raises(RuntimeError, match='compiled nothing'):
+        run(tmp_path, dict(dynamic=False), 'plain', custom_hooks=hooks, steps=2)
