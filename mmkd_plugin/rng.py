@@ -34,6 +34,13 @@ class RandomSource:
             self._generators[device] = torch.Generator(device).manual_seed(self._mixed())
         return self._generators[device]
 
+    def hide(self) -> None:
+        """Lets a compiled step call :meth:`generator` without looking into it.
+
+        It would find the number of the iteration there, and be compiled anew for each.
+        """
+        self.generator = torch.compiler.disable(self.generator)
+
     def reseed(self, iteration: int) -> None:
         """Restarts all generators for ``iteration``."""
         self._iteration = int(iteration)

@@ -13,7 +13,7 @@ A *tap* names module outputs (or inputs) by path; it never changes the model. Pa
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,7 +83,7 @@ class _Listener:
         seen = output[0] if output else (args, kwargs)
         if self.clone:
             seen = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, seen)
-        tensors = list(_tensors(seen))
+        tensors = _tensors(seen)
         self.calls.append(tensors)
         self.raw.append(seen)
         if not is_compiling():
@@ -103,16 +103,19 @@ class _Listener:
         self.versions.clear()
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _tensors(value: Any) -> list[Tensor]:
     """All tensors of nested tuples, lists and dicts, in order."""
+    # No generator: the compiler of torch 2.1 loses what it yields after the first item.
     if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    if not isinstance(value, (tuple, list)):
+        return []
+    found = []
+    for item in value:
+        found += _tensors(item)
+    return found
 
 
 def _segments_match(pattern: Sequence[str], path: Sequence[str]) -> bool:

@@ -10,6 +10,7 @@ from classification_toys import AUGMENT, preprocessor, run_config
 from mmengine.hooks import Hook
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
+from mmengine.utils import digit_version
 from toys import ToyClassifier
 
 from mmkd_plugin.hooks import compiled_step_hook
@@ -96,6 +97,8 @@ def run(work_dir, compile, method, optim_wrapper=PLAIN, steps=6, model='ToyClass
 def test_nothing_is_compiled_after_the_second_step(
     tmp_path, amp_on_the_cpu, method, optim_wrapper, compile
 ):
+    if method == 'ipwd' and digit_version(torch.__version__) < digit_version('2.2'):
+        pytest.skip("dynamo of torch 2.1 fails at the super() of a loss's forward that has its own")
     runner, watch = run(tmp_path / 'compiled', compile, method, optim_wrapper)
     assert watch.graphs[1] > 0 and watch.graphs[1:] == watch.graphs[1:2] * 5
     eager, expected = run(tmp_path / 'eager', None, method, optim_wrapper)

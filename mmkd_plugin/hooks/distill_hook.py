@@ -158,6 +158,8 @@ class DistillHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         self._compiled_step.before_train(runner)
+        if self.distiller is not None and runner.cfg.get('compile'):
+            self.distiller.rng.hide()
         # With load_from this has happened before loading, so that the loaded weights win.
         if self.distiller is not None and self.init_student and not runner._has_loaded:
             self._inherit(runner)

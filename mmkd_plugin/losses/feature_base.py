@@ -87,7 +87,10 @@ class FeatureLoss(DistillLoss):
         if fresh:
             wide = torch.float64 if student.dtype == torch.float64 else torch.float32
             self.to(device=student.device, dtype=wide)
-        return super().forward(self.transform(student), teacher)
+        # First this: where the noise ends a graph, super() must not be waiting (dynamo of torch 2.1
+        # would compile what follows in every step).
+        student = self.transform(student)
+        return super().forward(student, teacher)
 
     def transform(self, student: Tensor) -> Tensor:
         """Brings the student's map to the teacher's channels; may run in autocast."""
