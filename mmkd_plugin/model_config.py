@@ -16,6 +16,7 @@ from typing import Any
 import mmengine
 from mmengine.config import Config, ConfigDict
 from mmengine.config.utils import MODULE2PACKAGE
+from torch import nn
 
 from .registry import SCOPE, nearest
 
@@ -75,6 +76,8 @@ def load_model_config(
         config = Config(dict(model=config.to_dict()))
     if 'model' not in config:
         raise ValueError("The config has no 'model'; give a full config or the model's dict.")
+    if not isinstance(config.model, (dict, nn.Module)):
+        raise ValueError(f"The config's model={config.model!r} must be a dict with a 'type'.")
     if cfg_options is not None:
         _change(config, cfg_options, f'{role}.cfg_options')
     return config

@@ -316,6 +316,6 @@ def make_teacher(teacher: Any, student_classes: Sequence[str] | None = None) -> 
             raise ValueError("teacher needs a 'config' (path, 'pkg::path', dict or Config).")
         return Teacher.build(**teacher, student_classes=student_classes)
     raise TypeError(
-        'teacher is dict(config=..., checkpoint=...), an nn.Module or a Teacher, '
-        f'not {type(teacher).__name__}.'
+        "teacher is dict(config=..., checkpoint=...), 'previous_epoch' (in a DistillHook), an "
+        f'nn.Module or a Teacher, not {type(teacher).__name__} ({teacher!r}).'
     )

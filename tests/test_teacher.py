@@ -676,3 +676,16 @@ def test_running_converts_the_student_s_inputs():
     for capture, wanted in zip(teacher.recorder.read(points), expected):
         torch.testing.assert_close(capture.tensor, wanted, rtol=1e-4, atol=1e-3)
     assert not torch.allclose(alone.backbone(batch)[0], expected[0], atol=0.1)
+
+
+@pytest.mark.parametrize(
+    'teacher, message',
+    [
+        ('previous_epok', r"not str \('previous_epok'\)"),
+        (dict(config={}), "has no 'model'"),
+        (dict(config=dict(model=None), allow_random=True), 'model=None must be a dict'),
+    ],
+)
+def test_what_is_no_teacher_is_explained(teacher, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        make_teacher(teacher)
