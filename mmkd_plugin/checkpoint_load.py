@@ -143,7 +143,8 @@ def _read_zip(path: Path, device: Any) -> tuple[Any, str]:
         return Storage(moved[key], dtype)
 
     program_file = io.BytesIO(contents[program].numpy())
-    return PlainUnpickler(program_file, find).load(), digest.hexdigest()
+    size = contents[program].numel()
+    return PlainUnpickler(program_file, find, size).load(), digest.hexdigest()
 
 
 def read_old_format(path: Path) -> Any:
@@ -168,14 +169,20 @@ def read_old_format(path: Path) -> Any:
 
     with open(path, 'rb') as file:
         stream = Stream(file)
-        if PlainUnpickler(stream, find).load() != MAGIC_NUMBER:
+
+        def load() -> Any:
+            return PlainUnpickler(stream, find, stream.size).load()
+
+        magic = load()
+        if type(magic) is not int or magic != MAGIC_NUMBER:
             raise DamagedFile('it is a pickle, but none of torch.save')
-        version, machine, loaded, keys = (PlainUnpickler(stream, find).load() for _ in range(4))
-        if version != PROTOCOL_VERSION or not isinstance(machine, dict):
+        version, machine, loaded, keys = (load() for _ in range(4))
+        if type(version) is not int or version != PROTOCOL_VERSION or type(machine) is not dict:
             raise DamagedFile('it is of another version of the old format')
         if machine.get('little_endian') is not (sys.byteorder == 'little'):
             raise DamagedFile('it was written by a machine with another order of bytes')
-        if not isinstance(keys, list) or set(keys) != set(storages):
+        named = type(keys) is list and all(type(key) is str for key in keys)
+        if not named or set(keys) != set(storages):
             raise DamagedFile('its tensors use other storages than it has')
         for key in keys:
             data, count = storages[key]

@@ -20,7 +20,7 @@ class _NamesOnly(PlainUnpickler):
     """Collects the names in a pickle, and builds and calls nothing."""
 
     def __init__(self, file: Any) -> None:
-        super().__init__(file, lambda *args: _Inert())
+        super().__init__(file, lambda *args: _Inert(), 0)
         self.found: list[str] = []
 
     def find_class(self, module: str, name: str) -> Any:

@@ -39,6 +39,8 @@ class PlainUnpickler(pickle._Unpickler):
     Args:
         file: where the pickle is read from.
         find_storage: called with dtype, key and number of elements, returns a :class:`Storage`.
+        size: bytes of the file. What its calls copy is limited by it: a list that is written once
+            could be made into a thousand sets.
     """
 
     # Neither the registry of extensions, nor instances of old classes, nor shared buffers.
@@ -56,9 +58,10 @@ class PlainUnpickler(pickle._Unpickler):
     )  # fmt: skip
     dispatch = {code: pickle._Unpickler.dispatch[code] for code in _codes}
 
-    def __init__(self, file: Any, find_storage: Callable) -> None:
+    def __init__(self, file: Any, find_storage: Callable, size: int) -> None:
         super().__init__(file, encoding='utf-8')
         self.find_storage = find_storage
+        self.may_copy = 2 * size + 2**16
 
     def load(self) -> Any:
         """Reads one pickle.
@@ -95,11 +98,20 @@ class PlainUnpickler(pickle._Unpickler):
         if type(call) is not Call or type(args) is not tuple:
             what = call.name if type(call) is Word else type(call).__name__
             raise MalformedPickle(f'it calls {what}, which no checkpoint needs')
+        self._charge(args)
         try:
             value = call.function(*args)
         except RefusedObject as error:
             raise RefusedObject(error.name, self._entry()) from None
         self.append(value)
+
+    def _charge(self, values: tuple) -> None:
+        """Counts what a call is given to copy."""
+        for value in values:
+            if isinstance(value, (str, bytes, list, tuple, dict, set, frozenset)):
+                self.may_copy -= len(value)
+        if self.may_copy < 0:
+            raise MalformedPickle('it copies the same data again and again')
 
     def load_newobj(self) -> None:
         args, kind = self.stack.pop(), self.stack.pop()
@@ -109,6 +121,7 @@ class PlainUnpickler(pickle._Unpickler):
 
     def load_build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
+        self._charge(state if type(state) is tuple else (state,))
         if type(target) is OrderedDict:  # versions of the modules, the only attribute there is
             if isinstance(state.get('_metadata'), dict):
                 target._metadata = state['_metadata']
