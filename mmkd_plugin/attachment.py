@@ -19,6 +19,8 @@ from torch import nn
 
 from .compat import guard_modules
 from .distiller import Distiller
+from .image_size import image_size
+from .pixels import of_model
 from .teacher import Teacher, make_teacher
 
 ATTRIBUTE = 'distiller'
@@ -30,8 +32,10 @@ def attach(
     terms: Sequence[dict],
     task_weight: float | str = 1.0,
     seed: int = 0,
-    probe_size: Sequence[int] = (256, 256),
+    probe_size: Sequence[int] | None = None,
     checkpointed: Sequence[str] = (),
+    student_inputs: dict | None = None,
+    data: Any = None,
 ) -> Distiller:
     """Attaches distillation to a live model; :func:`detach` gives it back.
 
@@ -41,19 +45,26 @@ def attach(
 
     Args:
         student: a detector, segmenter or classifier built on MMEngine's ``BaseModel``.
-        teacher: a module, ``dict(config=..., checkpoint=...)`` or a :class:`Teacher`.
+        teacher: ``dict(config=..., checkpoint=...)``, a module, ``dict(model=module, inputs=...)``
+            for a module whose images must be told, or a :class:`Teacher`.
         terms: list of terms, each ``dict(loss=dict(type=...), student=TAP, ...)``.
         task_weight: factor on the student's own losses (0.1 in classic distillation), or
             ``'complement'``: one minus the current weights of the terms.
         seed: seeds connectors and noise; global random states are left alone.
-        probe_size: height and width of the image by which shapes are measured.
+        probe_size: height and width of the image by which shapes are measured; by default what
+            ``data`` or the student says, else (256, 256).
         checkpointed: modules that activation checkpointing will wrap later.
+        student_inputs: what the student's images are, where neither its data preprocessor nor
+            ``data`` says it: ``dict(mean=..., std=..., range=255 | 1, order='rgb' | 'bgr')``.
+        data: the student's training data set (or its config); its pipeline tells how images are
+            normalised and how large they are.
 
     Returns:
         The distiller, which is also ``student.distiller``.
 
     Raises:
-        ValueError: if something is attached already, or a term is wrong.
+        ValueError: if something is attached already, a term is wrong, or it cannot be established
+            how the student's images become the teacher's.
         TapError: if a tap does not fit one of the models.
     """
     if hasattr(student, ATTRIBUTE):
@@ -67,12 +78,16 @@ def attach(
             f'Student and teacher are the same {type(student).__name__} object: freezing the '
             'teacher would freeze the student. Give a copy (copy.deepcopy) as the teacher.'
         )
+    pixels = of_model(student, data, student_inputs, 'student_inputs')
+    probe_size = image_size(student, data) if probe_size is None else probe_size
     handle = make_teacher(teacher)
     like = next(student.parameters(), None)
     if like is None:
         raise ValueError(f'{type(student).__name__} has no parameters: there is no student.')
-    handle.model.to(device=like.device, dtype=like.dtype)
-    distiller = Distiller(student, handle, terms, task_weight, seed, probe_size, checkpointed)
+    handle.follow(like)
+    distiller = Distiller(
+        student, handle, terms, task_weight, seed, probe_size, checkpointed, pixels
+    )
     # The weights of the terms, too: a single tensor of the host's keeps CUDA graphs from a
     # compiled step.
     distiller.to(device=like.device)

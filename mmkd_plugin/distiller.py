@@ -16,8 +16,10 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .compat import is_compiling
-from .execution import PartialForward, probe, rng_kept
+from .execution import PartialForward, probe, probe_explained, probe_inputs, rng_kept
+from .image_size import teacher_size
 from .logit_term import make_term
+from .pixels import Pixels
 from .rng import RandomSource
 from .student_losses import COMPLEMENT, add_zero, checked_task_weight, refuse_taken, weighted
 from .taps import Recorder, TapError, TapPoint, is_loss_input, refuse_checkpointed
@@ -42,6 +44,7 @@ class Distiller(nn.Module):
         seed: seeds connectors and noise.
         probe_size: height and width of the image by which shapes are measured.
         checkpointed: modules that will be wrapped by activation checkpointing.
+        pixels: what the student's images are; by default what its data preprocessor says.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Distiller(nn.Module):
         seed: int = 0,
         probe_size: Sequence[int] = (256, 256),
         checkpointed: Sequence[str] = (),
+        pixels: Pixels | None = None,
     ) -> None:
         super().__init__()
         check_terms(terms)
@@ -97,7 +101,8 @@ class Distiller(nn.Module):
             for point in term.student.points:
                 if not is_loss_input(point):  # labels carry no gradient anyway
                     refuse_checkpointed(student, point.path, checkpointed, term.where)
-        teacher.connect(student, [p for term in self.terms for p in term.teacher.teacher_points])
+        points = [point for term in self.terms for point in term.teacher.teacher_points]
+        teacher.connect(student, points, pixels)
         try:
             for term in self.terms:
                 self.recorder.listen(term.student.points)
@@ -143,9 +148,15 @@ class Distiller(nn.Module):
     def _probe(self, student: nn.Module, points: Sequence[TapPoint], size: Sequence[int]) -> None:
         self.recorder.arm()
         paths = list(dict.fromkeys(point.path for point in points))
-        image, samples = probe(student, PartialForward(student, paths, 'student tap'), size)
+        forward = PartialForward(student, paths, 'student tap')
+        with probe_explained(student, size, 'student'):
+            image, samples = probe(student, forward, size)
         self.recorder.disarm()
-        self.teacher.run(image, samples, compiled=False)
+        view = teacher_size(student)
+        if view is not None:
+            image, samples = probe_inputs(student, view)
+        with probe_explained(self.teacher.model, image.shape[2:], 'teacher'):
+            self.teacher.run(image, samples, compiled=False)
         for recorder in (self.recorder, self.teacher.recorder):
             # References everywhere; a copy only where the model overwrites its output.
             recorder.protect(recorder.overwritten())
@@ -207,6 +218,8 @@ class Distiller(nn.Module):
                 'Call distiller.set_progress(iteration, epoch) before each step (DistillHook does).'
             )
         if any(term.active for term in self.terms):
+            if not is_compiling():
+                self.teacher.check_images(inputs)
             view = data_samples.get(TEACHER_INPUTS) if isinstance(data_samples, dict) else None
             self.teacher.run(inputs if view is None else view, data_samples)
             self.recorder.arm()

@@ -18,6 +18,7 @@ from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+from .pixels import image_channels
 from .taps import TapError
 
 # Heads whose forward returns something else in eval mode (other scale, other number of tensors).
@@ -35,6 +36,10 @@ TRAIN_FORM_HEADS = (
     'DecoupledSOLOHead',
     'DecoupledSOLOLightHead',
 )
+
+
+class ProbeError(ValueError):
+    """A model that cannot run on the probe image."""
 
 
 def set_inference(model: nn.Module) -> None:
@@ -178,11 +183,11 @@ def probe_inputs(model: nn.Module, size: Sequence[int]) -> tuple[Tensor, list]:
     """One small random image of ``size`` (height, width) and a sample that describes it.
 
     Returns:
-        The image, (1, 3, H, W), on the model's device and in its dtype, and its data samples.
+        The image, (1, C, H, W), on the model's device and in its dtype, and its data samples.
     """
     parameter = next(model.parameters())
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn(1, 3, *size, generator=generator)
+    image = torch.randn(1, image_channels(model) or 3, *size, generator=generator)
     shape = tuple(int(s) for s in size)
     sample = BaseDataElement(
         metainfo=dict(
@@ -206,3 +211,26 @@ def probe(model: nn.Module, forward: Any, size: Sequence[int]) -> tuple[Tensor, 
         image, samples = probe_inputs(model, size)
         forward(image, samples)
     return image, samples
+
+
+@contextlib.contextmanager
+def probe_explained(
+    model: nn.Module, size: Sequence[int], role: str, key: str = 'probe_size=(height, width)'
+) -> Iterator[None]:
+    """Says of a model that refuses the probe image what that image is for, and which ``key`` sets
+    its size.
+
+    Raises:
+        ProbeError: whatever happened inside, as a sentence that names the key.
+    """
+    try:
+        yield
+    except TapError:
+        raise
+    except Exception as error:
+        what = ' '.join(str(error).split())[:300] or 'no message'
+        raise ProbeError(
+            f'The {role} ({type(model).__name__}) failed on the image of {size[0]} x {size[1]} '
+            f'(height x width) by which shapes are measured: {type(error).__name__}: {what}. If it '
+            f'takes images of another size, say which: {key}.'
+        ) from error

@@ -6,6 +6,7 @@ import copy
 
 from torch import nn
 
+from .pixels import Pixels
 from .teacher import Teacher
 
 PREVIOUS_EPOCH = 'previous_epoch'
@@ -26,6 +27,10 @@ class SelfTeacher(Teacher):
             copy.deepcopy(student), identity=dict(config=PREVIOUS_EPOCH, checkpoint=None)
         )
         self.epoch = 0
+
+    def pixels(self, student: Pixels) -> Pixels:
+        """The student's, whatever they are."""
+        return student
 
     def refresh(self, student: nn.Module, epoch: int) -> None:
         """Takes over the student's weights when ``epoch`` (from 0) is a new one."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .execution import PartialForward, probe
+from .execution import PartialForward, probe, probe_explained
+from .image_size import image_size
 from .taps import Recorder, TapError, TapPoint
 
 
@@ -33,11 +34,19 @@ class Place:
     calls: int
 
 
-def survey(model: nn.Module, probe_size: Sequence[int] = (256, 256)) -> list[Place]:
+def survey(model: nn.Module, probe_size: Sequence[int] | None = None) -> list[Place]:
     """Runs ``model`` once on a probe image and lists every module that gave tensors.
 
     Modules of a RoI head are left out: each model has regions of its own there.
+
+    Args:
+        model: a detector, segmenter, classifier or plain module.
+        probe_size: height and width of the image; by default what the model says, else (256, 256).
+
+    Raises:
+        ProbeError: if the model does not run on that image.
     """
+    probe_size = image_size(model) if probe_size is None else probe_size
     modules = {n: m for n, m in model.named_modules() if n and not n.startswith('roi_head')}
     points = [TapPoint(name) for name in modules if not name.startswith('data_preprocessor')]
     recorder = Recorder(model, 'model')
@@ -50,7 +59,8 @@ def survey(model: nn.Module, probe_size: Sequence[int] = (256, 256)) -> list[Pla
     forward = PartialForward(model, roots)
     recorder.arm()
     try:
-        probe(model, forward, probe_size)
+        with probe_explained(model, probe_size, 'model', 'probe_size, or --size HEIGHT WIDTH'):
+            probe(model, forward, probe_size)
         recorder.disarm()
         return [
             place

@@ -61,6 +61,31 @@ class Capture:
     extras: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Crop:
+    """Cuts off what a map has only because its images were padded below and on the right.
+
+    Attributes:
+        images: of the batch.
+        kept: height and width of the images before that padding.
+        padded: height and width after it.
+    """
+
+    images: int
+    kept: tuple[int, int]
+    padded: tuple[int, int]
+
+    def __call__(self, value: Any) -> Any:
+        if not (isinstance(value, Tensor) and value.dim() == 4 and len(value) == self.images):
+            return value
+        # A map has one place for each `stride` pixels that have begun.
+        height, width = (
+            -(-side * kept // padded)
+            for side, kept, padded in zip(value.shape[2:], self.kept, self.padded)
+        )
+        return value[:, :, :height, :width]
+
+
 @dataclass
 class _Listener:
     """Forward (pre-)hook of one module. An object, not a closure, so that a deep copy of the model
@@ -73,6 +98,7 @@ class _Listener:
     path: str
     armed: bool = False
     clone: bool = False
+    crop: Crop | None = None
     calls: list = field(default_factory=list)
     raw: list = field(default_factory=list)
     versions: list = field(default_factory=list)
@@ -83,6 +109,8 @@ class _Listener:
         seen = output[0] if output else (args, kwargs)
         if self.clone:
             seen = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, seen)
+        if self.crop is not None:
+            seen = tree_map(self.crop, seen)
         tensors = _tensors(seen)
         self.calls.append(tensors)
         self.raw.append(seen)
@@ -253,10 +281,11 @@ class Recorder:
     def paths(self) -> list[str]:
         return list(dict.fromkeys(path for path, _ in self._listeners))
 
-    def arm(self) -> None:
+    def arm(self, crop: Crop | None = None) -> None:
+        """Listens from now on; ``crop`` is applied to every map."""
         for listener in self._listeners.values():
             listener.clear()
-            listener.armed = True
+            listener.armed, listener.crop = True, crop
 
     def disarm(self) -> None:
         for listener in self._listeners.values():

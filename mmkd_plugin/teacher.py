@@ -24,9 +24,11 @@ from .class_map import class_difference, resolve_class_map
 from .compat import check_stack
 from .execution import PartialForward, rng_kept, set_inference
 from .model_config import load_model_config
+from .pipelines import training_data
+from .pixels import Pixels, image_channels, of_model, stated
 from .preprocess import InputConverter
 from .registry import check_keys
-from .taps import Recorder, TapPoint
+from .taps import Crop, Recorder, TapPoint
 
 TEACHER_KEYS = (
     'config',
@@ -38,7 +40,9 @@ TEACHER_KEYS = (
     'class_map',
     'trust_checkpoint',
     'compile',
+    'inputs',
 )
+_LIVE_KEYS = ('model', 'compile', 'inputs')
 
 
 def build_model(config: Config) -> nn.Module:
@@ -78,6 +82,20 @@ def _how_to_get(config: Any) -> str:
     )
 
 
+def _same_channels(student: nn.Module, teacher: nn.Module) -> int:
+    """Number of channels of the images that both models take."""
+    counts = image_channels(student), image_channels(teacher)
+    if None not in counts and counts[0] != counts[1]:
+        raise ValueError(
+            f'The student ({type(student).__name__}) takes images of {counts[0]} '
+            f'channel{"s" if counts[0] > 1 else ""}, the teacher ({type(teacher).__name__}) of '
+            f'{counts[1]}: they cannot see the same image. Take a teacher that was trained on '
+            f'images of {counts[0]}, or let the student have in_channels={counts[1]} in its '
+            'backbone and load such images.'
+        )
+    return counts[0] or counts[1] or 3
+
+
 def _current_scope() -> str | None:
     current = DefaultScope.get_current_instance()
     return current.scope_name if current else None
@@ -111,6 +129,12 @@ class Teacher:
             are the same.
         difference: how its classes differ from the student's, in a sentence; None if they do not.
         allow_class_mismatch: let terms compare classes all the same.
+        inputs: what it was trained on, where its data preprocessor does not say it:
+            ``dict(mean=..., std=..., range=255 | 1, order='rgb' | 'bgr')``.
+        data: its training data set, or the config of it, whose pipeline may normalise.
+
+    Raises:
+        ValueError: a wrong ``compile`` or ``inputs``.
     """
 
     def __init__(
@@ -122,12 +146,17 @@ class Teacher:
         class_map: Sequence[int] | None = None,
         difference: str | None = None,
         allow_class_mismatch: bool = False,
+        inputs: dict | None = None,
+        data: Any = None,
     ) -> None:
         if not isinstance(compile, (bool, dict)):
             raise ValueError(
                 f"teacher.compile={compile!r} must be True, False or torch.compile's arguments, "
                 "such as dict(mode='reduce-overhead')."
             )
+        if inputs is not None:
+            stated(inputs, 'teacher.inputs')
+        self._inputs, self._data = inputs, data
         self.model = revert_sync_batchnorm(model)
         self.model.requires_grad_(False)
         self.identity = identity or dict(config=None, checkpoint=None)
@@ -156,6 +185,7 @@ class Teacher:
         class_map: Any = None,
         trust_checkpoint: bool = False,
         compile: bool | dict = False,
+        inputs: dict | None = None,
         student_classes: Sequence[str] | None = None,
         cfg_options: dict | None = None,
     ) -> Teacher:
@@ -173,6 +203,7 @@ class Teacher:
                 :func:`mmkd_plugin.class_map.resolve_class_map`.
             trust_checkpoint: allow a checkpoint to hold pickled objects (they can run code).
             compile: ``True`` or a dict of ``torch.compile``'s arguments for the teacher's forward.
+            inputs: see :class:`Teacher`; wins over what config and model say.
             student_classes: class names of the student's data set, if known.
             cfg_options: changes to the config, such as ``{'model.backbone.depth': 50}``.
 
@@ -218,7 +249,17 @@ class Teacher:
             difference = class_difference(classes, student_classes)
         else:
             class_map = resolve_class_map(class_map, student_classes, classes)
-        return cls(model, identity, classes, compile, class_map, difference, allow_class_mismatch)
+        return cls(
+            model,
+            identity,
+            classes,
+            compile,
+            class_map,
+            difference,
+            allow_class_mismatch,
+            inputs,
+            training_data(cfg),
+        )
 
     def refuse_other_classes(self, where: str) -> None:
         """Refuses (or, where allowed, reports) other classes, for a term that compares them.
@@ -240,11 +281,23 @@ class Teacher:
             )
         print_log(f'{where}: {self.difference}', 'current', logging.WARNING)
 
-    def connect(self, student: nn.Module, points: Sequence[TapPoint]) -> None:
+    def pixels(self, student: Pixels) -> Pixels:
+        """What its images are, beside those of the student."""
+        return of_model(self.model, self._data, self._inputs, 'teacher.inputs')
+
+    def connect(
+        self, student: nn.Module, points: Sequence[TapPoint], pixels: Pixels | None = None
+    ) -> None:
         """Listens at ``points`` and prepares the conversion from the student's inputs.
 
+        Args:
+            student: the model whose batches it will see.
+            points: where to listen.
+            pixels: what the student's images are; by default what its data preprocessor says.
+
         Raises:
-            ValueError: if the handle already serves a student.
+            ValueError: if the handle already serves a student, or if it cannot be established how
+                the student's images become the teacher's.
             TapError: for a point that a partial forward cannot serve.
         """
         if self.recorder is not None:
@@ -258,10 +311,11 @@ class Teacher:
         if self._compile:
             arguments = {} if self._compile is True else self._compile
             self._run = torch.compile(self._forward.__call__, **arguments)
-        self._convert = InputConverter(
-            getattr(student, 'data_preprocessor', None),
-            getattr(self.model, 'data_preprocessor', None),
-        )
+        channels = _same_channels(student, self.model)
+        pixels = of_model(student) if pixels is None else pixels
+        self._convert = InputConverter(pixels, self.pixels(pixels), channels)
+        if pixels.divisor is not None and self._convert.divisor > 1:
+            self._refuse_padding(pixels.divisor)
         self.recorder = Recorder(self.model, 'teacher')
         self.recorder.listen(points)
 
@@ -269,6 +323,28 @@ class Teacher:
     def depth(self) -> str:
         """How deep it runs: ``'backbone'``, ``'neck'``, ``'head'`` or ``'full'``."""
         return self._forward.depth
+
+    def _refuse_padding(self, own: int) -> None:
+        """Maps of padded images can be cut to the student's; what sees the image as one cannot."""
+        heads = [getattr(self.model, name) for name in self._forward.heads]
+        if self.depth != 'full' and not any(hasattr(head, 'num_grids') for head in heads):
+            return
+        divisor = self._convert.divisor
+        raise ValueError(
+            f'The teacher ({type(self.model).__name__}) needs images whose height and width are '
+            f"multiples of {divisor}, the student's are multiples of {own}. What it says of a "
+            'padded image would belong to other places than what the student says. Write '
+            f'data_preprocessor=dict(pad_size_divisor={divisor}) in the model of the student '
+            '(size_divisor in MMSegmentation).'
+        )
+
+    def check_images(self, images: Any, stage: str = 'final') -> None:
+        """Looks once at real images of the student, if only the lack of a word says what they are.
+
+        Raises:
+            ValueError: if they are not what they are taken for.
+        """
+        self._convert.check(images, stage)
 
     def run(self, inputs: Tensor, data_samples: list | None = None, compiled: bool = True) -> None:
         """Fills the recorder with what the taps see on the student's own (augmented) batch.
@@ -280,12 +356,26 @@ class Teacher:
         save for its backward) and under whatever autocast the student runs.
         """
         with torch.no_grad():
-            self.recorder.arm()
+            images = self._convert(inputs, data_samples)
+            sizes = tuple(inputs.shape[2:]), tuple(images.shape[2:])
+            if sizes[0] != sizes[1]:
+                self._refuse_padding(1)
+            self.recorder.arm(None if sizes[0] == sizes[1] else Crop(len(images), *sizes))
             try:
                 forward = self._run if compiled else self._forward
-                forward(self._convert(inputs, data_samples), data_samples)
+                forward(images, data_samples)
             finally:
                 self.recorder.disarm()
+
+    def follow(self, parameter: Tensor) -> None:
+        """Goes to the device and dtype of one of the student's parameters.
+
+        Not by the model's own ``to``, which some models define with other arguments.
+        """
+        device, dtype = parameter.device, parameter.dtype
+        self.model._apply(
+            lambda x: x.to(device=device, dtype=dtype if x.is_floating_point() else None)
+        )
 
     def move(self, fn: Any) -> None:
         """Applies a device or dtype change of the student to the teacher."""
@@ -310,6 +400,9 @@ def make_teacher(teacher: Any, student_classes: Sequence[str] | None = None) -> 
         return teacher
     if isinstance(teacher, nn.Module):
         return Teacher(teacher)
+    if isinstance(teacher, dict) and isinstance(teacher.get('model'), nn.Module):
+        check_keys(teacher, _LIVE_KEYS, 'teacher (with a model)')
+        return Teacher(**teacher)
     if isinstance(teacher, dict):
         check_keys(teacher, TEACHER_KEYS, 'teacher')
         if 'config' not in teacher:
@@ -317,5 +410,6 @@ def make_teacher(teacher: Any, student_classes: Sequence[str] | None = None) -> 
         return Teacher.build(**teacher, student_classes=student_classes)
     raise TypeError(
         "teacher is dict(config=..., checkpoint=...), 'previous_epoch' (in a DistillHook), an "
-        f'nn.Module or a Teacher, not {type(teacher).__name__} ({teacher!r}).'
+        'nn.Module, dict(model=module, inputs=dict(...)) or a Teacher, '
+        f'not {type(teacher).__name__} ({teacher!r}).'
     )

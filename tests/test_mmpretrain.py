@@ -243,6 +243,7 @@ def test_parts_of_both_packages_fit_together():
         type='mmkd_plugin.ImageClassifier',
         backbone=dict(type='mmpretrain.ResNet_CIFAR', depth=18, stem_channels=8, base_channels=8),
         head=dict(type='LinearHead', num_classes=CLASSES, in_channels=64),
+        data_preprocessor=dict(type='mmpretrain.ClsDataPreprocessor', **NORMALISE),
     )
     theirs = model_config(
         dict(type='mmkd_plugin.CIFARResNet', depth=8),

@@ -19,6 +19,7 @@ import dataclasses
 import re
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from _common import add_debug_argument
 from _listing import Pair, as_json, show_recipes, show_table, show_views
@@ -26,7 +27,9 @@ from rich.console import Console
 from torch import nn
 
 from mmkd_plugin import recipes
+from mmkd_plugin.image_size import image_size
 from mmkd_plugin.model_config import load_model_config
+from mmkd_plugin.pipelines import training_data
 from mmkd_plugin.recipes.detection import RECIPES
 from mmkd_plugin.survey import Place, survey
 from mmkd_plugin.taps import TapError
@@ -58,18 +61,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--size',
         type=int,
         nargs=2,
-        default=(256, 256),
         metavar=('H', 'W'),
-        help='size of the probe image (default 256 256)',
+        help="size of the probe image (default: of the student's pipeline where all its images "
+        'have one size, else 256 256)',
     )
     parser.add_argument('--json', action='store_true', help='print JSON instead of a table')
     add_debug_argument(parser)
     return parser.parse_args(argv)
 
 
-def load_model(config: str, role: str) -> nn.Module:
-    """The model of a config, with random weights."""
-    return build_model(load_model_config(config, role=role))
+def load_model(config: str, role: str) -> tuple[nn.Module, Any]:
+    """The model of a config, with random weights, and the config of its training data."""
+    loaded = load_model_config(config, role=role)
+    return build_model(loaded), training_data(loaded)
 
 
 def pair_rows(student: Sequence[Place], teacher: Sequence[Place] | None) -> list[Pair]:
@@ -167,11 +171,11 @@ def inspect(args: argparse.Namespace) -> None:
     """Prints what the command line asks for."""
     if args.depth is not None and args.depth < 1:
         raise UsageError(f'--depth is at least 1, not {args.depth}.')
-    size = tuple(args.size)
     # Packages print while they are imported; standard output is for the table or the JSON alone.
     with contextlib.redirect_stdout(sys.stderr):
-        student = load_model(args.config, 'student')
-        teacher = None if args.teacher is None else load_model(args.teacher, 'teacher')
+        student, data = load_model(args.config, 'student')
+        teacher = None if args.teacher is None else load_model(args.teacher, 'teacher')[0]
+        size = image_size(student, data) if args.size is None else tuple(args.size)
         all_pairs = pair_rows(
             survey(student, probe_size=size),
             survey(teacher, probe_size=size) if teacher is not None else None,

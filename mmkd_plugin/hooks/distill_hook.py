@@ -35,6 +35,7 @@ _KEYS = (
     'init_student',
     'seed',
     'probe_size',
+    'student_inputs',
 )
 
 
@@ -57,7 +58,10 @@ class DistillHook(Hook):
             weights of the terms. By default what the recipe says, else 1.
         init_student: parts to start from the teacher's weights, such as ``'neck+head'``.
         seed: seeds connectors and noise.
-        probe_size: height and width of the image by which shapes are measured.
+        probe_size: height and width of the image by which shapes are measured; by default the size
+            that pipeline and data preprocessor give all images, else (256, 256).
+        student_inputs: what the student's images are, where its pipeline normalises them in a way
+            that cannot be read: ``dict(mean=..., std=..., range=255 | 1, order='rgb' | 'bgr')``.
         term_options: changes to the terms by their names, such as ``dict(gdd=dict(weight=20))``;
             the terms of a recipe exist only once both models are built.
 
@@ -84,8 +88,9 @@ class DistillHook(Hook):
         task_weight: float | str | None = None,
         init_student: str | None = None,
         seed: int = 0,
-        probe_size: Sequence[int] = (256, 256),
+        probe_size: Sequence[int] | None = None,
         term_options: dict | None = None,
+        student_inputs: dict | None = None,
         **unknown: Any,
     ) -> None:
         check_keys(unknown, _KEYS, 'DistillHook')
@@ -111,6 +116,7 @@ class DistillHook(Hook):
         self.seed = seed
         self.probe_size = probe_size
         self.term_options = check_term_options(term_options)
+        self.student_inputs = student_inputs
         self.distiller: Distiller | None = None
         self._compiled_step = CompiledStepHook()
 
@@ -141,6 +147,8 @@ class DistillHook(Hook):
             self.seed,
             self.probe_size,
             _as_list(runner.cfg.get('activation_checkpointing')),
+            self.student_inputs,
+            runner.train_dataloader.dataset,
         )
         try:
             refuse_traced(runner, self.distiller)
@@ -169,6 +177,8 @@ class DistillHook(Hook):
             self.distiller.teacher.refresh(student_of(runner), runner.epoch)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        if isinstance(data_batch, dict):  # before the step: that of a compiled one cannot look
+            self.distiller.teacher.check_images(data_batch.get('inputs'), 'loaded')
         self.distiller.set_progress(runner.iter, runner.epoch)
 
     # -- after a step ------------------------------------------------------------------------

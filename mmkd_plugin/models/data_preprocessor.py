@@ -60,7 +60,8 @@ class ClsDataPreprocessor(BaseDataPreprocessor):
         ValueError: a std of 0, unknown transform or key, bad ``mixup`` or ``teacher_view``.
     """
 
-    channel_conversion = False  # data sets and statistics are RGB
+    channel_conversion = False
+    file_order = 'rgb'  # of the data sets, and of mean and std
 
     def __init__(
         self,
