@@ -12,13 +12,13 @@ from .user_errors import UsageError
 
 def distill_hooks(cfg: Config) -> list[dict]:
     """The DistillHook entries among the config's custom hooks."""
+    return [hook for hook in cfg.get('custom_hooks') or [] if _class_name(hook) == 'DistillHook']
 
-    def is_ours(hook: object) -> bool:
-        kind = hook.get('type') if isinstance(hook, dict) else type(hook)
-        kind = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
-        return kind.rsplit('.', 1)[-1] == 'DistillHook'
 
-    return [hook for hook in cfg.get('custom_hooks') or [] if is_ours(hook)]
+def _class_name(hook: object) -> str:
+    kind = hook.get('type') if isinstance(hook, dict) else type(hook)
+    kind = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+    return kind.rsplit('.', 1)[-1]
 
 
 def is_classifier(cfg: Config) -> bool:
@@ -36,6 +36,15 @@ def add_import(cfg: Config, module: str) -> None:
         modules.append(module)
     cfg.custom_imports = dict(imports, imports=modules)
     importlib.import_module(module)
+
+
+def add_hook(cfg: Config, key: str, kind: str) -> None:
+    """Adds a hook of this package to the default hooks, unless the config has one already."""
+    default = dict(cfg.get('default_hooks') or {})
+    hooks = [*(cfg.get('custom_hooks') or []), *default.values()]
+    if kind not in [_class_name(hook) for hook in hooks]:
+        cfg.default_hooks = dict(default, **{key: dict(type=f'mmkd_plugin.{kind}')})
+        add_import(cfg, 'mmkd_plugin')
 
 
 def replace_recipe(cfg: Config, hook: dict, recipe: str, cfg_options: dict | None) -> None:

@@ -21,6 +21,7 @@ from .image_size import teacher_size
 from .logit_term import make_term
 from .pixels import Pixels
 from .rng import RandomSource
+from .saving.finite import on_this_rank
 from .student_losses import COMPLEMENT, add_zero, checked_task_weight, refuse_taken, weighted
 from .taps import Recorder, TapError, TapPoint, is_loss_input, refuse_checkpointed
 from .teacher import Teacher
@@ -312,7 +313,7 @@ class Distiller(nn.Module):
         if bad:
             at = '' if self._iteration is None else f' at iteration {self._iteration}'
             raise FloatingPointError(
-                f'NaN or Inf{at} in the {", ".join(bad)}. The last saved checkpoint is intact. '
+                f'NaN or Inf{at}{on_this_rank()} in the {", ".join(bad)}. '
                 'Lower the learning rate or the weight of the term, clip gradients, or train with '
                 'bfloat16 instead of float16.'
             )

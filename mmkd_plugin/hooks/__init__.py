@@ -1,14 +1,17 @@
 """MMEngine hooks: the control plane of distillation."""
 
+from ..saving.mend import mend_last_checkpoint
 from .compiled_step_hook import CompiledStepHook
 from .distill_hook import DistillHook
+from .interrupt_hook import InterruptHook
 from .recalibrate_bn_hook import RecalibrateBNHook
-from .safe_checkpoint_hook import SafeCheckpointHook, mend_last_checkpoint
+from .safe_checkpoint_hook import SafeCheckpointHook
 from .step_seed_hook import StepSeedHook
 
 __all__ = [
     'CompiledStepHook',
     'DistillHook',
+    'InterruptHook',
     'RecalibrateBNHook',
     'SafeCheckpointHook',
     'StepSeedHook',

@@ -19,12 +19,15 @@ from ..distiller import Distiller, check_terms
 from ..init_student import copy_teacher_weights, parse_parts
 from ..loaded_weights import check_training, file_of, verify_file_of
 from ..registry import HOOKS, check_keys
+from ..saving.finite import on_this_rank
 from ..self_teacher import PREVIOUS_EPOCH, SelfTeacher
 from ..teacher import Teacher, make_teacher
 from ..term_options import change_terms, check_term_options
 from .compiled_step_hook import CompiledStepHook
-from .resume import restore
+from .rest_of_epoch import resume_within_epoch
+from .resume import add_distillation, restore
 from .runner_model import include_connectors, refuse_traced, refuse_unfit_model, student_of
+from .safe_checkpoint_hook import guard, intact
 
 _KEYS = (
     'teacher',
@@ -163,11 +166,14 @@ class DistillHook(Hook):
                 f'task_weight={task_weight}, terms={list(terms)}'
             )
         runner.logger.info(_describe(self.distiller))
+        guard(runner)
 
     def before_train(self, runner: Runner) -> None:
         self._compiled_step.before_train(runner)
         if self.distiller is not None and runner.cfg.get('compile'):
             self.distiller.rng.hide()
+        if self.distiller is not None:
+            resume_within_epoch(runner)
         # With load_from this has happened before loading, so that the loaded weights win.
         if self.distiller is not None and self.init_student and not runner._has_loaded:
             self._inherit(runner)
@@ -194,18 +200,21 @@ class DistillHook(Hook):
         for key in self.distiller.loss_keys:
             history = logged.get(f'train/{key}')
             if history is not None and not math.isfinite(history.current()):
-                self.distiller.raise_if_not_finite()
+                try:
+                    self.distiller.raise_if_not_finite()
+                except FloatingPointError as error:
+                    raise FloatingPointError(f'{error} {intact(runner)}'.rstrip()) from None
                 raise FloatingPointError(
-                    f'{key} is {history.current()} at iteration {runner.iter}, though '
-                    'its taps are finite: its connectors have diverged. Lower the learning rate '
-                    'or the weight of the term. The last saved checkpoint is intact.'
+                    f'{key} is {history.current()} at iteration {runner.iter}{on_this_rank()}, '
+                    'though its taps are finite: its connectors have diverged. Lower the learning '
+                    f'rate or the weight of the term. {intact(runner)}'.rstrip()
                 )
 
     # -- checkpoints -------------------------------------------------------------------------
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if self.distiller is not None:
-            checkpoint['distiller'] = self.distiller.resume_state()
+            add_distillation(checkpoint, self.distiller, runner)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         self.before_run(runner)  # FlexibleRunner loads earlier
@@ -213,7 +222,7 @@ class DistillHook(Hook):
             return
         check_training(student_of(runner), checkpoint, file_of(runner), runner._resume)
         if runner._resume:
-            restore(self.distiller, checkpoint)
+            restore(self.distiller, checkpoint, runner)
         elif self.init_student:
             self._inherit(runner)
 

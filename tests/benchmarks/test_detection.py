@@ -16,6 +16,7 @@ import torch
 from mmengine.config import Config
 
 from benchmarks import detection, methods, pool, summary, worker
+from mmkd_plugin.checkpoint import CheckpointError
 
 STUDENT = [0.50, 0.60, 0.55]
 
@@ -276,12 +277,14 @@ def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path: Path, digits_root: P
 
 
 def test_what_a_kill_left_half_written_is_not_resumed_from(tmp_path: Path):
-    torch.save(dict(a=torch.zeros(1000)), tmp_path / 'epoch_9.pth')
+    state = dict(a=torch.zeros(1000))
+    torch.save(dict(meta=dict(epoch=9, iter=9), state_dict=state), tmp_path / 'epoch_9.pth')
     whole = (tmp_path / 'epoch_9.pth').read_bytes()
     (tmp_path / 'epoch_10.pth').write_bytes(whole[:-100])
     (tmp_path / 'last_checkpoint').write_text('')
     worker.mend_last_checkpoint(tmp_path)
     assert (tmp_path / 'last_checkpoint').read_text() == str(tmp_path / 'epoch_9.pth')
     (tmp_path / 'epoch_9.pth').write_bytes(whole[:50])
-    worker.mend_last_checkpoint(tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(CheckpointError, match='epoch_9.pth is truncated'):
+        worker.mend_last_checkpoint(tmp_path)
+    assert (tmp_path / 'epoch_9.pth').read_bytes() == whole[:50]  # nothing is removed

@@ -131,7 +131,9 @@ def test_checkpoint_holds_a_plain_student_and_the_rest_apart(tmp_path, teacher_f
     runner = train(runner_config(tmp_path, hook))
     saved = weights(tmp_path / 'iter_4.pth')
     assert list(saved['state_dict']) == list(toy_model().state_dict())
-    assert set(saved['distiller']) == {'version', 'connectors', 'teacher', 'seed', 'settings'}
+    assert set(saved['distiller']) == {
+        'version', 'connectors', 'teacher', 'seed', 'settings', 'cfg', 'optimizer',
+    }  # fmt: skip
     assert len(saved['distiller']['teacher']['checkpoint']) == 64
     assert not hasattr(runner.model, 'distiller')  # given back after the run
     width = weights(teacher_file)['state_dict']['backbone.stem.0.weight'].shape

@@ -23,7 +23,7 @@ class FillDisk(Hook):
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
 
-config = toys.runner_config({work!r}, toys.hook_config(), max_iters=6, default_hooks=dict(
+config = toys.runner_config({work!r}, *{hooks}, max_iters=6, default_hooks=dict(
     logger=dict(type='LoggerHook', interval=100),
     checkpoint=dict(type={hook!r}, by_epoch=False, interval=2, max_keep_ckpts=1)))
 runner = Runner.from_cfg(config)
@@ -32,13 +32,21 @@ runner.train()
 """
 
 
-def run(work: Path, hook: str) -> subprocess.CompletedProcess:
-    code = SCRIPT.format(root=str(TESTS.parent), tests=str(TESTS), work=str(work), hook=hook)
+def run(work: Path, hook: str, distil: bool = True) -> subprocess.CompletedProcess:
+    code = SCRIPT.format(
+        root=str(TESTS.parent),
+        tests=str(TESTS),
+        work=str(work),
+        hook=hook,
+        hooks='[toys.hook_config()]' if distil else '[]',
+    )
     return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
 
 
-def test_the_old_checkpoint_survives_a_full_disk(tmp_path):
-    done = run(tmp_path, 'mmkd_plugin.SafeCheckpointHook')
+@pytest.mark.parametrize('hook', ['mmkd_plugin.SafeCheckpointHook', 'CheckpointHook'])
+def test_the_old_checkpoint_survives_a_full_disk(tmp_path, hook):
+    """In a distilled run with MMEngine's own hook, too: DistillHook makes it safe."""
+    done = run(tmp_path, hook)
     assert done.returncode != 0
     assert 'The previous one is intact' in done.stderr
     assert [p.name for p in tmp_path.glob('*.pth')] == ['iter_2.pth']
@@ -49,8 +57,8 @@ def test_the_old_checkpoint_survives_a_full_disk(tmp_path):
 
 
 def test_the_original_hook_would_have_lost_it(tmp_path):
-    """Shows that the test above can fail: MMEngine removes the old file first."""
-    run(tmp_path, 'CheckpointHook')
+    """Shows that the test above can fail: in a plain run MMEngine removes the old file first."""
+    run(tmp_path, 'CheckpointHook', distil=False)
     assert not (tmp_path / 'iter_2.pth').exists()
 
 
