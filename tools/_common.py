@@ -107,6 +107,12 @@ def set_work_dir(cfg: Config, work_dir: str | None, config_name: str) -> None:
         cfg.work_dir = os.path.join('work_dirs', Path(config_name).stem)
 
 
+def is_first_process(launcher: str) -> bool:
+    """Whether this is the only process or rank 0, before the ranks know of each other."""
+    rank = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
+    return int(os.environ.get(rank.get(launcher, ''), 0)) == 0
+
+
 def set_up_launcher(cfg: Config, launcher: str, local_rank: int) -> None:
     """Prepares one process of a run; without an accelerator it joins a gloo group.
 

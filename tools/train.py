@@ -19,10 +19,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from _common import (
     add_runner_arguments,
     build_runner,
+    is_first_process,
     load_config,
     prepare_scope,
     set_up_launcher,
@@ -31,11 +33,12 @@ from _common import (
 from mmengine.config import Config
 
 from mmkd_plugin.command_line import add_distillation, add_distillation_arguments
-from mmkd_plugin.config_edits import add_import, distill_hooks, refuse_lost_options
+from mmkd_plugin.config_edits import add_hook, distill_hooks, refuse_lost_options
 from mmkd_plugin.download import SUFFIXES
-from mmkd_plugin.hooks import mend_last_checkpoint
 from mmkd_plugin.loaded_weights import CheckWeightsHook, read_safely
 from mmkd_plugin.model_config import existing_file
+from mmkd_plugin.saving.mend import check_resume
+from mmkd_plugin.saving.work_dir import claimed
 from mmkd_plugin.user_errors import UsageError, one_line_errors
 
 
@@ -59,20 +62,29 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='FILE',
         help='go on from a checkpoint; without a file, from the last in the work dir',
     )
+    parser.add_argument(
+        '--seed-steps',
+        action='store_true',
+        help='random numbers from seed and iteration (StepSeedHook): with random augmentation or '
+        'dropout, too, a resumed run repeats what an uninterrupted one does',
+    )
+    parser.add_argument(
+        '--no-save-on-signal',
+        dest='save_on_signal',
+        action='store_false',
+        help='let SIGTERM and Ctrl-C end a distilled run at once, without a checkpoint',
+    )
     add_runner_arguments(parser)
     add_distillation_arguments(parser)
     return parser.parse_args(argv)
 
 
-def protect_checkpoints(cfg: Config) -> None:
-    """Keeps the old checkpoint of a distilled run until the new one is written.
-
-    MMEngine's hook removes first and writes then, which loses both when the disk is full.
-    """
-    hook = (cfg.get('default_hooks') or {}).get('checkpoint')
-    if distill_hooks(cfg) and isinstance(hook, dict) and hook.get('type') == 'CheckpointHook':
-        add_import(cfg, 'mmkd_plugin')
-        hook['type'] = 'mmkd_plugin.SafeCheckpointHook'
+def add_hooks(cfg: Config, args: argparse.Namespace) -> None:
+    """What makes a run easier to interrupt and to resume, unless the config has it."""
+    if distill_hooks(cfg) and args.save_on_signal:
+        add_hook(cfg, 'interrupt', 'InterruptHook')
+    if args.seed_steps:
+        add_hook(cfg, 'step_seed', 'StepSeedHook')
 
 
 def apply_train_options(cfg: Config, args: argparse.Namespace) -> None:
@@ -114,15 +126,16 @@ def train(args: argparse.Namespace) -> None:
     set_work_dir(cfg, args.work_dir, args.config)
     apply_train_options(cfg, args)
     add_distillation(cfg, args)
-    protect_checkpoints(cfg)
+    add_hooks(cfg, args)
     set_up_launcher(cfg, args.launcher, args.local_rank)
-    if cfg.get('resume') and cfg.get('load_from') is None:
-        mend_last_checkpoint(cfg.work_dir)
-    read_safely(args.trust_checkpoint)
-    runner = build_runner(cfg)
-    if not distill_hooks(cfg):  # which look at the weights themselves
-        runner.register_hook(CheckWeightsHook(test=False))
-    runner.train()
+    with claimed(cfg.work_dir) if is_first_process(args.launcher) else nullcontext():
+        if cfg.get('resume') and is_first_process(args.launcher):
+            check_resume(cfg.work_dir, cfg.get('load_from'))
+        read_safely(args.trust_checkpoint)
+        runner = build_runner(cfg)
+        if not distill_hooks(cfg):  # which look at the weights themselves
+            runner.register_hook(CheckWeightsHook(test=False))
+        runner.train()
 
 
 if __name__ == '__main__':

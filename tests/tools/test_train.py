@@ -166,6 +166,31 @@ def test_the_checkpoint_is_the_plain_students(distilled: Path, place: Path):
     assert 'distiller' in checkpoint
 
 
+WITHOUT_THE_PACKAGE = """
+import sys
+sys.modules['mmkd_plugin'] = None
+import torch
+from mmdet.apis import DetInferencer, init_detector
+from mmengine.config import Config
+file = sys.argv[1]
+DetInferencer(weights=file, device='cpu', show_progress=False)
+checkpoint = torch.load(file, map_location='cpu', weights_only=False)
+config = Config.fromstring(checkpoint['meta']['cfg'], '.py')
+init_detector(config, file, device='cpu')
+print('OPENED')
+"""
+
+
+def test_stock_mmdet_opens_the_file(distilled: Path, place: Path):
+    """By the config inside it, in a process that cannot import the package."""
+    done = run(sys.executable, '-c', WITHOUT_THE_PACKAGE, distilled / 'iter_2.pth', cwd=place)
+    assert 'OPENED' in done.stdout
+    checkpoint = load(distilled / 'iter_2.pth')
+    inside = checkpoint['message_hub']['runtime_info']['cfg']
+    assert inside == checkpoint['meta']['cfg'] and 'mmkd_plugin' not in inside
+    assert 'DistillHook' in checkpoint['distiller']['cfg']
+
+
 def test_hooks_and_imports_of_the_config_are_kept(distilled: Path):
     saved = Config.fromfile(distilled / 'student.py')
     kinds = [hook.type for hook in saved.custom_hooks]
