@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import re
-import zipfile
 from pathlib import Path
 
 from mmengine.dist import get_rank
 from mmengine.logging import print_log
 
-from ..checkpoint import CheckpointError, load_file
+from ..checkpoint import CheckpointError, load_file, verify_file
 from .finite import not_finite
 
 _NAME = re.compile(r'(epoch|iter)_(\d+)\.pth')
@@ -132,17 +131,13 @@ def problem(path: Path) -> str | None:
     if path.is_dir():  # DeepSpeed writes folders; only it can read them
         return None if any(path.iterdir()) else 'is an empty folder'
     try:
-        if zipfile.is_zipfile(path):
-            broken = zipfile.ZipFile(path).testzip()
-            if broken:
-                return f'is damaged: the contents of {broken} are not what was written'
         checkpoint = load_file(path, 'last_checkpoint')
-    except CheckpointError as error:
-        if 'besides tensors' in str(error):  # the user's own objects; MMEngine will read them
-            return None
-        return 'is truncated or no checkpoint'
-    except (OSError, zipfile.BadZipFile, EOFError, ValueError) as error:
-        return f'cannot be read ({error})'
+    except CheckpointError:
+        try:
+            verify_file(path)
+        except CheckpointError:
+            return 'is truncated, damaged or no checkpoint'
+        return None  # whole, but with objects of the user's own: reading them is up to the run
     if not isinstance(checkpoint, dict) or 'iter' not in (checkpoint.get('meta') or {}):
         return 'is no checkpoint of a training run'
     exempt = checkpoint['meta'].get('not_finite')
