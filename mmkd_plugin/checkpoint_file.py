@@ -93,7 +93,8 @@ def not_a_checkpoint(path: str | Path, key: str, error: Exception | str) -> Chec
 def few(items: Sequence[str], count: int = 8) -> str:
     """The first of many items, and how many more there are."""
     more = f' and {len(items) - count} more' if len(items) > count else ''
-    return ', '.join(item[:200] for item in items[:count]) + more
+    shown = (item if item.isprintable() else ascii(item) for item in items[:count])
+    return ', '.join(item[:200] for item in shown) + more
 
 
 class Stream:

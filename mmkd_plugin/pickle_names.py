@@ -6,6 +6,7 @@ import importlib.util
 import pickle
 import re
 import sys
+from importlib.machinery import PathFinder
 from typing import Any
 
 from .plain_objects import NAMES, MalformedPickle
@@ -128,12 +129,24 @@ def _is_dangerous(name: str) -> bool:
 
 def known_here(name: str) -> bool:
     """Whether an object of this name can exist in this environment; imports nothing."""
-    module, _, last = name.rpartition('.')
-    try:
-        installed = importlib.util.find_spec(module.split('.')[0]) is not None
-    except (ImportError, ValueError):
+    *parents, last = name.split('.')
+    if not parents or not all(part.isidentifier() for part in (*parents, last)):
         return False
-    return installed and (module not in sys.modules or hasattr(sys.modules[module], last))
+    places = None  # sys.path
+    for depth in range(1, len(parents) + 1):
+        module = '.'.join(parents[:depth])
+        if module in sys.modules:
+            places = getattr(sys.modules[module], '__path__', [])
+            continue
+        try:
+            find = importlib.util.find_spec if depth == 1 else PathFinder.find_spec
+            spec = find(module, places)
+        except (ImportError, ValueError):
+            return False
+        if spec is None:
+            return False
+        places = spec.submodule_search_locations or []
+    return module not in sys.modules or hasattr(sys.modules[module], last)
 
 
 def _common_name(name: str) -> str:

@@ -284,6 +284,14 @@ def test_code_is_named_and_neither_run_nor_recommended(tmp_path, old_format, cal
     assert not mark.exists()
 
 
+@pytest.mark.parametrize(
+    'name', ['cos.OrderedDict', 'torch._u\x0b_x.y', 'torch._utilz.f', 'torch.Siz']
+)
+def test_names_that_only_damage_makes_get_no_advice(tmp_path, name):
+    module, _, last = name.rpartition('.')
+    refused(rewritten(tmp_path, f'\x80\x02c{module}\n{last}\n.'.encode('latin1')), 'not known here')
+
+
 def test_arrays_take_no_pointers(tmp_path):
     """Each of these crashes a process, or may: its loading would follow addresses of the file."""
     path, address = tmp_path / 'a.pth', b'A' * 16
