@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
+import numpy as np
 from mmengine.logging import print_log
 
 from .registry import nearest
@@ -34,9 +35,11 @@ def class_names(meta: Any) -> tuple[str, ...] | None:
     if not isinstance(meta, Mapping):
         return None
     names = next((meta[key] for key in ('classes', 'CLASSES') if meta.get(key) is not None), None)
+    if isinstance(names, np.ndarray):
+        names = names.tolist()  # of one without dimensions the one name
     if isinstance(names, str):
         names = [names]
-    if not isinstance(names, Iterable) or isinstance(names, (bytes, Mapping)):
+    if not isinstance(names, Iterable) or isinstance(names, (bytes, Mapping, Set)):
         return None
     names = list(names)
     if not all(isinstance(name, (str, int)) for name in names):

@@ -60,6 +60,8 @@ def test_what_cannot_be_resolved_is_explained(config, student, teacher, words):
         (dict(CLASSES=('cat', 'dog')), ('cat', 'dog')),
         (dict(classes=('thing')), ('thing',)),
         (dict(classes=np.array(['cat', 'dog'])), ('cat', 'dog')),
+        (dict(classes=np.array('thing')), ('thing',)),
+        (dict(classes={'cat', 'dog'}), None),  # in another order in each process
         ([dict(classes=STUDENT), dict(classes=STUDENT[:2]), dict(palette=[])], STUDENT),
         ([dict(classes=STUDENT[:2]), [dict(classes='cat'), dict(classes=STUDENT)]], STUDENT),
         ([dict(classes=STUDENT), dict(classes=STUDENT[1:])], None),

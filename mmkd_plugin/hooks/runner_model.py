@@ -137,16 +137,15 @@ def _common_group(optim_wrapper: BaseOptimWrapper) -> dict:
     optimizer = optim_wrapper.optimizer
     if 'ZeroRedundancyOptimizer' in _class_names(optimizer):
         raise ValueError(advice.format('ZeroRedundancyOptimizer has spread its parameters already'))
-    first, *others = (
-        {k: v for k, v in group.items() if k not in ('params', 'param_names')}
-        for group in optimizer.param_groups
-    )
+    # Others, such as a group's name, are the user's own and change no step.
+    known = (*optimizer.defaults, 'initial_lr')
+    first, *others = ({k: group.get(k) for k in known} for group in optimizer.param_groups)
     for other in others:
         if other != first:
-            key = next(k for k in first if other.get(k) != first[k])
+            key = next(k for k in known if other[k] != first[k])
             raise ValueError(
                 advice.format(
-                    f'its groups differ ({key}={first[key]!r} and {other.get(key)!r}), so which '
+                    f'its groups differ ({key}={first[key]!r} and {other[key]!r}), so which '
                     'of them they belong to is not said'
                 )
             )

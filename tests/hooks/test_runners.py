@@ -189,6 +189,18 @@ def test_connectors_join_a_finished_optimizer(tmp_path):
     assert keep.trained and runner.optim_wrapper.optimizer is optimizer
 
 
+def test_the_name_of_a_group_is_no_difference(tmp_path):
+    model = toy_model()
+    neck = {id(p) for p in model.neck.parameters()}
+    others = [p for p in model.parameters() if id(p) not in neck]
+    parts = [dict(params=others), dict(params=model.neck.parameters(), name='neck')]
+    runner, keep = build(
+        runner_config(tmp_path), OptimWrapper(torch.optim.SGD(parts, lr=0.1)), model=model
+    )
+    runner.train()
+    assert keep.trained
+
+
 def test_where_connectors_belong_must_be_clear(tmp_path):
     model = toy_model()
     parts = [dict(params=model.neck.parameters()), dict(params=model.bbox_head.parameters(), lr=1)]
