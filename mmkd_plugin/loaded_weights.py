@@ -20,6 +20,7 @@ from torch import nn
 from .checkpoint import (
     CheckpointError,
     Fit,
+    bad_numbers,
     extra_in_own_parts,
     fetch,
     fill,
@@ -142,8 +143,8 @@ def check_training(model: nn.Module, checkpoint: dict, file: str, resume: bool) 
     """Refuses a file of another network, and reports what a file fills and what it does not.
 
     A detector of other classes is a usual start (its head has other shapes): the run goes on.
-    It stops if nothing fits, if more of the backbone has another shape than fits, or if anything
-    has another shape in a run that is resumed.
+    It stops if nothing fits, if more of the backbone has another shape than fits, if anything has
+    another shape in a run that is resumed, or if what fits is no finite number.
 
     Args:
         model: the network that is going to be trained; it is filled.
@@ -153,6 +154,7 @@ def check_training(model: nn.Module, checkpoint: dict, file: str, resume: bool) 
 
     Raises:
         ForeignFileError: if the file is of another network.
+        CheckpointError: if its run had diverged.
     """
     fit = _fit(model, checkpoint, file)
     if not fit.matched:
@@ -173,6 +175,13 @@ def check_training(model: nn.Module, checkpoint: dict, file: str, resume: bool) 
             f'another shape or type, {len(fit.matched)} fit: {shapes}. Give a checkpoint of the '
             "student's own architecture."
         )
+    meta = checkpoint.get('meta') if resume else None
+    exempt = meta.get('not_finite') or () if isinstance(meta, dict) else ()
+    if bad := bad_numbers(_inner(model), [name for name in fit.matched if name not in exempt]):
+        raise CheckpointError(
+            f'{file} holds numbers that no trained network has: {few(bad)}. The run that saved it '
+            'had diverged; use an earlier checkpoint.'
+        )
     extra = extra_in_own_parts(fit)
     print_log(
         f'{file}: {len(fit.matched)} entries of the model are filled, {len(fit.missing)} are '
@@ -190,7 +199,11 @@ def _listed(items: list[str]) -> str:
 
 def _fit(model: nn.Module, checkpoint: dict, file: str) -> Fit:
     """Fills the model as MMEngine is going to, through the wrappers of DDP and test time."""
+    # MMEngine looks for no other key; what a classifier makes of it is found in its loading.
+    return fill(_inner(model), plain_state(checkpoint.get('state_dict', checkpoint), file))
+
+
+def _inner(model: nn.Module) -> nn.Module:
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
-    # MMEngine looks for no other key; what a classifier makes of it is found in its loading.
-    return fill(model, plain_state(checkpoint.get('state_dict', checkpoint), file))
+    return model

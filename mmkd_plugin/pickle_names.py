@@ -124,7 +124,9 @@ def _is_dangerous(name: str) -> bool:
     if module.split('.')[0] == 'builtins':
         return last in _DANGEROUS_NAMES or '.' in module
     runs_code = re.fullmatch(r'(system|popen|spawn|exec|eval|compile|open|_?load|run)\w*', last)
-    return module.split('.')[0] in _DANGEROUS_MODULES or bool(runs_code)
+    # Many a module has ``os`` among its attributes, from which getattr takes the function.
+    modules = {module.split('.')[0], last}
+    return not modules.isdisjoint(_DANGEROUS_MODULES) or bool(runs_code)
 
 
 def known_here(name: str) -> bool:

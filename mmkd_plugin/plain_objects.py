@@ -225,6 +225,7 @@ def check_key(key: Any) -> Any:
     plain = (str, bytes, int, float, bool, type(None), torch.dtype)
     parts = key if type(key) is tuple and len(key) <= 64 else (key,)
     for part in parts:
+        part = part.item() if isinstance(part, np.generic) else part
         if not isinstance(part, plain) or (type(part) is int and abs(part) >= (1 << 61) - 1):
             raise MalformedPickle(f'a key of the type {type(part).__name__}')
     return key

@@ -292,6 +292,12 @@ def test_names_that_only_damage_makes_get_no_advice(tmp_path, name):
     refused(rewritten(tmp_path, f'\x80\x02c{module}\n{last}\n.'.encode('latin1')), 'not known here')
 
 
+def test_a_module_within_another_is_named(tmp_path):
+    """``getattr(torch.serialization.os, 'system')('true')``; the name itself is harmless."""
+    take = b'cbuiltins\ngetattr\n(ctorch.serialization\nos\nU\x06systemtR'
+    refused(rewritten(tmp_path, b'\x80\x02' + take + b'(U\x04truetR.'), 'os', 'made to do harm')
+
+
 def test_arrays_take_no_pointers(tmp_path):
     """Each of these crashes a process, or may: its loading would follow addresses of the file."""
     path, address = tmp_path / 'a.pth', b'A' * 16
@@ -334,6 +340,11 @@ def test_keys_that_take_for_ever_are_refused(tmp_path):
     program = pickle.dumps(nested, 2)[:-1]
     path = rewritten(tmp_path, b'\x80\x02}' + program[2:] + b'K\x01s.')
     refused(path, 'a key of the type tuple')
+
+
+def test_numbers_of_numpy_may_be_keys(tmp_path):
+    torch.save({np.int64(3): 'a', (np.float32(1), 2): 'b'}, tmp_path / 'a.pth')
+    assert load_file(tmp_path / 'a.pth', 'x') == {3: 'a', (1.0, 2): 'b'}
 
 
 def test_a_list_is_not_copied_without_end(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -48,6 +49,19 @@ def test_a_damaged_load_from_is_refused_whoever_reads_it(tmp_path):
     flip(path, inside_a_tensor(path), 6)
     with pytest.raises(CheckpointError, match='checksum'):
         train(runner_config(tmp_path, hook_config(), load_from=str(path)))
+
+
+@pytest.mark.parametrize(
+    ('entry', 'value'),
+    [('running_mean', float('nan')), ('running_var', -1.0), ('weight', math.inf)],
+)
+def test_a_start_from_a_diverged_run_is_refused(tmp_path, entry, value):
+    """No later look would find it: what is not finite at the beginning may stay so."""
+    state = toy_model(1).state_dict()
+    state[f'backbone.stem.1.{entry}'][1] = value
+    path = file(tmp_path / 'bad.pth', state)
+    with pytest.raises(CheckpointError, match=rf'load_from=.*backbone.stem.1.{entry} has'):
+        train(runner_config(tmp_path, hook_config(), load_from=path))
 
 
 def test_another_head_is_a_start_and_what_fits_is_counted(tmp_path, lines):

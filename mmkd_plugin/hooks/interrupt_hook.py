@@ -33,9 +33,9 @@ class InterruptHook(Hook):
     are left to it.
 
     Where the run's ``CheckpointHook`` counts epochs, the file is called ``iter_<n>.pth``. It is
-    removed when a later one is complete. During validation the process ends at once if the state
-    is saved already (that validation is not repeated), otherwise after one iteration more.
-    Gradients that are being accumulated are used first.
+    removed when a later one is complete in the same folder. During validation the process ends at
+    once if the state is saved already (that validation is not repeated), otherwise after one
+    iteration more. Gradients that are being accumulated are used first.
 
     With several ranks one signal to one of them is enough. Each looks once an iteration into the
     key-value store of the process group (no collective, no wait for the device); the first that
@@ -141,8 +141,7 @@ class InterruptHook(Hook):
         old = runner.message_hub.runtime_info.get(_INFO)
         if old is not None:
             runner.message_hub.pop_info(_INFO)
-            if old != newest and is_main_process():
-                Path(old).unlink(missing_ok=True)
+            _remove_superseded(old, newest)
 
     def _save(self, runner: Runner, done: int) -> str:
         hook = _checkpoint_hook(runner)
@@ -158,8 +157,8 @@ class InterruptHook(Hook):
         save_whole(runner, path, meta=dict(epoch=runner.epoch, iter=done), by_epoch=False)
         if is_main_process():
             (Path(runner.work_dir) / 'last_checkpoint').write_text(path)
-            if old not in (None, path):
-                Path(old).unlink(missing_ok=True)
+        if old is not None:
+            _remove_superseded(old, path)
         return path
 
     def _end_if_saved(self, runner: Runner) -> None:
@@ -182,6 +181,13 @@ class InterruptHook(Hook):
 
 def _checkpoint_hook(runner: Runner) -> CheckpointHook | None:
     return next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
+
+
+def _remove_superseded(old: str, new: str) -> None:
+    """Removes the file of an earlier interruption, unless another work dir's run left it."""
+    superseded, by = Path(old).resolve(), Path(new).resolve()
+    if is_main_process() and superseded != by and superseded.parent == by.parent:
+        superseded.unlink(missing_ok=True)
 
 
 def _between_updates(optimizer: Any) -> bool:

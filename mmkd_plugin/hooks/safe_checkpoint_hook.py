@@ -151,7 +151,9 @@ class SafeSaving:
         for part in Path(self.out_dir).glob(f'*.pth{_PART}'):
             part.unlink(missing_ok=True)
         kept = runner.message_hub.runtime_info.get('keep_ckpt_ids')
-        if self.max_keep_ckpts <= 0 or not kept:
+        file = runner._load_from  # of another work dir: what is here is not of its run
+        elsewhere = file and Path(file).resolve().parent != Path(self.out_dir).resolve()
+        if self.max_keep_ckpts <= 0 or not kept or elsewhere:
             return
         pattern = re.escape(self.filename_tmpl).replace(r'\{\}', r'(\d+)')
         for path in Path(self.out_dir).glob('*.pth'):

@@ -85,6 +85,16 @@ def test_interrupted_twice_one_file_is_left(tmp_path):
     assert [path.name for path in tmp_path.glob('iter_*')] == ['iter_6.pth']
 
 
+def test_the_file_of_another_work_dir_stays(tmp_path):
+    with pytest.raises(SystemExit):
+        train(epochs(tmp_path / 'first'), Kill(4))
+    file = tmp_path / 'first' / 'iter_5.pth'
+    with pytest.raises(SystemExit):
+        train(epochs(tmp_path / 'second', load_from=str(file), resume=True), Kill(5))
+    train(epochs(tmp_path / 'third', load_from=str(file), resume=True))
+    assert file.is_file() and (tmp_path / 'second' / 'iter_6.pth').is_file()
+
+
 def test_a_checkpoint_hook_that_counts_iterations_saves_itself(tmp_path):
     checkpoint = dict(type='CheckpointHook', by_epoch=False, interval=100, max_keep_ckpts=1)
     with pytest.raises(SystemExit):

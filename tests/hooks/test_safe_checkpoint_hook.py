@@ -84,6 +84,25 @@ def test_old_checkpoints_are_removed_after_success(tmp_path, keep):
     assert len(list(tmp_path.glob('*.pth'))) == keep
 
 
+@pytest.mark.parametrize('same', [True, False])
+def test_what_another_run_saved_is_not_left_behind_by_a_kill(tmp_path, same):
+    from toys import hook_config, runner_config, train
+
+    checkpoint = dict(type='CheckpointHook', by_epoch=False, interval=2, max_keep_ckpts=1)
+
+    def config(name, **kwargs):
+        hooks = dict(checkpoint=checkpoint)
+        return runner_config(tmp_path / name, hook_config(), default_hooks=hooks, **kwargs)
+
+    train(config('first', max_iters=4))
+    file, folder = tmp_path / 'first' / 'iter_4.pth', 'first' if same else 'second'
+    (tmp_path / folder).mkdir(exist_ok=True)
+    other = tmp_path / folder / 'iter_1.pth'
+    other.write_bytes(file.read_bytes())
+    train(config(folder, max_iters=6, load_from=str(file), resume=True))
+    assert other.exists() != same and (tmp_path / folder / 'iter_6.pth').is_file()
+
+
 def test_a_run_killed_while_saving_can_be_resumed(tmp_path):
     from toys import hook_config, runner_config, train
 
