@@ -59,10 +59,15 @@ def check_number(value: Any, where: str, minimum: float | None = None) -> float:
     return float(value)
 
 
-def shown(value: Any, length: int = 120) -> str:
-    """A value as a message shows it: its ``repr``, the middle of a long one left out."""
-    text = repr(value)
-    return text if len(text) <= length else f'{text[: length // 2]} ... {text[-length // 4 :]}'
+def shown(value: Any) -> str:
+    """A value as a message shows it: its ``repr``, without the end of a long one."""
+    return shortened(repr(value), 120)
+
+
+def shortened(value: object, length: int = 200) -> str:
+    """A name for a message, which nobody reads to the end when it has thousands of characters."""
+    text = str(value)
+    return text if len(text) <= length else f'{text[:length]}... ({len(text)} characters)'
 
 
 def _at_least(minimum: float | None) -> str:

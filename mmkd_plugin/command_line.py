@@ -12,6 +12,7 @@ from typing import Any
 from mmengine.config import Config, DictAction
 
 from . import recipes
+from .checks import shortened
 from .config_edits import (
     add_import,
     change_training,
@@ -21,7 +22,7 @@ from .config_edits import (
 )
 from .download import SUFFIXES
 from .init_student import parse_parts
-from .model_config import existing_file, load_model_config, shortened
+from .model_config import existing_file, load_model_config
 from .user_errors import UsageError
 
 # Options that say something of the hook or its teacher, and where argparse keeps them.

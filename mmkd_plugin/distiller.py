@@ -15,6 +15,7 @@ from mmengine.dist import get_rank, get_world_size
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from .checks import check_int
 from .compat import is_compiling
 from .execution import PartialForward, probe, probe_explained, probe_inputs, rng_kept
 from .image_size import teacher_size
@@ -67,8 +68,7 @@ class Distiller(nn.Module):
             and all(isinstance(side, int) and side > 0 for side in probe_size)
         ):
             raise ValueError(f'probe_size={probe_size!r} must be (height, width) in pixels.')
-        if not isinstance(seed, int):
-            raise ValueError(f'seed={seed!r} must be a whole number.')
+        check_int(seed, 'seed')
         self.teacher = teacher
         self._owner = id(self)
         self.rng = RandomSource(seed, get_rank())

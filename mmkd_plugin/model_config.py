@@ -18,6 +18,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.config.utils import MODULE2PACKAGE
 from torch import nn
 
+from .checks import shortened
 from .registry import SCOPE, nearest
 
 _HERE, _MMENGINE = Path(__file__), Path(mmengine.__file__).parent
@@ -238,9 +239,3 @@ def _is(path: Path, kind: str) -> bool:
         return getattr(path, f'is_{kind}')()
     except OSError:
         return False
-
-
-def shortened(value: object, length: int = 200) -> str:
-    """A name for a message, which nobody reads to the end when it has thousands of characters."""
-    text = str(value)
-    return text if len(text) <= length else f'{text[:length]}... ({len(text)} characters)'

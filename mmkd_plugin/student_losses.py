@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
+from .checks import check_number
 from .terms import Term
 
 COMPLEMENT = 'complement'
@@ -27,10 +27,9 @@ def checked_task_weight(value: Any, terms: Sequence[Term]) -> float | str:
                 'weights of the terms must add up to 1 or less.'
             )
         return COMPLEMENT
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and value >= 0):
+    if isinstance(value, str):
         raise ValueError(f"task_weight={value!r} must be a number, 0 or more, or 'complement'.")
-    return float(value)
+    return check_number(value, 'task_weight', 0)
 
 
 def weighted(losses: Any, task_weight: float | str, complement: Tensor) -> dict:

@@ -18,8 +18,9 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from torch import nn
 
+from mmkd_plugin.checks import shortened
 from mmkd_plugin.command_line import KeyValueAction
-from mmkd_plugin.model_config import read_config, shortened
+from mmkd_plugin.model_config import read_config
 from mmkd_plugin.user_errors import UsageError
 
 CFG_OPTIONS_HELP = (
