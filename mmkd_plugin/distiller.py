@@ -65,7 +65,7 @@ class Distiller(nn.Module):
         if not (
             isinstance(probe_size, (tuple, list))
             and len(probe_size) == 2
-            and all(isinstance(side, int) and side > 0 for side in probe_size)
+            and all(type(side) is int and side > 0 for side in probe_size)
         ):
             raise ValueError(f'probe_size={probe_size!r} must be (height, width) in pixels.')
         check_int(seed, 'seed')

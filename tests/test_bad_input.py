@@ -325,6 +325,7 @@ def test_a_recipe_for_a_model_it_does_not_know():
     [
         (dict(probe_size=256), 'probe_size=256'),
         (dict(probe_size=(16, 0)), 'probe_size=(16, 0)'),
+        (dict(probe_size=(True, 16)), 'probe_size=(True, 16)'),
         (dict(seed=None), 'seed=None'),
     ],
 )

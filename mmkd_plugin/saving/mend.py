@@ -15,6 +15,7 @@ from .finite import not_finite
 
 _NAME = re.compile(r'(epoch|iter)_(\d+)\.pth')
 _POINTER = 'last_checkpoint'
+_UNREADABLE = 'cannot be read'
 
 
 def mend_last_checkpoint(folder: str | Path) -> Path | None:
@@ -74,7 +75,9 @@ def check_resume(folder: str | Path, file: str | Path | None) -> None:
 
 def _settle(pointer: Path, path: Path, reasons: dict[Path, str]) -> None:
     for bad, reason in reasons.items():
-        _warn(f'{bad} {reason}. It is kept as {_set_aside(bad).name}.')
+        # What cannot be read now (permissions, a network file system) may be sound.
+        kept = '' if reason.startswith(_UNREADABLE) else f' It is kept as {_set_aside(bad).name}.'
+        _warn(f'{bad} {reason}.{kept}')
     if _read(pointer) == path:
         return
     if pointer.exists() and not pointer.is_file():
@@ -130,6 +133,10 @@ def problem(path: Path) -> str | None:
     """Why a checkpoint cannot be resumed from, or None."""
     if path.is_dir():  # DeepSpeed writes folders; only it can read them
         return None if any(path.iterdir()) else 'is an empty folder'
+    try:
+        path.open('rb').close()
+    except OSError as error:
+        return f'{_UNREADABLE} ({error.strerror or error})'
     try:
         checkpoint = load_file(path, 'last_checkpoint')
     except CheckpointError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,6 +95,20 @@ def test_where_nothing_is_usable_nothing_changes(work, damage):
         with pytest.raises(CheckpointError, match='no checkpoint in .* that can be used'):
             mend_last_checkpoint(work)
     assert {path.name: path.read_bytes() for path in work.iterdir()} == before
+
+
+def test_what_cannot_be_read_now_keeps_its_name(work, monkeypatch, told):
+    opened = Path.open
+
+    def refusing(path, *args, **kwargs):
+        if path.name == 'iter_6.pth':
+            raise PermissionError(13, 'Permission denied')
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, 'open', refusing)
+    assert mend_last_checkpoint(work) == work / 'iter_4.pth'
+    assert (work / 'iter_6.pth').is_file() and not list(work.glob('*.damaged'))
+    assert any('cannot be read (Permission denied)' in text for text in told)
 
 
 def test_an_old_format_is_used(work):
