@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +43,9 @@ class ForeignFileError(CheckpointError, ValueError):
     """A file whose weights are those of another network than the config's."""
 
 
-def read_safely(trust: bool = False) -> None:
-    """From now on MMEngine reads checkpoints of this process by :func:`load_file`.
+@contextmanager
+def read_safely(trust: bool = False) -> Iterator[None]:
+    """Within it MMEngine reads checkpoints of this process by :func:`load_file`.
 
     That concerns ``load_from``, ``resume`` and the pretrained weights of ``init_cfg``. Object
     stores (``s3://``) are left to MMEngine.
@@ -66,7 +69,12 @@ def read_safely(trust: bool = False) -> None:
             )
         return loaded
 
+    before = OrderedDict(CheckpointLoader._schemes)
     CheckpointLoader.register_scheme(list(_PREFIXES), load_from_safe, force=True)
+    try:
+        yield
+    finally:
+        CheckpointLoader._schemes = before
 
 
 def verify_file_of(runner: Runner) -> None:

@@ -24,6 +24,9 @@ def Shampoo(params: Iterable, **kwargs: Any) -> torch.optim.Optimizer:
                            preconditioning_compute_steps=50),
             clip_grad=dict(max_norm=1.0))
 
+    Its state holds objects of that package, so ``tools/train.py --resume`` needs
+    ``--trust-checkpoint``.
+
     Args:
         params: parameters or groups, given by MMEngine.
         **kwargs: arguments of ``ScalableShampoo``.

@@ -14,6 +14,7 @@ collect_ignore = [
     'config_pairs.py',
     'dense_models.py',
     'detectors.py',
+    'fuzz_loader.py',
     'loss_cases.py',
     'ranks.py',
     'region_batches.py',

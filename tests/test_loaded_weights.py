@@ -147,14 +147,16 @@ def test_the_tools_run_no_code_of_a_file(weights, tmp_path, name):
     assert 'os.system' in last and 'made to do harm' in last, last
 
 
-def test_a_checkpoint_of_a_run_is_resumed_by_the_safe_reader(tmp_path, monkeypatch):
+def test_a_checkpoint_of_a_run_is_resumed_by_the_safe_reader(tmp_path):
     """With logs of MMEngine in it, and optimizer and schedules."""
     from mmengine.runner import CheckpointLoader
 
-    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
     train(runner_config(tmp_path, hook_config(), max_iters=2))
-    loaded_weights.read_safely()
-    assert CheckpointLoader._get_checkpoint_loader('x.pth').__module__ == loaded_weights.__name__
-    runner = train(runner_config(tmp_path, hook_config(), max_iters=4, resume=True))
+    with loaded_weights.read_safely():
+        reader = CheckpointLoader._get_checkpoint_loader('x.pth')
+        assert reader.__module__ == loaded_weights.__name__
+        runner = train(runner_config(tmp_path, hook_config(), max_iters=4, resume=True))
+    reader = CheckpointLoader._get_checkpoint_loader('x.pth')
+    assert reader.__module__ == 'mmengine.runner.checkpoint'
     assert runner.iter == 4
     assert len(runner.message_hub.get_scalar('train/loss').data[0]) == 4

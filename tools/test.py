@@ -156,13 +156,14 @@ def test(args: argparse.Namespace) -> None:
     if args.tta:
         switch_on_tta(cfg, scope)
     set_up_launcher(cfg, args.launcher, args.local_rank)
-    read_safely(args.trust_checkpoint)
-    runner = build_runner(cfg)
-    runner.register_hook(CheckWeightsHook(test=True))
-    if args.out is not None:
-        dump = 'mmdet.DumpDetResults' if scope == 'mmdet' else 'DumpResults'
-        runner.test_evaluator.metrics.append(METRICS.build(dict(type=dump, out_file_path=args.out)))
-    runner.test()
+    with read_safely(args.trust_checkpoint):
+        runner = build_runner(cfg)
+        runner.register_hook(CheckWeightsHook(test=True))
+        if args.out is not None:
+            dump = 'mmdet.DumpDetResults' if scope == 'mmdet' else 'DumpResults'
+            writer = METRICS.build(dict(type=dump, out_file_path=args.out))
+            runner.test_evaluator.metrics.append(writer)
+        runner.test()
     if args.show_dir:
         print(f'The pictures are in {picture_folder(runner, args.show_dir, scope).resolve()}')
 

@@ -131,11 +131,11 @@ def train(args: argparse.Namespace) -> None:
     with claimed(cfg.work_dir) if is_first_process(args.launcher) else nullcontext():
         if cfg.get('resume') and is_first_process(args.launcher):
             check_resume(cfg.work_dir, cfg.get('load_from'))
-        read_safely(args.trust_checkpoint)
-        runner = build_runner(cfg)
-        if not distill_hooks(cfg):  # which look at the weights themselves
-            runner.register_hook(CheckWeightsHook(test=False))
-        runner.train()
+        with read_safely(args.trust_checkpoint):
+            runner = build_runner(cfg)
+            if not distill_hooks(cfg):  # which look at the weights themselves
+                runner.register_hook(CheckWeightsHook(test=False))
+            runner.train()
 
 
 if __name__ == '__main__':

@@ -169,7 +169,7 @@ def test_plan_shares_students_and_keeps_everything_a_run_depends_on(tmp_path):
     assert (run['seed'], run['epochs'], run['device']) == (1, 240, 'cpu')
     assert run['teacher']['sha256'] == '0' and len(run['config_sha256']) == 64
     other = runs['resnet110_resnet20/dkd-seed1']
-    assert other['terms'][0]['loss']['beta'] == 8.0
+    assert other['terms'][0]['loss']['beta'] == 2.0
     alone = runs['alone/resnet20-seed0']
     assert alone['terms'] == [] and alone['teacher'] is None and alone['pair'] is None
     assert json.loads(json.dumps(runs)) == runs
