@@ -139,7 +139,8 @@ def test_a_config_that_trains_nothing(text, words, tool, tmp_path):
 
 def test_missing_data(tool, tmp_path):
     """The student's data set is looked for when the run is built."""
-    own = tmp_path / 'own.py'
+    # A name of its own: MMEngine keeps the scope of a run by config name and second.
+    own = tmp_path / 'no_data.py'
     own.write_text(
         f'_base_ = {STUDENT!r}\n'
         "train_dataloader = dict(dataset=dict(_delete_=True, type='CachedImageFolder',\n"
