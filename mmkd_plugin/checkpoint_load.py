@@ -37,15 +37,9 @@ _TENSOR_KINDS = {
 }
 
 
-def load_file(
-    path: str | Path,
-    key: str,
-    trust: bool = False,
-    device: Any = 'cpu',
-    advice: str = 'add trust_checkpoint=True beside the checkpoint',
-) -> Any:
-    """What :func:`read_file` reads, without the hash."""
-    return read_file(path, key, trust, device, advice)[0]
+def load_file(path: str | Path, key: str, **options: Any) -> Any:
+    """What :func:`read_file` reads, with the same options, without the hash."""
+    return read_file(path, key, **options)[0]
 
 
 def read_file(

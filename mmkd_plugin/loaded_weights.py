@@ -58,7 +58,7 @@ def read_safely(trust: bool = False) -> Iterator[None]:
         path = fetch(filename, 'checkpoint')
         device = map_location if isinstance(map_location, (str, torch.device)) else 'cpu'
         advice = 'add --trust-checkpoint'
-        loaded = load_file(path, 'checkpoint', trust, device, advice)
+        loaded = load_file(path, 'checkpoint', trust=trust, device=device, advice=advice)
         if filename.startswith('mmcls://'):  # a backbone for a model of another kind
             state = state_dict_of(loaded, f'checkpoint={filename!r}')
             start = 'backbone.'

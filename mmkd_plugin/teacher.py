@@ -252,13 +252,13 @@ class Teacher:
         return cls(
             model,
             identity,
-            classes,
-            compile,
-            class_map,
-            difference,
-            allow_class_mismatch,
-            inputs,
-            training_data(cfg),
+            classes=classes,
+            compile=compile,
+            class_map=class_map,
+            difference=difference,
+            allow_class_mismatch=allow_class_mismatch,
+            inputs=inputs,
+            data=training_data(cfg),
         )
 
     def refuse_other_classes(self, where: str) -> None:

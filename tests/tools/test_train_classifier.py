@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -20,17 +19,6 @@ TEACHER = DIGITS / 'resnet14_digits.py'
 SHORT = ['train_cfg.max_epochs=2', 'train_dataloader.dataset.num_samples=60']
 
 pytest.importorskip('sklearn')
-
-
-@pytest.fixture(scope='module')
-def tool():
-    """tools/train.py as a module; each call of its main is a training."""
-    sys.path.insert(0, str(REPO / 'tools'))
-    spec = importlib.util.spec_from_file_location('train_tool', REPO / 'tools' / 'train.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(REPO / 'tools'))
 
 
 @pytest.fixture(scope='module')
