@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from .pipelines import Step, flat, pipelines
+from .pixels import unwrapped
 
 DEFAULT = (256, 256)
 # Steps after which an image has a size that is not read here, unless `_size_after` does.
@@ -30,8 +31,7 @@ def image_size(model: nn.Module, data: Any = None) -> tuple[int, int]:
     """
     sizes = {fixed_size(steps) for steps in pipelines(data)}
     size = sizes.pop() if len(sizes) == 1 else None
-    preprocessor = getattr(model, 'data_preprocessor', None)
-    preprocessor = getattr(preprocessor, 'data_preprocessor', preprocessor)
+    preprocessor = unwrapped(getattr(model, 'data_preprocessor', None))
     size = _preprocessed(preprocessor, size)
     return size or _asked_for(model) or DEFAULT
 

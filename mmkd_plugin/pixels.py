@@ -138,7 +138,7 @@ def of_model(model: nn.Module, data: Any = None, inputs: Any = None, where: str 
     preprocessor = getattr(model, 'data_preprocessor', None)
     if inputs is None:
         return of_preprocessor(preprocessor, _of_pipelines(data, where))
-    return replace(stated(inputs, where), **_padding(_unwrapped(preprocessor)))
+    return replace(stated(inputs, where), **_padding(unwrapped(preprocessor)))
 
 
 def of_preprocessor(preprocessor: Any, pixels: Pixels = Pixels()) -> Pixels:
@@ -148,7 +148,7 @@ def of_preprocessor(preprocessor: Any, pixels: Pixels = Pixels()) -> Pixels:
         preprocessor: any OpenMMLab data preprocessor, or None.
         pixels: what it is given.
     """
-    preprocessor = _unwrapped(preprocessor)
+    preprocessor = unwrapped(preprocessor)
     pixels = replace(pixels, **_padding(preprocessor))
     if not _reads_images(preprocessor):
         return pixels
@@ -165,7 +165,7 @@ def of_preprocessor(preprocessor: Any, pixels: Pixels = Pixels()) -> Pixels:
     return replace(_standardised(pixels, mean, std), source=source)
 
 
-def _unwrapped(preprocessor: Any) -> Any:
+def unwrapped(preprocessor: Any) -> Any:
     """The preprocessor inside one that sorts branches (semi-supervised detectors)."""
     return getattr(preprocessor, 'data_preprocessor', preprocessor)
 
@@ -307,7 +307,7 @@ def image_channels(model: nn.Module) -> int | None:
 
     None where neither tells.
     """
-    mean = getattr(_unwrapped(getattr(model, 'data_preprocessor', None)), 'mean', None)
+    mean = getattr(unwrapped(getattr(model, 'data_preprocessor', None)), 'mean', None)
     if mean is not None and len(_numbers(mean)) > 1:
         return len(_numbers(mean))
     body = getattr(model, 'backbone', None)
