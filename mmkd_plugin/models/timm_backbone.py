@@ -41,13 +41,13 @@ class TimmBackbone(nn.Module):
         self, name: str = 'resnetv2_50x1_bit', pretrained: bool = False, **kwargs: Any
     ) -> None:
         super().__init__()
+        check_bool(pretrained, 'pretrained')
         try:
             import timm
         except ImportError as error:
             raise ImportError(
                 f'TimmBackbone(name={name!r}) needs timm, which is not installed: pip install timm'
             ) from error
-        check_bool(pretrained, 'pretrained')
         base = str(name).partition('.')[0]  # the rest names a set of weights
         if not timm.is_model(base):
             raise ValueError(f'timm has no network {name!r}; {nearest(base, timm.list_models())}.')
