@@ -157,8 +157,16 @@ def test_the_order_of_the_teachers_queries_does_not_matter(kind):
     shuffled = teacher_step(other, view_of(other, 'teacher'), samples, own)
     for a, b, s in zip(plain, shuffled, own):
         assert a.levels[0].logits.shape == s.levels[0].logits.shape
-        torch.testing.assert_close(a.levels[0].logits, b.levels[0].logits)
-        torch.testing.assert_close(a.levels[0].boxes.decode(), b.levels[0].boxes.decode())
+        # Not the rows themselves: random DETRs put their boxes so close together that several
+        # assignments cost the same to the last digit.
+        costs = [
+            matching_cost(s.levels[0], t.levels[0], t.activation, None).diagonal(dim1=1, dim2=2)
+            for t in (a, b)
+        ]
+        torch.testing.assert_close(costs[0].sum(1), costs[1].sum(1))
+        if kind != 'DETR':
+            torch.testing.assert_close(a.levels[0].logits, b.levels[0].logits)
+            torch.testing.assert_close(a.levels[0].boxes.decode(), b.levels[0].boxes.decode())
         assert a.levels[0].valid.all() and not a.levels[0].logits.requires_grad
 
 
