@@ -86,6 +86,8 @@ def start(folder: Path, *options: str, work: str = 'run', pace: float = 0.0) -> 
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        # A shell lets what it starts in the background ignore Ctrl-C, the tests' children included.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
