@@ -21,6 +21,7 @@ from .safe_checkpoint_hook import save_whole
 
 _ONCE = 2.0  # seconds in which a launcher may pass on a signal that its ranks have had already
 _INFO = 'interrupted_ckpt'
+_SIGNALS = 128  # numbers of signals are below
 
 
 @HOOKS.register_module()
@@ -123,11 +124,12 @@ class InterruptHook(Hook):
             return self._received
         if self._stop is None:
             store, key = _store(), f'mmkd_plugin/interrupt/{runner.timestamp}'
-            if self._received is not None:
+            if self._received is not None and store.add(f'{key}/first', 1) == 1:
                 # One iteration is how far ranks can be apart: each waits for the others' gradients.
-                store.compare_set(key, '', f'{done + 2},{self._received}')
-            if store.check([key]):
-                self._stop = tuple(int(part) for part in store.get(key).decode().split(','))
+                store.add(key, (done + 2) * _SIGNALS + self._received)
+            said = store.add(key, 0)  # a counter: the one thing that every store reads at once
+            if said:
+                self._stop = divmod(said, _SIGNALS)
         if self._stop is None or done < self._stop[0]:
             return None
         return self._stop[1]
