@@ -10,15 +10,24 @@ import copy
 import pytest
 import torch
 from detectors import IMAGE, model_config, run_config
-from mmcv.transforms import TRANSFORMS, BaseTransform
+from mmcv.transforms import TRANSFORMS, BaseTransform, Compose
 from mmdet.models import DetDataPreprocessor
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.utils import register_all_modules
 from mmengine.hooks import Hook
+from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from torch import nn
-from toys import hook_config, runner_config, toy_batch, toy_classifier, toy_model, train
+from toys import (
+    ToyImages,
+    hook_config,
+    runner_config,
+    toy_batch,
+    toy_classifier,
+    toy_model,
+    train,
+)
 
 import mmkd_plugin
 from mmkd_plugin.image_size import image_size
@@ -526,6 +535,19 @@ def test_a_run_measures_at_the_size_of_its_pipeline(tmp_path):
     hook = hook_config()
     del hook['probe_size']
     assert probed(hook) == (1, 6, 128, 128)  # nobody says a size
+    loader = runner_config(tmp_path).train_dataloader
+    loader.dataset = dict(type='ResizedImages', pipeline=[RESIZE])
+    assert probed(hook, train_dataloader=loader) == (1, 6, 50, 100)
+    assert probed(dict(hook, probe_size=(64, 32)), train_dataloader=loader) == (1, 6, 32, 16)
+
+
+@DATASETS.register_module(force=True)
+class ResizedImages(ToyImages):
+    """Says by its pipeline how large its images are."""
+
+    def __init__(self, pipeline, **kwargs):
+        super().__init__(**kwargs)
+        self.pipeline = Compose(pipeline)
 
 
 class Plan(Hook):
