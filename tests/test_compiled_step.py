@@ -100,7 +100,10 @@ def test_nothing_is_compiled_after_the_second_step(
     if method == 'ipwd' and digit_version(torch.__version__) < digit_version('2.2'):
         pytest.skip("dynamo of torch 2.1 fails at the super() of a loss's forward that has its own")
     runner, watch = run(tmp_path / 'compiled', compile, method, optim_wrapper)
-    assert watch.graphs[1] > 0 and watch.graphs[1:] == watch.graphs[1:2] * 5
+    assert watch.graphs[1] > 0
+    # Old torch finds out one step later which sizes it took for constant without need.
+    late = not compile and digit_version(torch.__version__) < digit_version('2.2')
+    assert len(set(watch.graphs[2 if late else 1 :])) == 1
     eager, expected = run(tmp_path / 'eager', None, method, optim_wrapper)
     assert len(watch.losses) == 6
     for step, other in zip(watch.losses, expected.losses):
