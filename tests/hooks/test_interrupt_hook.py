@@ -57,6 +57,17 @@ def same(a, b):
     assert a['param_schedulers'] == b['param_schedulers']
 
 
+@pytest.fixture(autouse=True)
+def nobody_elses_handlers():
+    """A handler that an earlier test has left in this process would be respected."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize('iteration', [4, 5, 7])
 def test_any_place_of_an_epoch(tmp_path, iteration):
     """At its first, an inner and its last batch."""
