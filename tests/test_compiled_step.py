@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -31,9 +34,11 @@ class Backend:
     """Counts the graphs; a config can name it only if it is registered."""
 
     count = 0
+    layouts: list[bool] = []  # for each graph, whether convolutions may be turned to channels-last
 
     def __call__(self, graph, inputs):
         Backend.count += 1
+        Backend.layouts.append(torch._inductor.config.layout_optimization)
         return graph.forward
 
 
@@ -73,7 +78,7 @@ def amp_on_the_cpu(monkeypatch):
 def run(work_dir, compile, method, optim_wrapper=PLAIN, steps=6, model='ToyClassifier', **changes):
     """Trains with a method of ``METHODS``."""
     torch._dynamo.reset()
-    Backend.count = 0
+    Backend.count, Backend.layouts = 0, []
     mixup = 1.0 if method == 'funmatch' else None
     student = dict(type=model, data_preprocessor=preprocessor(batch_augments=AUGMENT, mixup=mixup))
     teacher = dict(type='ToyClassifier', width=8, data_preprocessor=preprocessor())
@@ -127,6 +132,61 @@ def test_the_gradients_of_some_steps_are_gathered(tmp_path):
 def test_the_optimizer_wrapper_is_given_back(tmp_path):
     runner, _ = run(tmp_path, dict(dynamic=False), 'kd', steps=2)
     assert not {'update_params', 'optim_context'} & set(vars(runner.optim_wrapper))
+
+
+@pytest.mark.parametrize('method', ['plain', 'kd'])
+def test_convolutions_keep_their_layout_on_the_cpu(tmp_path, method):
+    """In channels-last a gradient of oneDNN destroys the heap; see the slow test below."""
+    before = torch._inductor.config.layout_optimization
+    runner, _ = run(tmp_path, dict(dynamic=False), method, steps=2)
+    assert Backend.layouts and not any(Backend.layouts)
+    assert before and torch._inductor.config.layout_optimization
+    assert 'train_step' in vars(runner.model)  # the compiled one of MMEngine
+
+
+# Of the shape that kills the process: a strided 1x1 convolution of 4 channels.
+STRIDED = """
+import sys, torch
+from torch import nn
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+import mmkd_plugin
+
+class Strided(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 8, 1, stride=2))
+
+    def forward(self, inputs, mode='tensor'):
+        return dict(loss=self.layers(inputs).square().mean())
+
+def train(**changes):
+    torch.manual_seed(0)
+    model = Strided()
+    Runner(
+        model, work_dir=sys.argv[1], train_dataloader=torch.utils.data.DataLoader(images, 20),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+        train_cfg=dict(by_epoch=True, max_epochs=4),
+        default_hooks=dict(checkpoint=None, logger=None), log_level='ERROR', **changes
+    ).train()
+    return model
+
+images = [dict(inputs=torch.randn(3, 16, 16)) for _ in range(100)]
+eager = train(experiment_name='eager')
+compiled = train(
+    experiment_name='compiled', custom_hooks=[dict(type='mmkd_plugin.CompiledStepHook')],
+    cfg=dict(compile=dict(dynamic=False)),
+)
+torch.testing.assert_close(compiled.layers.state_dict(), eager.layers.state_dict())
+"""
+
+
+@pytest.mark.slow
+def test_strided_convolutions_of_few_channels_train(tmp_path):
+    command = [sys.executable, '-c', STRIDED, str(tmp_path)]
+    env = dict(os.environ, MALLOC_CHECK_='3', OMP_NUM_THREADS='1')
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize('strict', [False, True])

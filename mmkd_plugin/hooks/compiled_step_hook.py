@@ -14,6 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
+from torch import nn
 
 from ..checks import check_bool
 from ..registry import HOOKS
@@ -36,6 +37,11 @@ class CompiledStepHook(Hook):
     optimizer) runs in Python. The data preprocessor, forward and losses are compiled, and with them
     the backward that they need. Without ``compile`` the hook does nothing.
 
+    On a CPU the hook keeps the compiler from turning convolutions to channels-last. In that layout
+    oneDNN's weight gradient of a strided 1x1 convolution writes past its memory if the input has
+    fewer channels than oneDNN's block, 8 with AVX2 (https://github.com/uxlfoundation/oneDNN, issue
+    6035): the run dies, or its gradients are wrong.
+
     ``DistillHook`` does this for its run; a run without distillation takes this hook by name.
 
     Args:
@@ -52,7 +58,7 @@ class CompiledStepHook(Hook):
 
     def __init__(self, strict: bool = False) -> None:
         self.strict = check_bool(strict, 'CompiledStepHook.strict')
-        self._replaced: list[tuple[OptimWrapper, str, Any]] = []
+        self._replaced: list[tuple[OptimWrapper | nn.Module, str, Any]] = []
         self._start: dict[str, Counter] | None = None  # None: nothing is compiled
         self._stepped = self._told = False
         self.graphs = 0
@@ -65,6 +71,10 @@ class CompiledStepHook(Hook):
         for wrapper in _wrappers(runner.optim_wrapper):
             self._replace(wrapper, 'update_params', torch.compiler.disable(wrapper.update_params))
             self._replace(wrapper, 'optim_context', _outside(wrapper.optim_context))
+        model = runner.model
+        if all(parameter.device.type == 'cpu' for parameter in model.parameters()):
+            keep_layout = _inductor().patch(layout_optimization=False)
+            self._replace(model, 'train_step', keep_layout(model.train_step))
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
@@ -96,11 +106,11 @@ class CompiledStepHook(Hook):
             )
 
     def after_run(self, runner: Runner) -> None:
-        for wrapper, name, value in self._replaced:
+        for owner, name, value in self._replaced:
             if value is None:
-                delattr(wrapper, name)
+                delattr(owner, name)
             else:
-                setattr(wrapper, name, value)
+                setattr(owner, name, value)
         self._replaced, self._start = [], None
 
     def _is_second(self, runner: Runner) -> bool:
@@ -108,9 +118,9 @@ class CompiledStepHook(Hook):
         registered = [hook for hook in runner.hooks if isinstance(hook, CompiledStepHook)]
         return bool(registered) and registered[0] is not self
 
-    def _replace(self, wrapper: OptimWrapper, name: str, value: Any) -> None:
-        self._replaced.append((wrapper, name, vars(wrapper).get(name)))
-        setattr(wrapper, name, value)
+    def _replace(self, owner: OptimWrapper | nn.Module, name: str, value: Any) -> None:
+        self._replaced.append((owner, name, vars(owner).get(name)))
+        setattr(owner, name, value)
 
     def _count(self) -> None:
         self.graphs = self._since('stats')['unique_graphs']
@@ -128,6 +138,11 @@ class CompiledStepHook(Hook):
 def _counters() -> dict[str, Counter]:
     # Not imported above: it takes a second.
     return importlib.import_module('torch._dynamo.utils').counters
+
+
+def _inductor() -> Any:
+    """The settings of torch's compiler backend."""
+    return importlib.import_module('torch._inductor.config')
 
 
 def _wrappers(wrapper: OptimWrapper) -> Iterator[OptimWrapper]:
