@@ -18,12 +18,10 @@ from typing import Any
 from torch import nn
 
 from .compat import guard_modules
-from .distiller import Distiller
+from .distiller import ATTRIBUTE, Distiller
 from .image_size import image_size
 from .pixels import of_model
 from .teacher import Teacher, make_teacher
-
-ATTRIBUTE = 'distiller'
 
 
 def attach(

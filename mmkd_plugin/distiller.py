@@ -27,7 +27,9 @@ from .student_losses import COMPLEMENT, add_zero, checked_task_weight, refuse_ta
 from .taps import Recorder, TapError, TapPoint, is_loss_input, refuse_checkpointed
 from .teacher import Teacher
 from .terms import PlanRow, Term
+from .weights import Calibration
 
+ATTRIBUTE = 'distiller'  # of a student, where its distiller is
 TEACHER_INPUTS = 'teacher_inputs'
 
 
@@ -89,6 +91,7 @@ class Distiller(nn.Module):
         self.task_weight = checked_task_weight(task_weight, self.terms)
         self.register_buffer('task_factor', torch.tensor(1.0), persistent=False)
         self._share_weight()
+        self.calibration = Calibration(self.terms, ATTRIBUTE)
         self.recorder = Recorder(student, 'student')
         self.handles: list = []
         self.keys: dict[str, str] = {}  # entries of the terms in the losses, and whose they are
@@ -220,6 +223,8 @@ class Distiller(nn.Module):
             )
         if any(term.active for term in self.terms):
             if not is_compiling():
+                for term in self.terms:  # the last step may have found a weight
+                    term.apply_weight()
                 self.teacher.check_images(inputs)
             view = data_samples.get(TEACHER_INPUTS) if isinstance(data_samples, dict) else None
             self.teacher.run(inputs if view is None else view, data_samples)
@@ -247,11 +252,13 @@ class Distiller(nn.Module):
         self._finite = None
         active = [term for term in self.terms if term.active]
         try:
-            losses = weighted(losses, self.task_weight, self.task_factor)
+            task, losses = losses, weighted(losses, self.task_weight, self.task_factor)
             for key, name in self.keys.items():  # of all terms: one may act only epochs from now
                 refuse_taken(key, name, losses)
             if active:
                 self._add(losses, active)
+                if self.calibrates:
+                    self._calibrate(task, losses, active)
             idle = [term for term in self.terms if not term.active and list(term.parameters())]
             if idle and get_world_size() > 1:
                 add_zero(losses, sum(term.idle() for term in idle))
@@ -275,6 +282,20 @@ class Distiller(nn.Module):
                 if key not in self.keys:  # a loss that does not name its keys
                     self.keys[key] = term.name
         self._finite = (names, torch.stack(finite))
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the next step finds weights, which a compiled one cannot."""
+        return any(term.active and self.calibration.is_open(term) for term in self.terms)
+
+    def _calibrate(self, task: dict, losses: dict, active: Sequence[Term]) -> None:
+        if is_compiling():
+            raise RuntimeError(
+                "A compiled step cannot find the weights of terms (weight='auto'). Run the first "
+                'steps without torch.compile, while distiller.calibrates is true (DistillHook '
+                'does), or give the terms numbers.'
+            )
+        self.calibration.step(self.recorder.model, task, losses, active)
 
     def _refuse_overwritten(self) -> None:
         for recorder in (self.recorder, self.teacher.recorder):
@@ -324,6 +345,10 @@ class Distiller(nn.Module):
         """The loss of each term by the term's name."""
         return {term.name: type(term.losses[0]).__name__ for term in self.terms}
 
+    def weights(self) -> dict[str, float]:
+        """The weight of each term by its name, of those that have one for good."""
+        return {t.name: t.weight for t in self.terms if not self.calibration.is_open(t)}
+
     def settings(self) -> dict:
         """The numbers of this run in plain values, by which a resumed run sees what has changed."""
         terms = {}
@@ -341,6 +366,8 @@ class Distiller(nn.Module):
             teacher=dict(self.teacher.identity),
             seed=self.rng.seed,
             settings=self.settings(),
+            weights=self.weights(),
+            calibration=self.calibration.state(),
         )
         changing = self.teacher.resume_state()
         return state if changing is None else dict(state, teacher_state=changing)
@@ -361,6 +388,7 @@ class Distiller(nn.Module):
                 'start a new run with load_from.'
             )
         self.terms.load_state_dict(saved)
+        self.calibration.load(state.get('calibration', {}), self.terms)
         self.rng.seed = state['seed']
         if 'teacher_state' in state:
             self.teacher.load_resume_state(state['teacher_state'])

@@ -130,6 +130,10 @@ class LogitTerm(Term):
         self.register_buffer('teacher_columns', torch.tensor(theirs), persistent=False)
 
     @property
+    def kind(self) -> str:
+        return self.specs[0].kind
+
+    @property
     def columns(self) -> tuple[Tensor, Tensor] | None:
         """Columns of student and teacher that are compared; None for all."""
         return (self.student_columns, self.teacher_columns) if self.mapped else None
@@ -158,8 +162,9 @@ class LogitTerm(Term):
             target = self.teacher_specs[min(i, len(self.teacher_specs) - 1)]
             shapes = ('rows', spec.columns), ('rows', target.columns)
             count = sum(p.numel() for p in loss.parameters())
-            how = f'{self.views}, select={self.selections[-1]}, weight {self.weight:g}'
-            rows.append(PlanRow(self.name, spec.label, target.label, *shapes, count, how))
+            how = f'{self.views}, select={self.selections[-1]}'
+            labels = self.name, spec.label, target.label
+            rows.append(PlanRow(*labels, *shapes, count, self.weight_text, how))
         return rows
 
     def _default_select(self, loss: LogitLoss, spec: HeadSpec) -> Selection:

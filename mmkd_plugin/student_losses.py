@@ -19,6 +19,14 @@ def checked_task_weight(value: Any, terms: Sequence[Term]) -> float | str:
     Raises:
         ValueError: neither a number nor ``'complement'``, or terms that leave less than nothing.
     """
+    auto = [term.name for term in terms if term.target is not None]
+    if auto and value in (COMPLEMENT, 0):
+        shown = f"'{COMPLEMENT}'" if value == COMPLEMENT else 0
+        raise ValueError(
+            f"task_weight={shown} and weight='auto' of {', '.join(auto)} exclude each other: an "
+            "automatic weight is found beside the student's own losses, which must count. Give "
+            'the terms numbers, or task_weight another value.'
+        )
     if value == COMPLEMENT:
         total = sum(term.weight for term in terms)
         if total > 1:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
-from .checks import check_number, shown
+from .checks import shown
 from .functional.checks import widen
 from .losses.base import DistillLoss
 from .registry import build_loss, check_keys
@@ -22,6 +22,7 @@ from .taps import Capture, Recorder, TapError, TapPoint
 from .views import TapView, View
 from .views.activation import activation_of, class_loss
 from .views.batch import repeated
+from .weights import parse_weight
 
 TERM_KEYS = (
     'loss',
@@ -49,6 +50,7 @@ class PlanRow(NamedTuple):
     student_shape: tuple
     teacher_shape: tuple
     connector_parameters: int
+    weight: str
     rows: str = ''  # of a view: which it is, and which of its rows count
 
 
@@ -78,7 +80,8 @@ class Term(nn.Module):
         self.loss_config = dict(config['loss'])
         self.name = name
         self.where = where
-        self.weight = check_number(config.get('weight', 1.0), f'{self.where}: weight', 0)
+        self.config_weight = parse_weight(config.get('weight', 1.0), f'{self.where}: weight')
+        self.weight = 1.0 if self.config_weight.is_auto else self.config_weight.number
         try:
             self.schedule = Schedule(**{k: config[k] for k in _SCHEDULE_KEYS if k in config})
         except ValueError as error:
@@ -86,11 +89,29 @@ class Term(nn.Module):
         self.student = student
         self.teacher = teacher
         self.losses = nn.ModuleList()
+        self.ramp = 1.0  # what the schedule makes of the weight in this step
         self.current_weight = self.weight
         self.active = self.weight > 0
         self.last_turn: int | None = None  # iteration in which it acted last; None once it ended
         # A tensor, so that a ramp does not recompile a compiled step; never saved.
         self.register_buffer('factor', torch.tensor(self.weight), persistent=False)
+
+    @property
+    def kind(self) -> str:
+        """What it compares: ``'feature'``, or the kind of the head whose rows it reads."""
+        return 'feature'
+
+    @property
+    def target(self) -> float | None:
+        """The gradient ratio to which its weight is calibrated; None for a given weight."""
+        return self.config_weight.target(self.kind) if self.config_weight.is_auto else None
+
+    @property
+    def weight_text(self) -> str:
+        """The weight as the plan shows it before training."""
+        if self.target is None:
+            return f'{self.weight:g}'
+        return f"auto ({self.target:g} x the task's gradient)"
 
     @property
     def probed(self) -> list[TapPoint]:
@@ -118,17 +139,21 @@ class Term(nn.Module):
 
     def update(self, iteration: int, epoch: int) -> None:
         """Sets activity and weight for a step."""
-        weight = self.weight * self.schedule.factor(iteration, epoch)
-        if weight != self.current_weight:  # or a kernel would be launched for nothing
-            self.current_weight = weight
-            self.factor.fill_(weight)
-        self.active = weight > 0
+        self.ramp = self.schedule.factor(iteration, epoch)
+        self.apply_weight()
+        self.active = self.current_weight > 0
         if self.active:
             self.last_turn = iteration
         elif not self.schedule.lasts(iteration, epoch):
             self.last_turn = None
         for loss in self.losses:
             loss.set_progress(iteration, epoch)
+
+    def apply_weight(self) -> None:
+        """Puts ``weight`` into force. Not within a step: its graph holds the factor."""
+        if self.weight * self.ramp != self.current_weight:  # or a kernel would run for nothing
+            self.current_weight = self.weight * self.ramp
+            self.factor.fill_(self.current_weight)
 
     def keys(self) -> list[str]:
         """All keys under which its entries may appear, as far as its losses name theirs."""
@@ -222,7 +247,7 @@ class TapTerm(Term):
             loss.to(device=s.tensor.device, dtype=wide)
             shapes = tuple(s.tensor.shape), tuple(t.tensor.shape)
             count = sum(p.numel() for p in loss.parameters())
-            rows.append(PlanRow(self.name, s.label, t.label, *shapes, count))
+            rows.append(PlanRow(self.name, s.label, t.label, *shapes, count, self.weight_text))
         return rows
 
     def compute(

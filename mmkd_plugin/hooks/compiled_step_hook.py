@@ -59,6 +59,7 @@ class CompiledStepHook(Hook):
     def __init__(self, strict: bool = False) -> None:
         self.strict = check_bool(strict, 'CompiledStepHook.strict')
         self._replaced: list[tuple[OptimWrapper | nn.Module, str, Any]] = []
+        self._waiting: dict[str, Callable] = {}  # compiled functions, while steps run eagerly
         self._start: dict[str, Counter] | None = None  # None: nothing is compiled
         self._stepped = self._told = False
         self.graphs = 0
@@ -75,6 +76,22 @@ class CompiledStepHook(Hook):
         if all(parameter.device.type == 'cpu' for parameter in model.parameters()):
             keep_layout = _inductor().patch(layout_optimization=False)
             self._replace(model, 'train_step', keep_layout(model.train_step))
+
+    def run_eagerly(self, runner: Runner, eagerly: bool) -> None:
+        """Lets the next steps run without the compiler, or with it again."""
+        if self._start is None or eagerly == bool(self._waiting):
+            return
+        model = runner.model
+        if eagerly:
+            for name, value in list(vars(model).items()):
+                original = getattr(value, '_torchdynamo_orig_callable', None)
+                if original is not None:
+                    self._waiting[name] = value
+                    setattr(model, name, original)
+        else:
+            for name, value in self._waiting.items():
+                setattr(model, name, value)
+            self._waiting = {}
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None

@@ -186,6 +186,7 @@ class DistillHook(Hook):
         if isinstance(data_batch, dict):  # before the step: that of a compiled one cannot look
             self.distiller.teacher.check_images(data_batch.get('inputs'), 'loaded')
         self.distiller.set_progress(runner.iter, runner.epoch)
+        self._compiled_step.run_eagerly(runner, self.distiller.calibrates)
 
     # -- after a step ------------------------------------------------------------------------
 
@@ -329,6 +330,7 @@ def _describe(distiller: Distiller) -> str:
     rows = [
         f'  loss_{r.term}: {r.student} {r.student_shape} <- {r.teacher} {r.teacher_shape}'
         + (f', {r.rows}' if r.rows else '')
+        + f', weight {r.weight}'
         + f' ({r.connector_parameters:,} connector parameters)'
         for r in distiller.plan()
     ]

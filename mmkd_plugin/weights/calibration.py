@@ -1,0 +1,185 @@
+"""Finds the weights that terms were not given: once, in the first steps in which a term acts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from .gradients import ParameterNorms, parameter_norms
+
+if TYPE_CHECKING:
+    from ..terms import Term
+
+# Batches that are measured, and active steps after which the weight is a number in any case.
+BATCHES = 8
+PATIENCE = 30
+
+
+class CalibrationError(ValueError):
+    """A term for which no weight can be found."""
+
+
+class Gauge:
+    """What was measured of one term.
+
+    The weight is ``target * exp(mean(log(task / term)))`` over the batches: the target times the
+    geometric mean of the norms' quotients, which one odd batch moves little. From its first batch
+    on a term acts with the mean so far; the last one makes it a number for good.
+
+    Args:
+        target: the term's gradient in multiples of the task's.
+        batches: how many are measured.
+    """
+
+    def __init__(self, target: float, batches: int = BATCHES) -> None:
+        self.target = target
+        self.batches = batches
+        self.quotients: list[float] = []  # log(task / term), of an unweighted term
+        self.steps = 0  # in which the term acted
+        self.frozen = False
+
+    @property
+    def weight(self) -> float | None:
+        """The weight as far as it is known; four digits, so that the logged number is exact."""
+        if not self.quotients:
+            return None
+        mean = sum(self.quotients) / len(self.quotients)
+        return float(f'{self.target * math.exp(mean):.4g}')
+
+    def add(self, quotient: float | None) -> None:
+        """Takes the quotient of a step, None if it could not be measured."""
+        self.steps += 1
+        if quotient is not None:
+            self.quotients.append(quotient)
+        enough = len(self.quotients) >= self.batches
+        self.frozen = enough or (self.steps >= PATIENCE and bool(self.quotients))
+
+    def state(self) -> dict:
+        return dict(quotients=list(self.quotients), steps=self.steps, frozen=self.frozen)
+
+    def load(self, state: dict) -> None:
+        self.quotients = [float(x) for x in state['quotients']]
+        self.steps, self.frozen = int(state['steps']), bool(state['frozen'])
+
+
+class Calibration:
+    """Sets the weights of the terms that have a target instead of a number.
+
+    In each of its first :data:`BATCHES` active steps a term's gradient is compared with that of the
+    student's own losses (before ``task_weight``), on the student's trainable parameters that both
+    reach. The step's own graph is used, so nothing runs twice but two backward passes, and random
+    states, gradients and buffers stay as they are.
+
+    Args:
+        terms: all terms of a distiller.
+        own: name of the submodule whose parameters are not the student's.
+    """
+
+    def __init__(self, terms: Sequence[Term], own: str) -> None:
+        self.own = own
+        self.gauges = {term.name: Gauge(term.target) for term in terms if term.target is not None}
+
+    def is_open(self, term: Term) -> bool:
+        """Whether the term's weight is still being found."""
+        gauge = self.gauges.get(term.name)
+        return gauge is not None and not gauge.frozen
+
+    def step(
+        self, student: nn.Module, task: dict[str, Any], losses: dict, active: Sequence[Term]
+    ) -> None:
+        """Measures the open terms of this step, and gives their entries the weight found so far.
+
+        Args:
+            student: the model that is trained.
+            task: what the student returned, before any weight.
+            losses: entries of this step, those of the terms included; open ones are changed.
+            active: terms that act in this step.
+
+        Raises:
+            CalibrationError: the student's losses or a term have no gradient to measure.
+        """
+        waiting = [term for term in active if self.is_open(term)]
+        if not waiting:
+            return
+        reference = self._task_norms(student, task)
+        for term in waiting:
+            key, gauge = f'loss_{term.name}', self.gauges[term.name]
+            norms = parameter_norms(losses[key], student, self.own)
+            gauge.add(_quotient(reference, norms, term))
+            if gauge.weight is None:
+                if gauge.steps >= PATIENCE:
+                    raise CalibrationError(_useless(term, norms, reference))
+                losses[key] = term.idle()  # not times 0: a gradient may be infinite
+                continue
+            losses[key] = losses[key] * (gauge.weight * term.ramp / term.current_weight)
+            term.weight = gauge.weight
+            if gauge.frozen:
+                print_log(
+                    f'loss_{term.name}: weight={term.weight:g}, found in {gauge.steps} steps: '
+                    f'{gauge.target:g} times the gradient of the task. To repeat it without '
+                    f'measuring: --weight {term.name}={term.weight:g}, or weight={term.weight:g} '
+                    f'in {term.where}.',
+                    'current',
+                )
+
+    def _task_norms(self, student: nn.Module, task: dict[str, Any]) -> ParameterNorms:
+        norms = parameter_norms(total(task), student, self.own)
+        if not norms.is_finite:
+            return norms  # of this batch; a NaN of the student's own is told elsewhere
+        if not norms.reached.any():
+            raise CalibrationError(
+                f"The student's own losses ({', '.join(task)}) reach none of its trainable "
+                "parameters, so weight='auto' has nothing to compare a term with. Give numbers: "
+                'weight=1.0.'
+            )
+        return norms
+
+    def state(self) -> dict[str, dict]:
+        """What a resumed run needs to go on exactly, in plain values."""
+        return {name: gauge.state() for name, gauge in self.gauges.items()}
+
+    def load(self, state: dict[str, dict], terms: Sequence[Term]) -> None:
+        """Restores :meth:`state`; terms that it does not know are measured anew."""
+        for term in terms:
+            if term.name in self.gauges and term.name in state:
+                gauge = self.gauges[term.name]
+                gauge.load(state[term.name])
+                if gauge.weight is not None:
+                    term.weight = gauge.weight
+
+
+def total(losses: dict[str, Any]) -> Tensor:
+    """The scalar that MMEngine makes of a dict of losses."""
+    return sum(
+        sum(x.mean() for x in value) if isinstance(value, (list, tuple)) else value.mean()
+        for key, value in losses.items()
+        if 'loss' in key
+    )
+
+
+def _quotient(task: ParameterNorms, own: ParameterNorms, term: Term) -> float | None:
+    """log(task / term) of a term of weight 1; None where one of them is 0 or not finite."""
+    both = task.reached & own.reached
+    norms = task.norm(both), own.norm(both)
+    if not all(math.isfinite(x) and x > 0 for x in norms):
+        return None
+    return math.log(norms[0]) - math.log(norms[1]) + math.log(term.current_weight)
+
+
+def _useless(term: Term, own: ParameterNorms, task: ParameterNorms) -> str:
+    both = task.reached & own.reached
+    if not own.reached.any():
+        why = "its gradient reaches none of the student's trainable parameters"
+    elif not both.any():
+        why = 'it reaches no parameter that the losses of the task reach, too'
+    else:
+        why = f'its gradient was {own.norm(both):g}, that of the task {task.norm(both):g}'
+    return (
+        f'{term.where}: no weight could be found in the first {PATIENCE} steps of the term: {why}. '
+        'A term that is 0 at first (teacher and student alike, no positives) may begin later '
+        '(begin=...); or give it a number (weight=1.0).'
+    )
