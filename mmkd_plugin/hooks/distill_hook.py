@@ -23,6 +23,7 @@ from ..saving.finite import on_this_rank
 from ..self_teacher import PREVIOUS_EPOCH, SelfTeacher
 from ..teacher import Teacher, make_teacher
 from ..term_options import change_terms, check_term_options
+from ..weights import BATCHES, parse_weight
 from .compiled_step_hook import CompiledStepHook
 from .rest_of_epoch import resume_within_epoch
 from .resume import add_distillation, restore
@@ -173,6 +174,7 @@ class DistillHook(Hook):
         if self.distiller is not None and runner.cfg.get('compile'):
             self.distiller.rng.hide()
         if self.distiller is not None:
+            _limit_calibration(runner, self.distiller)
             resume_within_epoch(runner)
         # With load_from this has happened before loading, so that the loaded weights win.
         if self.distiller is not None and self.init_student and not runner._has_loaded:
@@ -295,6 +297,12 @@ def _refuse_first_epoch(
     for i, term in enumerate(terms):
         if not isinstance(term, dict):
             continue  # attach says what is wrong with it
+        if parse_weight(term.get('weight', 1.0), f'terms[{i}]: weight').is_auto:
+            raise ValueError(
+                f"terms[{i}] has weight={term['weight']!r} and teacher='previous_epoch': when an "
+                'epoch begins, student and teacher are the same, so there is no gradient to '
+                'measure. Give it a number.'
+            )
         begin, first = term.get('begin', 0), 1 if term.get('by_epoch') else length
         if not isinstance(begin, int) or begin >= first:
             continue
@@ -320,6 +328,15 @@ def _length(runner: Runner) -> dict[str, int]:
         return dict(iterations=loop.max_iters)
     epochs = getattr(loop, 'max_epochs', None)  # a loop of the user's own need not say
     return {} if epochs is None else dict(epochs=epochs)
+
+
+def _limit_calibration(runner: Runner, distiller: Distiller) -> None:
+    """A short run ends before the usual number of batches has been measured."""
+    loop = runner._train_loop
+    by_iteration = isinstance(loop, IterBasedTrainLoop)
+    for term in distiller.terms:
+        length = None if by_iteration else len(runner.train_dataloader)
+        distiller.calibration.limit(term, term.schedule.turns(loop.max_iters, length, BATCHES))
 
 
 def _as_list(value: Any) -> list:

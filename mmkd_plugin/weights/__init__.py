@@ -1,6 +1,15 @@
 """The weight of a term: a number, or a target that it is calibrated to in the first iterations."""
 
-from .calibration import Calibration
+from .calibration import BATCHES, PATIENCE, Calibration, CalibrationError
 from .target import AUTO, TARGETS, Weight, parse_weight
 
-__all__ = ['AUTO', 'TARGETS', 'Calibration', 'Weight', 'parse_weight']
+__all__ = [
+    'AUTO',
+    'BATCHES',
+    'PATIENCE',
+    'TARGETS',
+    'Calibration',
+    'CalibrationError',
+    'Weight',
+    'parse_weight',
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 # Batches that are measured, and active steps after which the weight is a number in any case.
 BATCHES = 8
 PATIENCE = 30
+# A term's gradient in multiples of the task's that is no more than rounding: teacher and student
+# agree. Divided by, it would give a weight of millions.
+ROUNDING = 1e-5
 
 
 class CalibrationError(ValueError):
@@ -87,6 +91,27 @@ class Calibration:
         """Whether the term's weight is still being found."""
         gauge = self.gauges.get(term.name)
         return gauge is not None and not gauge.frozen
+
+    def limit(self, term: Term, turns: int) -> None:
+        """Tells in how many steps of the run the term acts: its weight is a number after those.
+
+        Raises:
+            CalibrationError: it acts in none.
+        """
+        if not self.is_open(term) or turns >= BATCHES:
+            return
+        if turns == 0:
+            raise CalibrationError(
+                f"{term.where} has weight='auto' and acts in no iteration of this run: look at "
+                'begin, end and interval, or give it a number.'
+            )
+        self.gauges[term.name].batches = turns
+        print_log(
+            f'{term.where} acts in {turns} iterations only: its weight is found from these, not '
+            f'from {BATCHES}.',
+            'current',
+            logging.WARNING,
+        )
 
     def step(
         self, student: nn.Module, task: dict[str, Any], losses: dict, active: Sequence[Term]
@@ -164,10 +189,10 @@ def total(losses: dict[str, Any]) -> Tensor:
 def _quotient(task: ParameterNorms, own: ParameterNorms, term: Term) -> float | None:
     """log(task / term) of a term of weight 1; None where one of them is 0 or not finite."""
     both = task.reached & own.reached
-    norms = task.norm(both), own.norm(both)
-    if not all(math.isfinite(x) and x > 0 for x in norms):
+    reference, norm = task.norm(both), own.norm(both) / term.current_weight
+    if not (math.isfinite(reference) and math.isfinite(norm)):
         return None
-    return math.log(norms[0]) - math.log(norms[1]) + math.log(term.current_weight)
+    return math.log(reference / norm) if 0 < reference and norm > ROUNDING * reference else None
 
 
 def _useless(term: Term, own: ParameterNorms, task: ParameterNorms) -> str:
@@ -177,7 +202,8 @@ def _useless(term: Term, own: ParameterNorms, task: ParameterNorms) -> str:
     elif not both.any():
         why = 'it reaches no parameter that the losses of the task reach, too'
     else:
-        why = f'its gradient was {own.norm(both):g}, that of the task {task.norm(both):g}'
+        norms = own.norm(both) / term.current_weight, task.norm(both)
+        why = 'its gradient was {:g}, that of the task {:g}'.format(*norms)
     return (
         f'{term.where}: no weight could be found in the first {PATIENCE} steps of the term: {why}. '
         'A term that is 0 at first (teacher and student alike, no positives) may begin later '

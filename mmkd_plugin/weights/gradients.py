@@ -76,18 +76,29 @@ def _gradients(
         return [None] * len(parameters)
     scaled = loss * scale
     with torch.autocast(loss.device.type, enabled=False):
-        try:
+        if not _is_checkpointed(loss):
             return list(
                 torch.autograd.grad(scaled, parameters, retain_graph=True, allow_unused=True)
             )
-        except RuntimeError as error:
-            if 'heckpoint' not in str(error):
-                raise
-        # Reentrant activation checkpointing (with_cp=True of mmdet's backbones) runs its part once
-        # more in the backward, and knows only gradients that are accumulated.
         with _untouched(student):
             scaled.backward(retain_graph=True)
             return [p.grad for p in parameters]
+
+
+def _is_checkpointed(loss: Tensor) -> bool:
+    """Whether a part of the graph is run once more in the backward (``with_cp=True`` of mmdet's
+    backbones, MMEngine's ``activation_checkpointing``). Reentrant parts are functions to autograd
+    whose parameters it does not know: they only accumulate gradients."""
+    seen, waiting = set(), [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == 'CheckpointFunctionBackward':
+            return True
+        seen.add(node)
+        waiting += [following for following, _ in node.next_functions]
+    return False
 
 
 @contextlib.contextmanager

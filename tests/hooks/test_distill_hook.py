@@ -132,7 +132,8 @@ def test_checkpoint_holds_a_plain_student_and_the_rest_apart(tmp_path, teacher_f
     saved = weights(tmp_path / 'iter_4.pth')
     assert list(saved['state_dict']) == list(toy_model().state_dict())
     assert set(saved['distiller']) == {
-        'version', 'connectors', 'teacher', 'seed', 'settings', 'cfg', 'optimizer',
+        'version', 'connectors', 'teacher', 'seed', 'settings', 'cfg', 'optimizer', 'weights',
+        'calibration',
     }  # fmt: skip
     assert len(saved['distiller']['teacher']['checkpoint']) == 64
     assert not hasattr(runner.model, 'distiller')  # given back after the run

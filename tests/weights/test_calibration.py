@@ -1,0 +1,411 @@
+"""A weight that sets itself: to which number, when, and without a trace in the run."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from ranks import run_ranks
+from toys import TERM, hook_config, runner_config, toy_batch, toy_model, train
+
+import mmkd_plugin
+from mmkd_plugin.weights import BATCHES, PATIENCE, CalibrationError
+from mmkd_plugin.weights import calibration as module
+
+AUTO = dict(TERM, weight='auto')
+PKD = dict(loss=dict(type='PKDLoss'), student='neck.convs.*', weight=dict(ratio=0.3), name='pkd')
+
+
+class Keep(Hook):
+    """Weights and losses after each iteration, and the parameters at the end."""
+
+    priority = 'LOWEST'
+
+    def __init__(self):
+        self.weights, self.logged, self.parameters = [], [], {}
+
+    def before_train(self, runner):
+        self.model = runner.model
+        self.distiller = self.model.distiller
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.weights.append({term.name: term.weight for term in self.distiller.terms})
+        self.logged.append({k: float(v) for k, v in outputs.items()})
+
+    def after_train(self, runner):
+        self.state = self.distiller.resume_state()
+        self.parameters = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        self.random = torch.get_rng_state()
+
+
+class Killed(Exception):
+    """What a kill looks like from inside."""
+
+
+class Kill(Hook):
+    """Ends a run after an iteration, once its checkpoint is written."""
+
+    priority = 'LOWEST'
+
+    def __init__(self, at):
+        self.at = at
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter + 1 == self.at:
+            raise Killed
+
+
+def run(work_dir, *terms, model=None, teacher=None, until=BATCHES + 4, hooks=(), **changes) -> Keep:
+    keep = Keep()
+    hook = hook_config(*terms, **({} if teacher is None else dict(teacher=teacher)))
+    config = runner_config(work_dir, hook, max_iters=until, **changes)
+    if model:
+        config.model.update(model)
+    train(config, keep, *hooks)
+    return keep
+
+
+def by_hand(student, terms, batch) -> dict[str, float]:
+    """Task's gradient norm over the term's, of unweighted terms, from autograd alone."""
+    losses = student(*batch, mode='loss')
+    parameters = [p for n, p in student.named_parameters() if 'distiller' not in n]
+    parameters = [p for p in parameters if p.requires_grad]
+    task = torch.autograd.grad(sum(losses['loss_cls']), parameters, retain_graph=True)
+    found = {}
+    for term in terms:
+        own = torch.autograd.grad(
+            losses[f'loss_{term}'], parameters, retain_graph=True, allow_unused=True
+        )
+        pairs = [(a, b) for a, b in zip(task, own) if b is not None]
+        assert 0 < len(pairs) < len(parameters)  # the head is reached by the task alone
+        norms = [math.sqrt(sum(float(x[i].square().sum()) for x in pairs)) for i in (0, 1)]
+        found[term] = norms[0] / norms[1]
+    return found
+
+
+# -- the number ----------------------------------------------------------------------------------
+
+
+def test_the_weight_is_the_target_times_the_geometric_mean_of_the_quotients():
+    terms = [
+        dict(loss=dict(type='CWDLoss'), student='neck.convs.*', weight='auto', name='cwd'),
+        PKD,
+    ]
+    fixed = [dict(term, weight=1.0) for term in terms]
+    batches = [toy_batch(4, 16, start) for start in range(BATCHES)]
+    ones, student = toy_model(0), toy_model(0)
+    mmkd_plugin.attach(ones, toy_model(1), fixed, probe_size=(16, 16))
+    distiller = mmkd_plugin.attach(student, toy_model(1), terms, probe_size=(16, 16))
+    expected = [by_hand(ones, ['cwd', 'pkd'], batch) for batch in batches]
+    for n, batch in enumerate(batches):
+        assert distiller.calibrates and distiller.weights() == {}
+        losses = student(*batch, mode='loss')
+        plain = ones(*batch, mode='loss')
+        for term, target in zip(distiller.terms, (1.0, 0.3)):
+            logs = [math.log(quotients[term.name]) for quotients in expected[: n + 1]]
+            weight = target * math.exp(sum(logs) / len(logs))
+            assert term.weight == pytest.approx(weight, rel=1e-3)
+            # the running estimate counts in the step that found it
+            key = f'loss_{term.name}'
+            assert float(losses[key]) == pytest.approx(term.weight * float(plain[key]), rel=1e-4)
+    assert not distiller.calibrates
+    assert distiller.weights() == {term.name: term.weight for term in distiller.terms}
+    frozen = distiller.weights()
+    losses, plain = (model(*toy_batch(4, 16, 50), mode='loss') for model in (student, ones))
+    assert distiller.weights() == frozen
+    assert float(losses['loss_cwd']) == pytest.approx(
+        frozen['cwd'] * float(plain['loss_cwd']), rel=1e-5
+    )
+
+
+def test_the_weight_is_logged_kept_and_written_as_it_can_be_pasted(tmp_path, capsys):
+    keep = run(tmp_path / 'auto', AUTO, PKD, log_level='INFO')
+    out = capsys.readouterr().out
+    weights = keep.distiller.weights()
+    assert weights == keep.weights[-1] and set(weights) == {'gdd', 'pkd'}
+    for name, weight in weights.items():
+        assert re.search(rf'loss_{name}: weight={weight:g}, .*--weight {name}={weight:g}', out)
+        assert float(f'{weight:g}') == weight
+    saved = torch.load(tmp_path / 'auto' / f'iter_{BATCHES + 4}.pth', weights_only=False)
+    assert saved['distiller']['weights'] == weights
+    early = torch.load(tmp_path / 'auto' / 'iter_2.pth', weights_only=False)
+    assert early['distiller']['weights'] == {}
+    assert [w['gdd'] for w in keep.weights[BATCHES - 1 :]] == [weights['gdd']] * 5
+
+
+def test_task_weight_does_not_move_the_reference(tmp_path):
+    weights = []
+    for task_weight in (1.0, 0.1):
+        student = toy_model(0)
+        distiller = mmkd_plugin.attach(
+            student, toy_model(1), [AUTO], task_weight, probe_size=(16, 16)
+        )
+        student(*toy_batch(), mode='loss')
+        weights.append(distiller.terms[0].weight)
+    assert weights[0] == weights[1]
+
+
+# -- without a trace -----------------------------------------------------------------------------
+
+KINDS = {
+    'plain': {},
+    'dropout': dict(model=dict(type='ToyDetector', dropout=0.5)),
+    'accumulated': dict(
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.05, momentum=0.9), accumulative_counts=3)
+    ),
+    'clipped': dict(
+        optim_wrapper=dict(optimizer=dict(type='Adam', lr=0.01), clip_grad=dict(max_norm=1.0))
+    ),
+    'ema': dict(custom_hooks=[dict(type='EMAHook')]),
+}
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_run_is_as_if_the_weights_had_been_known(tmp_path, monkeypatch, kind):
+    changes = copy.deepcopy(KINDS[kind])
+    hooks = changes.pop('custom_hooks', [])
+
+    def trained(folder):
+        keep = Keep()
+        config = runner_config(
+            tmp_path / folder, hook_config(AUTO, PKD), *hooks, max_iters=BATCHES + 4, **changes
+        )
+        train(config, keep)
+        return keep
+
+    measured = trained('measured')
+    quotients = measured.state['calibration']
+
+    class Known(module.Calibration):
+        """Looks the quotients up: no gradient is taken."""
+
+        def step(self, student, task, losses, active):
+            for term in [t for t in active if self.is_open(t)]:
+                gauge = self.gauges[term.name]
+                gauge.add(quotients[term.name]['quotients'][gauge.steps])
+                key = f'loss_{term.name}'
+                losses[key] = losses[key] * (gauge.weight * term.ramp / term.current_weight)
+                term.weight = gauge.weight
+
+    monkeypatch.setattr('mmkd_plugin.distiller.Calibration', Known)
+    known = trained('known')
+    assert known.weights == measured.weights and known.logged == measured.logged
+    assert torch.equal(known.random, measured.random)
+    for name, value in measured.parameters.items():
+        assert torch.equal(value, known.parameters[name]), name
+
+
+@pytest.mark.parametrize('killed_at', [4, 10])
+def test_resume_continues_exactly_during_and_after(tmp_path, killed_at):
+    whole = run(tmp_path / 'whole', AUTO, PKD)
+    with pytest.raises(Killed):
+        run(tmp_path / 'killed', AUTO, PKD, hooks=[Kill(killed_at)])
+    rest = run(tmp_path / 'killed', AUTO, PKD, resume=True)
+    assert rest.weights == whole.weights[killed_at:]
+    assert rest.state['calibration'] == whole.state['calibration']
+    for name, value in whole.parameters.items():
+        assert torch.equal(value, rest.parameters[name]), name
+
+
+def test_a_resume_with_another_target_scales_the_weight_and_says_so(tmp_path, capsys):
+    run(tmp_path, AUTO, until=BATCHES + 2)
+    frozen = torch.load(tmp_path / f'iter_{BATCHES + 2}.pth', weights_only=False)['distiller']
+    capsys.readouterr()
+    rest = run(tmp_path, dict(TERM, weight=dict(ratio=0.25)), until=BATCHES + 4, resume=True)
+    out = capsys.readouterr().out
+    assert rest.distiller.weights()['gdd'] == pytest.approx(
+        0.25 * frozen['weights']['gdd'], rel=1e-3
+    )
+    assert "terms.gdd.weight: 'auto' then" in out and 'ratio' in out
+
+
+def test_a_resume_with_a_number_takes_the_number(tmp_path):
+    run(tmp_path, AUTO, until=BATCHES + 2)
+    rest = run(tmp_path, dict(TERM, weight=5.0), until=BATCHES + 4, resume=True)
+    assert rest.distiller.weights() == {'gdd': 5.0}
+
+
+RANKS = """
+import os, torch, toys
+import torch.distributed as dist
+world = int(os.environ['WORLD_SIZE'])
+if world > 1:
+    dist.init_process_group('gloo')
+from mmengine.runner import Runner
+launch = dict(launcher='pytorch', model_wrapper_cfg=dict(
+    type='MMDistributedDataParallel', device_ids=None, find_unused_parameters=False,
+    broadcast_buffers=False)) if world > 1 else dict()
+terms = [dict(loss=dict(type='CWDLoss'), student='neck.convs.*', weight='auto', name='cwd'),
+         dict(toys.TERM, weight='auto')]
+for name, used in dict(plain=terms[:1], noise=terms).items():
+    work = f'{out}/{{name}}_{{world}}'
+    config = toys.runner_config(
+        work, toys.hook_config(*used), batch_size=4 // world, max_iters=10,
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=10)),
+        experiment_name=work, **launch)
+    config.model.norm = False
+    runner = Runner.from_cfg(config)
+    weights = []
+    runner.register_hook(type('Keep', (toys.Hook if hasattr(toys, 'Hook') else __import__(
+        'mmengine').hooks.Hook,), dict(after_train=lambda self, runner: weights.append(
+        getattr(runner.model, 'module', runner.model).distiller.weights())))(), priority='LOWEST')
+    runner.train()
+    rank = os.environ['RANK']
+    torch.save(weights[0], f'{out}/{{name}}_{{world}}_{{rank}}.pth')
+"""
+
+
+def test_two_ranks_find_the_weight_of_one(tmp_path):
+    for world in (2, 1):
+        run_ranks(RANKS.format(out=tmp_path), world)
+    one, first, second = (
+        torch.load(tmp_path / f'plain_{name}.pth') for name in ('1_0', '2_0', '2_1')
+    )
+    assert first == second and one['cwd'] > 0
+    assert first['cwd'] == pytest.approx(one['cwd'], rel=2e-3)
+    # the ranks draw noise of their own, and find one number all the same
+    noise = [torch.load(tmp_path / f'noise_2_{rank}.pth') for rank in (0, 1)]
+    assert noise[0] == noise[1] and set(noise[0]) == {'cwd', 'gdd'}
+
+
+# -- schedules -----------------------------------------------------------------------------------
+
+
+def test_a_term_is_measured_when_it_begins(tmp_path):
+    keep = run(tmp_path, dict(AUTO, begin=5), dict(PKD, interval=2), until=30)
+    found = [w['gdd'] for w in keep.weights]
+    assert found[:5] == [1.0] * 5 and found[5] != 1.0
+    assert len(set(found[5:])) > 1 and len(set(found[5 + BATCHES - 1 :])) == 1
+    assert len(set(w['pkd'] for w in keep.weights[2 * (BATCHES - 1) :])) == 1
+
+
+def test_a_ramp_multiplies_what_was_found(tmp_path):
+    plain = run(tmp_path / 'plain', AUTO)
+    ramped = run(tmp_path / 'ramped', dict(AUTO, warmup=100), until=1)
+    assert ramped.weights[0] == plain.weights[0]
+    assert ramped.logged[0]['loss_gdd'] == pytest.approx(
+        plain.logged[0]['loss_gdd'] / 100, rel=1e-5
+    )
+
+
+def test_a_short_run_takes_the_batches_that_it_has(tmp_path, capsys):
+    keep = run(tmp_path, AUTO, until=3, log_level='INFO')
+    out = capsys.readouterr().out
+    assert 'acts in 3 iterations only' in out and 'loss_gdd: weight=' in out
+    assert set(keep.state['weights']) == {'gdd'}
+    with pytest.raises(CalibrationError, match='acts in no iteration'):
+        run(tmp_path / 'never', dict(AUTO, begin=10), until=3)
+
+
+# -- what has no weight --------------------------------------------------------------------------
+
+
+def same_teacher(tmp_path):
+    """The student itself: a term between the two is 0."""
+    torch.save(toy_model(0, width=4, neck=6, norm=False).state_dict(), tmp_path / 'same.pth')
+    return dict(config=dict(type='ToyDetector', norm=False), checkpoint=str(tmp_path / 'same.pth'))
+
+
+def test_a_term_without_a_gradient_is_named(tmp_path):
+    term = dict(loss=dict(type='CWDLoss'), student='neck.convs.*', weight='auto', name='cwd')
+    optim = dict(optimizer=dict(type='SGD', lr=0.0))
+    with pytest.raises(CalibrationError) as caught:
+        run(
+            tmp_path / 'run',
+            term,
+            teacher=same_teacher(tmp_path),
+            model=dict(norm=False),
+            until=PATIENCE + 2,
+            optim_wrapper=optim,
+            load_from=str(tmp_path / 'same.pth'),
+        )
+    message = str(caught.value)
+    assert "terms[0] ('cwd')" in message and f'first {PATIENCE} steps' in message
+    assert 'its gradient was' in message
+
+
+class Infinite(torch.autograd.Function):
+    """A loss that is finite, with a gradient that is not."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.sum() * 0 + 1
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * float('inf') * torch.ones(1)
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing_and_is_named(monkeypatch):
+    monkeypatch.setattr(
+        'mmkd_plugin.losses.CWDLoss.compute', lambda self, s, t: Infinite.apply(s.mean())
+    )
+    student = toy_model(0)
+    term = dict(loss=dict(type='CWDLoss'), student='neck.convs.*', weight='auto', name='cwd')
+    mmkd_plugin.attach(student, toy_model(1), [term], probe_size=(16, 16))
+    losses = student(*toy_batch(), mode='loss')
+    sum([*losses['loss_cls'], losses['loss_cwd']]).backward()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in student.parameters())
+    with pytest.raises(CalibrationError, match=r"terms\[0\] \('cwd'\).*gradient was (inf|nan)"):
+        for _ in range(PATIENCE):
+            student(*toy_batch(), mode='loss')
+
+
+def test_a_term_that_reaches_nothing_of_the_students_is_named():
+    student = toy_model(0)
+    for parameter in student.parameters():
+        parameter.requires_grad_(False)
+    student.bbox_head.requires_grad_(True)
+    term = dict(loss=dict(type='GDDLoss'), student='neck.convs.*', weight='auto')
+    mmkd_plugin.attach(student, toy_model(1), [term], probe_size=(16, 16))
+    with pytest.raises(ValueError, match='carries no gradient'):
+        student(*toy_batch(), mode='loss')
+
+
+@pytest.mark.parametrize('task_weight', [0, 0.0, 'complement'])
+def test_without_losses_of_the_task_there_is_nothing_to_compare_with(task_weight):
+    with pytest.raises(ValueError) as caught:
+        mmkd_plugin.attach(toy_model(0), toy_model(1), [AUTO], task_weight, probe_size=(16, 16))
+    assert 'task_weight' in str(caught.value) and "weight='auto' of gdd" in str(caught.value)
+
+
+def test_a_loader_that_raises_is_heard_as_it_is(tmp_path, monkeypatch):
+    def broken(self, index):
+        raise OSError('image 3 is truncated')
+
+    monkeypatch.setattr('toys.ToyImages.__getitem__', broken)
+    with pytest.raises(OSError, match='image 3 is truncated'):
+        run(tmp_path, AUTO)
+
+
+# -- how long it takes ---------------------------------------------------------------------------
+
+
+def test_it_costs_one_backward_for_the_task_and_one_for_each_term(tmp_path, monkeypatch):
+    calls = []
+    original = module.parameter_norms
+    monkeypatch.setattr(module, 'parameter_norms', lambda *args: calls.append(1) or original(*args))
+    run(tmp_path, AUTO, PKD, until=40)
+    assert len(calls) == BATCHES * 3
+
+
+def test_a_student_that_is_its_own_teacher_needs_a_number(tmp_path):
+    term = dict(AUTO, begin=1, by_epoch=True)
+    with pytest.raises(ValueError, match="weight='auto' and teacher='previous_epoch'"):
+        run(
+            tmp_path,
+            term,
+            teacher='previous_epoch',
+            train_cfg=dict(by_epoch=True, max_epochs=2),
+            train_dataloader=dict(
+                dataset=dict(type='ToyImages', length=8),
+                sampler=dict(type='DefaultSampler', shuffle=True),
+                batch_size=2,
+                num_workers=0,
+                collate_fn=dict(type='pseudo_collate'),
+            ),
+        )
