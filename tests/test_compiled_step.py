@@ -17,13 +17,16 @@ from mmengine.utils import digit_version
 from toys import ToyClassifier
 
 from mmkd_plugin.hooks import compiled_step_hook
+from mmkd_plugin.weights import BATCHES
 
 testing = pytest.importorskip('torch._dynamo.testing')
 KD = dict(loss=dict(type='KDLoss'), student='cls_logits')
 IPWD = dict(loss=dict(type='IPWDLoss'), student='cls_logits')
 GDD = dict(loss=dict(type='GDDLoss'), student='backbone')
+AUTO = [dict(KD, weight='auto'), dict(GDD, weight=dict(ratio=0.5))]
 METHODS = dict(
-    plain={}, kd=dict(terms=[KD]), ipwd=dict(terms=[IPWD]), gdd=dict(terms=[GDD]),
+    plain={}, auto=dict(terms=AUTO), kd=dict(terms=[KD]),
+    ipwd=dict(terms=[IPWD]), gdd=dict(terms=[GDD]),
     funmatch=dict(recipe='funmatch'),
 )  # fmt: skip
 PLAIN = dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9), clip_grad=dict(max_norm=1.0))
@@ -75,7 +78,16 @@ def amp_on_the_cpu(monkeypatch):
     monkeypatch.setattr(f'{module}.is_cuda_available', lambda: True)
 
 
-def run(work_dir, compile, method, optim_wrapper=PLAIN, steps=6, model='ToyClassifier', **changes):
+def run(
+    work_dir,
+    compile,
+    method,
+    optim_wrapper=PLAIN,
+    steps=6,
+    model='ToyClassifier',
+    more=(),
+    **changes,
+):
     """Trains with a method of ``METHODS``."""
     torch._dynamo.reset()
     Backend.count, Backend.layouts = 0, []
@@ -89,14 +101,16 @@ def run(work_dir, compile, method, optim_wrapper=PLAIN, steps=6, model='ToyClass
     if compile is not None:
         changes['compile'] = dict(backend='counts_its_graphs', **compile)
     wrapper = copy.deepcopy(optim_wrapper)
-    changes = dict(dict(model=student, optim_wrapper=wrapper, custom_hooks=[hook]), **changes)
+    changes = dict(
+        dict(model=student, optim_wrapper=wrapper, custom_hooks=[hook, *more]), **changes
+    )
     runner, watch = Runner.from_cfg(run_config(work_dir, (), False, steps, **changes)), Watch()
     runner.register_hook(watch)
     runner.train()
     return runner, watch
 
 
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', [method for method in METHODS if method != 'auto'])
 @pytest.mark.parametrize('optim_wrapper', [PLAIN, AMP], ids=['float32', 'amp'])
 @pytest.mark.parametrize('compile', [dict(dynamic=False), {}], ids=['static', 'default'])
 def test_nothing_is_compiled_after_the_second_step(
@@ -115,6 +129,25 @@ def test_nothing_is_compiled_after_the_second_step(
         assert step == pytest.approx(other, rel=1e-5, abs=1e-6)
     weights, others = runner.model.state_dict(), eager.model.state_dict()
     torch.testing.assert_close(weights, others)
+
+
+@pytest.mark.parametrize('optim_wrapper', [PLAIN, AMP], ids=['float32', 'amp'])
+def test_weights_are_found_in_steps_that_are_not_compiled(tmp_path, amp_on_the_cpu, optim_wrapper):
+    compile, steps = dict(dynamic=False), BATCHES + 6
+    runner, watch = run(tmp_path / 'compiled', compile, 'auto', optim_wrapper, steps)
+    assert watch.graphs[:BATCHES] == [0] * BATCHES
+    after = watch.graphs[BATCHES + 1 :]
+    assert after[0] > 0 and len(set(after)) == 1
+    eager, expected = run(tmp_path / 'eager', None, 'auto', optim_wrapper, steps)
+    for step, other in zip(watch.losses, expected.losses):
+        assert step == pytest.approx(other, rel=1e-4, abs=1e-6)
+    torch.testing.assert_close(runner.model.state_dict(), eager.model.state_dict())
+
+
+def test_a_run_that_ends_before_its_weights_are_found_is_not_blamed(tmp_path):
+    strict = dict(type='mmkd_plugin.CompiledStepHook', strict=True)
+    _, watch = run(tmp_path, dict(dynamic=False), 'auto', steps=2, more=[strict])
+    assert watch.graphs == [0, 0]
 
 
 def test_the_gradients_of_some_steps_are_gathered(tmp_path):

@@ -65,7 +65,9 @@ class CompiledStepHook(Hook):
         self.graphs = 0
 
     def before_train(self, runner: Runner) -> None:
-        if not runner.cfg.get('compile') or self._start is not None or self._is_second(runner):
+        if not runner.cfg.get('compile') or self._start is not None:
+            return
+        if self._acting(runner) is not self:
             return
         self._start = {name: Counter(_counters()[name]) for name in ('stats', 'unimplemented')}
         self._stepped = self._told = False
@@ -79,6 +81,10 @@ class CompiledStepHook(Hook):
 
     def run_eagerly(self, runner: Runner, eagerly: bool) -> None:
         """Lets the next steps run without the compiler, or with it again."""
+        acting = self._acting(runner)
+        if acting is not self:
+            acting.run_eagerly(runner, eagerly)
+            return
         if self._start is None or eagerly == bool(self._waiting):
             return
         model = runner.model
@@ -116,7 +122,7 @@ class CompiledStepHook(Hook):
         self._count()
         if self.graphs:
             runner.logger.info(f'torch.compile has compiled {self.graphs} graphs.')
-        elif self._stepped:
+        elif self._stepped and not self._waiting:
             self._complain(
                 f'compile={runner.cfg.compile!r} has compiled nothing: the training ran eagerly. '
                 'Look whether TORCH_COMPILE_DISABLE or TORCHDYNAMO_DISABLE is set.'
@@ -130,10 +136,9 @@ class CompiledStepHook(Hook):
                 setattr(owner, name, value)
         self._replaced, self._start = [], None
 
-    def _is_second(self, runner: Runner) -> bool:
-        """Whether another hook of this run does the work: ``DistillHook`` has one inside."""
-        registered = [hook for hook in runner.hooks if isinstance(hook, CompiledStepHook)]
-        return bool(registered) and registered[0] is not self
+    def _acting(self, runner: Runner) -> CompiledStepHook:
+        """The hook of this run that does the work: ``DistillHook`` has one inside."""
+        return next((hook for hook in runner.hooks if isinstance(hook, CompiledStepHook)), self)
 
     def _replace(self, owner: OptimWrapper | nn.Module, name: str, value: Any) -> None:
         self._replaced.append((owner, name, vars(owner).get(name)))
