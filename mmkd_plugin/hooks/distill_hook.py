@@ -29,6 +29,7 @@ from .rest_of_epoch import resume_within_epoch
 from .resume import add_distillation, restore
 from .runner_model import include_connectors, refuse_traced, refuse_unfit_model, student_of
 from .safe_checkpoint_hook import guard, intact
+from .watch import Watch
 
 _KEYS = (
     'teacher',
@@ -122,6 +123,7 @@ class DistillHook(Hook):
         self.term_options = check_term_options(term_options)
         self.student_inputs = student_inputs
         self.distiller: Distiller | None = None
+        self._watch: Watch | None = None
         self._compiled_step = CompiledStepHook()
 
     # -- before training ---------------------------------------------------------------------
@@ -167,6 +169,7 @@ class DistillHook(Hook):
                 f'task_weight={task_weight}, terms={list(terms)}'
             )
         runner.logger.info(_describe(self.distiller))
+        self._watch = Watch(self.distiller)
         guard(runner)
 
     def before_train(self, runner: Runner) -> None:
@@ -203,15 +206,17 @@ class DistillHook(Hook):
         for key in self.distiller.loss_keys:
             history = logged.get(f'train/{key}')
             if history is not None and not math.isfinite(history.current()):
+                known = f'{self._watch.explain_nan(key)} {intact(runner)}'.strip()
                 try:
                     self.distiller.raise_if_not_finite()
                 except FloatingPointError as error:
-                    raise FloatingPointError(f'{error} {intact(runner)}'.rstrip()) from None
+                    raise FloatingPointError(f'{error} {known}'.rstrip()) from None
                 raise FloatingPointError(
                     f'{key} is {history.current()} at iteration {runner.iter}{on_this_rank()}, '
                     'though its taps are finite: its connectors have diverged. Lower the learning '
-                    f'rate or the weight of the term. {intact(runner)}'.rstrip()
+                    f'rate or the weight of the term. {known}'.rstrip()
                 )
+        self._watch.after_train_iter(runner, outputs)
 
     # -- checkpoints -------------------------------------------------------------------------
 
@@ -239,7 +244,7 @@ class DistillHook(Hook):
 
     def _give_back(self, runner: Runner) -> None:
         detach(student_of(runner))
-        self.distiller = None
+        self.distiller = self._watch = None
 
     def _make_teacher(self, runner: Runner, student: nn.Module) -> Teacher:
         if self.teacher != PREVIOUS_EPOCH:
