@@ -17,7 +17,7 @@ from mmengine.utils import digit_version
 from toys import ToyClassifier
 
 from mmkd_plugin.hooks import compiled_step_hook
-from mmkd_plugin.weights import BATCHES
+from mmkd_plugin.weights import STEPS
 
 testing = pytest.importorskip('torch._dynamo.testing')
 KD = dict(loss=dict(type='KDLoss'), student='cls_logits')
@@ -133,10 +133,10 @@ def test_nothing_is_compiled_after_the_second_step(
 
 @pytest.mark.parametrize('optim_wrapper', [PLAIN, AMP], ids=['float32', 'amp'])
 def test_weights_are_found_in_steps_that_are_not_compiled(tmp_path, amp_on_the_cpu, optim_wrapper):
-    compile, steps = dict(dynamic=False), BATCHES + 6
+    compile, steps = dict(dynamic=False), STEPS + 6
     runner, watch = run(tmp_path / 'compiled', compile, 'auto', optim_wrapper, steps)
-    assert watch.graphs[:BATCHES] == [0] * BATCHES
-    after = watch.graphs[BATCHES + 1 :]
+    assert watch.graphs[:STEPS] == [0] * STEPS
+    after = watch.graphs[STEPS + 1 :]
     assert after[0] > 0 and len(set(after)) == 1
     eager, expected = run(tmp_path / 'eager', None, 'auto', optim_wrapper, steps)
     for step, other in zip(watch.losses, expected.losses):

@@ -23,7 +23,7 @@ from ..saving.finite import on_this_rank
 from ..self_teacher import PREVIOUS_EPOCH, SelfTeacher
 from ..teacher import Teacher, make_teacher
 from ..term_options import change_terms, check_term_options
-from ..weights import BATCHES, parse_weight
+from ..weights import STEPS, parse_weight
 from .compiled_step_hook import CompiledStepHook
 from .rest_of_epoch import resume_within_epoch
 from .resume import add_distillation, restore
@@ -341,7 +341,7 @@ def _limit_calibration(runner: Runner, distiller: Distiller) -> None:
     by_iteration = isinstance(loop, IterBasedTrainLoop)
     for term in distiller.terms:
         length = None if by_iteration else len(runner.train_dataloader)
-        distiller.calibration.limit(term, term.schedule.turns(loop.max_iters, length, BATCHES))
+        distiller.calibration.limit(term, term.schedule.turns(loop.max_iters, length, STEPS))
 
 
 def _as_list(value: Any) -> list:

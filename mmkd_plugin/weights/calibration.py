@@ -15,9 +15,11 @@ from .gradients import ParameterNorms, parameter_norms
 if TYPE_CHECKING:
     from ..terms import Term
 
-# Batches that are measured, and active steps after which the weight is a number in any case.
-BATCHES = 8
-PATIENCE = 30
+# Active steps in which a term is measured, counted from 0, and how many of the last measurements
+# count. The first quotients of a new student are far from those that follow (docs/weights.md).
+MEASURED = (0, 2, 5, 9, 14, 19, 24, 29)
+COUNTED = 4
+STEPS = MEASURED[-1] + 1  # after which the weight is a number for good
 # A term's gradient in multiples of the task's that is no more than rounding: teacher and student
 # agree. Divided by, it would give a weight of millions.
 ROUNDING = 1e-5
@@ -30,50 +32,58 @@ class CalibrationError(ValueError):
 class Gauge:
     """What was measured of one term.
 
-    The weight is ``target * exp(mean(log(task / term)))`` over the batches: the target times the
-    geometric mean of the norms' quotients, which one odd batch moves little. From its first batch
-    on a term acts with the mean so far; the last one makes it a number for good.
+    The weight is ``target * exp(mean(log(task / term)))`` over the last :data:`COUNTED`
+    measurements: the target times the geometric mean of the norms' quotients, which one odd batch
+    moves little. From its first measurement on a term acts with the weight found so far.
 
     Args:
         target: the term's gradient in multiples of the task's.
-        batches: how many are measured.
     """
 
-    def __init__(self, target: float, batches: int = BATCHES) -> None:
+    def __init__(self, target: float) -> None:
         self.target = target
-        self.batches = batches
         self.quotients: list[float] = []  # log(task / term), of an unweighted term
         self.steps = 0  # in which the term acted
-        self.frozen = False
+        self.length = STEPS
+        self._due = 0
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the weight is a number for good."""
+        return self.steps >= self.length
+
+    @property
+    def is_due(self) -> bool:
+        """Whether this step is measured; what could not be measured is due again."""
+        return self._due < len(MEASURED) and self.steps >= MEASURED[self._due]
 
     @property
     def weight(self) -> float | None:
         """The weight as far as it is known; four digits, so that the logged number is exact."""
-        if not self.quotients:
+        counted = self.quotients[-COUNTED:]
+        if not counted:
             return None
-        mean = sum(self.quotients) / len(self.quotients)
-        return float(f'{self.target * math.exp(mean):.4g}')
+        return float(f'{self.target * math.exp(sum(counted) / len(counted)):.4g}')
 
     def add(self, quotient: float | None) -> None:
-        """Takes the quotient of a step, None if it could not be measured."""
+        """Ends a step, with its quotient if it could be measured."""
         self.steps += 1
         if quotient is not None:
             self.quotients.append(quotient)
-        enough = len(self.quotients) >= self.batches
-        self.frozen = enough or (self.steps >= PATIENCE and bool(self.quotients))
+            self._due = sum(step < self.steps for step in MEASURED)
 
     def state(self) -> dict:
-        return dict(quotients=list(self.quotients), steps=self.steps, frozen=self.frozen)
+        return dict(quotients=list(self.quotients), steps=self.steps, due=self._due)
 
     def load(self, state: dict) -> None:
         self.quotients = [float(x) for x in state['quotients']]
-        self.steps, self.frozen = int(state['steps']), bool(state['frozen'])
+        self.steps, self._due = int(state['steps']), int(state['due'])
 
 
 class Calibration:
     """Sets the weights of the terms that have a target instead of a number.
 
-    In each of its first :data:`BATCHES` active steps a term's gradient is compared with that of the
+    In :data:`MEASURED` of its first active steps a term's gradient is compared with that of the
     student's own losses (before ``task_weight``), on the student's trainable parameters that both
     reach. The step's own graph is used, so nothing runs twice but two backward passes, and random
     states, gradients and buffers stay as they are.
@@ -98,17 +108,17 @@ class Calibration:
         Raises:
             CalibrationError: it acts in none.
         """
-        if not self.is_open(term) or turns >= BATCHES:
+        if not self.is_open(term) or turns >= STEPS:
             return
         if turns == 0:
             raise CalibrationError(
                 f"{term.where} has weight='auto' and acts in no iteration of this run: look at "
                 'begin, end and interval, or give it a number.'
             )
-        self.gauges[term.name].batches = turns
+        self.gauges[term.name].length = turns
         print_log(
             f'{term.where} acts in {turns} iterations only: its weight is found from these, not '
-            f'from {BATCHES}.',
+            f'from {STEPS}.',
             'current',
             logging.WARNING,
         )
@@ -116,7 +126,7 @@ class Calibration:
     def step(
         self, student: nn.Module, task: dict[str, Any], losses: dict, active: Sequence[Term]
     ) -> None:
-        """Measures the open terms of this step, and gives their entries the weight found so far.
+        """Measures the terms that are due, and gives open ones the weight found so far.
 
         Args:
             student: the model that is trained.
@@ -128,28 +138,33 @@ class Calibration:
             CalibrationError: the student's losses or a term have no gradient to measure.
         """
         waiting = [term for term in active if self.is_open(term)]
-        if not waiting:
-            return
-        reference = self._task_norms(student, task)
+        due = [term for term in waiting if self.gauges[term.name].is_due]
+        reference = self._task_norms(student, task) if due else None
         for term in waiting:
-            key, gauge = f'loss_{term.name}', self.gauges[term.name]
-            norms = parameter_norms(losses[key], student, self.own)
-            gauge.add(_quotient(reference, norms, term))
-            if gauge.weight is None:
-                if gauge.steps >= PATIENCE:
-                    raise CalibrationError(_useless(term, norms, reference))
-                losses[key] = term.idle()  # not times 0: a gradient may be infinite
-                continue
-            losses[key] = losses[key] * (gauge.weight * term.ramp / term.current_weight)
-            term.weight = gauge.weight
+            self._step(student, term, losses, reference if term in due else None)
+
+    def _step(
+        self, student: nn.Module, term: Term, losses: dict, task: ParameterNorms | None
+    ) -> None:
+        key, gauge, own = f'loss_{term.name}', self.gauges[term.name], None
+        if task is not None:
+            own = parameter_norms(losses[key], student, self.own)
+        gauge.add(None if task is None else _quotient(task, own, term))
+        if gauge.weight is None:
             if gauge.frozen:
-                print_log(
-                    f'loss_{term.name}: weight={term.weight:g}, found in {gauge.steps} steps: '
-                    f'{gauge.target:g} times the gradient of the task. To repeat it without '
-                    f'measuring: --weight {term.name}={term.weight:g}, or weight={term.weight:g} '
-                    f'in {term.where}.',
-                    'current',
-                )
+                raise CalibrationError(_useless(term, own, task))
+            losses[key] = term.idle()  # not times 0: a gradient may be infinite
+            return
+        losses[key] = losses[key] * (gauge.weight * term.ramp / term.current_weight)
+        term.weight = gauge.weight
+        if gauge.frozen:
+            print_log(
+                f'loss_{term.name}: weight={term.weight:g}, found in {gauge.steps} steps: '
+                f'{gauge.target:g} times the gradient of the task. To repeat it without '
+                f'measuring: --weight {term.name}={term.weight:g}, or weight={term.weight:g} '
+                f'in {term.where}.',
+                'current',
+            )
 
     def _task_norms(self, student: nn.Module, task: dict[str, Any]) -> ParameterNorms:
         norms = parameter_norms(total(task), student, self.own)
@@ -205,7 +220,7 @@ def _useless(term: Term, own: ParameterNorms, task: ParameterNorms) -> str:
         norms = own.norm(both) / term.current_weight, task.norm(both)
         why = 'its gradient was {:g}, that of the task {:g}'.format(*norms)
     return (
-        f'{term.where}: no weight could be found in the first {PATIENCE} steps of the term: {why}. '
+        f'{term.where}: no weight could be found in its first steps: {why}. '
         'A term that is 0 at first (teacher and student alike, no positives) may begin later '
         '(begin=...); or give it a number (weight=1.0).'
     )
