@@ -20,6 +20,7 @@ from torch import nn
 from .compat import guard_modules
 from .distiller import ATTRIBUTE, Distiller
 from .image_size import image_size
+from .method import Method
 from .pixels import of_model
 from .teacher import Teacher, make_teacher
 
@@ -27,13 +28,17 @@ from .teacher import Teacher, make_teacher
 def attach(
     student: nn.Module,
     teacher: Any,
-    terms: Sequence[dict],
-    task_weight: float | str = 1.0,
+    terms: Sequence[dict] | None = None,
+    task_weight: float | str | None = None,
     seed: int = 0,
     probe_size: Sequence[int] | None = None,
     checkpointed: Sequence[str] = (),
     student_inputs: dict | None = None,
     data: Any = None,
+    recipe: str | None = None,
+    weights: Any = None,
+    term_options: dict | None = None,
+    length: dict[str, int] | None = None,
 ) -> Distiller:
     """Attaches distillation to a live model; :func:`detach` gives it back.
 
@@ -45,9 +50,11 @@ def attach(
         student: a detector, segmenter or classifier built on MMEngine's ``BaseModel``.
         teacher: ``dict(config=..., checkpoint=...)``, a module, ``dict(model=module, inputs=...)``
             for a module whose images must be told, or a :class:`Teacher`.
-        terms: list of terms, each ``dict(loss=dict(type=...), student=TAP, ...)``.
+        terms: list of terms, each ``dict(loss=dict(type=...), student=TAP, ...)``; or give
+            ``recipe``.
         task_weight: factor on the student's own losses (0.1 in classic distillation), or
-            ``'complement'``: one minus the current weights of the terms.
+            ``'complement'``: one minus the current weights of the terms. By default what the
+            recipe says, else 1.
         seed: seeds connectors and noise; global random states are left alone.
         probe_size: height and width of the image by which shapes are measured; by default what
             ``data`` or the student says, else (256, 256).
@@ -56,13 +63,19 @@ def attach(
             ``data`` says it: ``dict(mean=..., std=..., range=255 | 1, order='rgb' | 'bgr')``.
         data: the student's training data set (or its config); its pipeline tells how images are
             normalised and how large they are.
+        recipe: the name of a recipe that chooses terms for this pair, such as ``'gdd+kd'``.
+        weights: of the terms, by name: ``dict(gdd=20)``; or for all, ``'published'``, ``'auto'``.
+        term_options: other changes to the terms by name, ``dict(kd=dict(begin=500))``.
+        length: of the training, ``dict(epochs=...)`` or ``dict(iterations=...)``, for a recipe
+            whose warm-up is a share of it.
 
     Returns:
         The distiller, which is also ``student.distiller``.
 
     Raises:
-        ValueError: if something is attached already, a term is wrong, or it cannot be established
-            how the student's images become the teacher's.
+        ValueError: if something is attached already, neither or both of ``terms`` and ``recipe``
+            are given, a term is wrong, or it cannot be established how the student's images become
+            the teacher's.
         TapError: if a tap does not fit one of the models.
     """
     if hasattr(student, ATTRIBUTE):
@@ -76,6 +89,7 @@ def attach(
             f'Student and teacher are the same {type(student).__name__} object: freezing the '
             'teacher would freeze the student. Give a copy (copy.deepcopy) as the teacher.'
         )
+    method = Method(terms, recipe, weights, term_options, task_weight, owner='attach')
     pixels = of_model(student, data, student_inputs, 'student_inputs')
     probe_size = image_size(student, data) if probe_size is None else probe_size
     handle = make_teacher(teacher)
@@ -83,8 +97,16 @@ def attach(
     if like is None:
         raise ValueError(f'{type(student).__name__} has no parameters: there is no student.')
     handle.follow(like)
+    chosen = method.resolve(student, handle.model, length)
     distiller = Distiller(
-        student, handle, terms, task_weight, seed, probe_size, checkpointed, pixels
+        student,
+        handle,
+        chosen.terms,
+        chosen.task_weight,
+        seed,
+        probe_size,
+        checkpointed,
+        pixels,
     )
     # The weights of the terms, too: a single tensor of the host's keeps CUDA graphs from a
     # compiled step.

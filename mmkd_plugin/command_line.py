@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mmengine.config import Config, DictAction
 
 from . import recipes
 from .checks import shortened
-from .config_edits import (
-    add_import,
-    change_training,
-    distill_hooks,
-    is_classifier,
-    replace_recipe,
-)
+from .config_edits import distill_hooks, replace_recipe
+from .distilled_config import add_hook_to, check_hook
 from .download import SUFFIXES
 from .init_student import parse_parts
 from .model_config import existing_file, load_model_config
+from .term_options import check_term_options, refuse_contradictions, split_weights
 from .user_errors import UsageError
+from .weights.wishes import ALL, check_weights, joined, parse_flags
 
 # Options that say something of the hook or its teacher, and where argparse keeps them.
 _OPTIONS = {
@@ -32,6 +31,8 @@ _OPTIONS = {
     '--teacher-cfg-options': 'teacher_cfg_options',
     '--class-map': 'class_map',
     '--recipe': 'recipe',
+    '--weights': 'weights',
+    '--weight': 'weight',
     '--term-options': 'term_options',
     '--task-weight': 'task_weight',
     '--init-student': 'init_student',
@@ -88,15 +89,29 @@ def add_distillation_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='NAME',
         help='method on features: gdd (default), gdd-shared, cwd, mgd, pkd; on logits: kd (default '
         'of classifiers), dkd, loca, dkd-loca, ckd, ipwd, ipwd-inverse; for boxes and masks: '
-        'kd-bins, kd-masks; for classifiers: funmatch. Several are joined by +, as in gdd+kd',
+        'kd-bins, kd-masks; for classifiers: funmatch. Several are joined by +, as in gdd+kd, and '
+        'a colon gives the weight of one, as in gdd:20+kd:auto',
+    )
+    group.add_argument(
+        '--weight',
+        action='append',
+        metavar='NAME=VALUE',
+        help='the weight of the term that is logged as loss_NAME: a number, auto, ratio:0.3 '
+        "(that many times the task's gradient) or published; may be given several times",
+    )
+    group.add_argument(
+        '--weights',
+        metavar='published|auto',
+        help="the weights of all terms: the numbers of the recipe's tables, or found in the first "
+        'iterations',
     )
     group.add_argument(
         '--term-options',
         nargs='+',
         action=KeyValueAction,
         metavar='NAME.KEY=VALUE',
-        help='changes terms by the names under which they are logged, such as gdd.weight=20 '
-        'kd.loss.temperature=2',
+        help='changes terms by the names under which they are logged, such as '
+        'kd.loss.temperature=2 gdd.begin=500',
     )
     group.add_argument(
         '--task-weight',
@@ -139,20 +154,27 @@ def add_distillation(cfg: Config, args: argparse.Namespace) -> None:
             'teaches noise. Only to try the mechanics, --teacher-random allows one '
             '(allow_random=True in a config).'
         )
-    recipe = args.recipe
-    if recipe is None:
-        recipe = 'kd' if is_classifier(cfg) else 'gdd'
-    check_options(args, recipe)
-    teacher = dict(config=args.teacher)
+    check_options(args)
+    teacher: dict[str, Any] = dict(config=args.teacher)
     change_teacher(teacher, args)
-    hook: dict[str, Any] = dict(type='mmkd_plugin.DistillHook', teacher=teacher, recipe=recipe)
-    change_training(cfg, recipe, args.cfg_options)
+    hook: dict[str, Any] = dict(teacher=teacher)
+    if args.recipe is not None:
+        hook['recipe'] = args.recipe
     change_method(hook, args)
-    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
-    add_import(cfg, 'mmkd_plugin')
+    with _usage_errors():
+        add_hook_to(cfg, hook, args.cfg_options)
 
 
-def check_options(args: argparse.Namespace, recipe: str | None) -> None:
+@contextmanager
+def _usage_errors() -> Iterator[None]:
+    """What is raised as a wrong value or a missing file is a mistake on the command line here."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UsageError(str(error)) from None
+
+
+def check_options(args: argparse.Namespace) -> None:
     """What can be wrong with the options whatever the config says.
 
     Raises:
@@ -164,15 +186,13 @@ def check_options(args: argparse.Namespace, recipe: str | None) -> None:
     if weight is not None and not (math.isfinite(weight) and weight >= 0):
         raise UsageError(f'--task-weight {weight:g} must be a number, 0 or more.')
     file = args.teacher_checkpoint
-    try:
+    with _usage_errors():
         if file is not None and '://' not in file:
             existing_file(file, 'teacher checkpoint', SUFFIXES)
-        if recipe is not None:
-            recipes.describe(recipe)
+        if args.recipe is not None:
+            recipes.describe(args.recipe)
         if args.init_student is not None:
             parse_parts(args.init_student)
-    except (OSError, ValueError) as error:
-        raise UsageError(str(error)) from None
 
 
 def change_hook(cfg: Config, args: argparse.Namespace) -> None:
@@ -181,7 +201,7 @@ def change_hook(cfg: Config, args: argparse.Namespace) -> None:
     Raises:
         UsageError: a bad option, or one that this hook has no use for.
     """
-    check_options(args, args.recipe)
+    check_options(args)
     hook, *others = distill_hooks(cfg)
     if others:
         raise UsageError(
@@ -196,16 +216,21 @@ def change_hook(cfg: Config, args: argparse.Namespace) -> None:
                 f'checkpoint and no other options of a teacher: leave {", ".join(of_teacher)} out.'
             )
         change_teacher(hook['teacher'], args)
-    if args.recipe is not None:
-        replace_recipe(cfg, hook, args.recipe, args.cfg_options)
+    with _usage_errors():
+        if args.teacher_cfg_options:  # before anything of the student is built
+            load_model_config(hook['teacher']['config'], hook['teacher']['cfg_options'], 'teacher')
+        if args.recipe is not None:
+            replace_recipe(cfg, hook, args.recipe, args.cfg_options)
     change_method(hook, args)
+    with _usage_errors():
+        check_hook(hook)
 
 
 def change_teacher(teacher: dict, args: argparse.Namespace) -> None:
     """Puts checkpoint, class map and config options into the ``teacher`` entry of a hook.
 
     Raises:
-        UsageError: if the teacher's config is missing or has no use for these options.
+        UsageError: another form of class map, options that contradict each other.
     """
     if args.teacher_checkpoint is not None or args.teacher_random:
         teacher.update(checkpoint=args.teacher_checkpoint, allow_random=args.teacher_random)
@@ -215,19 +240,30 @@ def change_teacher(teacher: dict, args: argparse.Namespace) -> None:
         teacher['cfg_options'] = _merged(
             teacher.get('cfg_options'), args.teacher_cfg_options, '--teacher-cfg-options'
         )
-    if args.teacher is not None or args.teacher_cfg_options:
-        try:  # before anything of the student is built
-            load_model_config(teacher['config'], teacher.get('cfg_options'), 'teacher')
-        except (OSError, ValueError) as error:
-            raise UsageError(str(error)) from None
 
 
 def change_method(hook: dict, args: argparse.Namespace) -> None:
-    """Puts what the options say about terms and weights into a hook."""
-    if args.term_options:
-        hook['term_options'] = _merged(
-            hook.get('term_options'), args.term_options, '--term-options'
-        )
+    """Puts what the options say about terms and weights into a hook.
+
+    Weights become wishes under ``weights``, also those of term options. The command line wins over
+    the config.
+
+    Raises:
+        UsageError: values that cannot be, or two weights for one term.
+    """
+    with _usage_errors():
+        flags = parse_flags(args.weights, args.weight)
+        given = _merged(None, args.term_options or {}, '--term-options')
+        own, options = split_weights(check_term_options(given))
+        refuse_contradictions(flags, own, ('--weight', '--term-options'))
+        before, kept = split_weights(check_term_options(hook.get('term_options')))
+        wishes = joined(check_weights(hook.get('weights')), before, flags, own)
+        options = _merged(kept, options, '--term-options')
+    weights = wishes[ALL] if list(wishes) == [ALL] else wishes
+    for key, value in (('weights', weights), ('term_options', options)):
+        hook.pop(key, None)
+        if value:
+            hook[key] = value
     if args.task_weight is not None:
         hook['task_weight'] = args.task_weight
     if args.init_student is not None:

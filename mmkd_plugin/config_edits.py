@@ -6,7 +6,7 @@ import importlib
 
 from mmengine.config import Config
 
-from .recipes import funmatch
+from .recipes import funmatch, methods
 from .user_errors import UsageError
 
 
@@ -51,38 +51,42 @@ def replace_recipe(cfg: Config, hook: dict, recipe: str, cfg_options: dict | Non
     """Another method for a config whose DistillHook names teacher and recipe.
 
     Raises:
-        UsageError: a hook with terms of its own.
+        ValueError: a hook with terms of its own, or a training that the recipe cannot change.
     """
     if hook.get('terms') is not None:
-        raise UsageError(
+        raise ValueError(
             f"--recipe {recipe}: the config's DistillHook has terms of its own, which a recipe "
-            'would throw away. Start from the config of the pair or of the student instead.'
+            'would throw away (a config that a run wrote has the terms of its recipe). Start from '
+            'the config of the pair or of the student instead.'
         )
     hook['recipe'] = recipe
     change_training(cfg, recipe, cfg_options)
     # Of the old recipe; the new one brings its own.
-    hook.pop('task_weight', None)
-    hook.pop('term_options', None)
+    for key in ('task_weight', 'term_options', 'weights'):
+        hook.pop(key, None)
 
 
-def change_training(cfg: Config, recipe: str, cfg_options: dict | None) -> None:
+def change_training(cfg: Config, recipe: str | None, cfg_options: dict | None = None) -> None:
     """FunMatch is more than a loss: it also changes mixup, optimizer and schedule of the config.
 
     What the command line says about these wins over the recipe.
+
+    Raises:
+        ValueError: a training that FunMatch does not fit.
     """
-    if recipe != 'funmatch':
+    if recipe is None or 'funmatch' not in methods(recipe):
         return
     try:
         funmatch.apply_to(cfg)
     except ValueError as error:
-        raise UsageError(f'--recipe funmatch: {error}') from None
+        raise ValueError(f'recipe funmatch: {error}') from None
     changed = ('model', 'optim_wrapper', 'param_scheduler')
     own = {k: v for k, v in (cfg_options or {}).items() if k.split('.')[0] in changed}
     try:
         cfg.merge_from_dict(own)
     except (AssertionError, KeyError, TypeError) as error:
-        raise UsageError(
-            f'--cfg-options {", ".join(own)} does not fit what --recipe funmatch has changed '
+        raise ValueError(
+            f'--cfg-options {", ".join(own)} does not fit what the recipe funmatch has changed '
             f'({error}): its optimizer is {dict(cfg.optim_wrapper.optimizer)} and it has '
             f'{len(cfg.param_scheduler)} schedulers.'
         ) from None

@@ -349,10 +349,20 @@ class Distiller(nn.Module):
         """The weight of each term by its name, of those that have one for good."""
         return {t.name: t.weight for t in self.terms if not self.calibration.is_open(t)}
 
+    def resolved(self, configs: Sequence[dict]) -> list[dict]:
+        """The configs of the terms with the targets that ``weight='auto'`` stands for.
+
+        The target of a kind of term may be another one in a later version.
+        """
+        return [
+            config if term.target is None else dict(config, weight=dict(ratio=term.target))
+            for term, config in zip(self.terms, configs)
+        ]
+
     def settings(self) -> dict:
         """The numbers of this run in plain values, by which a resumed run sees what has changed."""
         terms = {}
-        for (name, kind), config in zip(self.term_types().items(), self._configs):
+        for (name, kind), config in zip(self.term_types().items(), self.resolved(self._configs)):
             # Both may be written in several ways, or left out.
             terms[name] = dict(config, name=name, loss=dict(config['loss'], type=kind))
         return dict(task_weight=self.task_weight, terms=terms)

@@ -44,6 +44,21 @@ class Schedule:
     def is_constant(self) -> bool:
         return self == Schedule(by_epoch=self.by_epoch)
 
+    @property
+    def text(self) -> str:
+        """The schedule in words, such as ``iterations 500 to 999, ramp over 100``."""
+        unit = 'epoch' if self.by_epoch else 'iteration'
+        parts = []
+        if self.end is not None:
+            parts.append(f'{unit}s {self.begin} to {self.end - 1}')
+        elif self.begin:
+            parts.append(f'from {unit} {self.begin}')
+        if self.warmup > 1:
+            parts.append(f'ramp over {self.warmup} {unit}s')
+        if self.interval > 1:
+            parts.append(f'every {self.interval} iterations')
+        return ', '.join(parts) or 'always'
+
     def lasts(self, iteration: int, epoch: int) -> bool:
         """Whether it has begun and not ended, be it its turn at this iteration or not."""
         now = epoch if self.by_epoch else iteration

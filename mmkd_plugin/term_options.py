@@ -6,8 +6,9 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from .registry import check_keys, nearest
+from .registry import check_keys
 from .terms import TERM_KEYS, check_term
+from .weights.wishes import check_names, check_wish
 
 
 def check_term_options(options: Any) -> dict[str, dict]:
@@ -38,12 +39,63 @@ def check_term_options(options: Any) -> dict[str, dict]:
 _FORM = '(dict(gdd=dict(weight=20)), or --term-options gdd.weight=20)'
 
 
+def split_weights(options: dict[str, dict]) -> tuple[dict[str, Any], dict[str, dict]]:
+    """Takes the weights out of the options: they are wishes like those of ``weights``.
+
+    Args:
+        options: as :func:`check_term_options` returns them.
+
+    Returns:
+        Wishes by the names of the terms, and the other options.
+
+    Raises:
+        ValueError: a value that no weight can be.
+    """
+    wishes, rest = {}, {}
+    for name, changes in options.items():
+        changes = dict(changes)
+        if 'weight' in changes:
+            wish = changes.pop('weight')
+            wishes[name] = check_wish(wish, f'term_options[{name!r}].weight')
+        if changes:
+            rest[name] = changes
+    return wishes, rest
+
+
+def refuse_contradictions(weights: dict, wishes: dict, where: tuple[str, str]) -> None:
+    """Refuses two weights for one term, said side by side.
+
+    Args:
+        weights: wishes by name.
+        wishes: those of term options.
+        where: what either is called in the message.
+
+    Raises:
+        ValueError: if they differ.
+    """
+    for name in wishes:
+        if name in weights and weights[name] != wishes[name]:
+            raise ValueError(
+                f'{where[0]} gives the term {name!r} the weight {weights[name]!r}, and {where[1]} '
+                f'{wishes[name]!r}. Say one of them.'
+            )
+
+
+def term_name(term: Any, i: int) -> str:
+    """What the i-th term is called and logged as.
+
+    Raises:
+        ValueError: a term that is wrong in itself.
+    """
+    return check_term(term, f'terms[{i}]')[0]
+
+
 def change_terms(terms: Sequence[dict], options: dict[str, dict]) -> Sequence[dict]:
     """Puts the options into the terms of these names.
 
     Args:
         terms: of a config or a recipe; they are not changed.
-        options: as :func:`check_term_options` returns them.
+        options: as :func:`split_weights` returns them.
 
     Returns:
         The terms with the options in them.
@@ -54,13 +106,9 @@ def change_terms(terms: Sequence[dict], options: dict[str, dict]) -> Sequence[di
     if not options:
         return terms
     changed = list(terms)
-    names = [check_term(term, f'terms[{i}]')[0] for i, term in enumerate(terms)]
+    names = [term_name(term, i) for i, term in enumerate(terms)]
+    check_names(options, names, 'term_options')
     for name, changes in options.items():
-        if name not in names:
-            raise ValueError(
-                f'term_options: no term is called {str(name)!r}; {nearest(str(name), names)}. '
-                f'The terms are {", ".join(names)}.'
-            )
         i = names.index(name)
         changed[i] = _merged(changed[i], changes)
         check_term(changed[i], f'term_options[{name!r}]')

@@ -190,11 +190,15 @@ def test_names_that_cannot_be_joined(name, said):
             call()
 
 
-def test_methods_that_weigh_the_student_differently_are_not_joined():
+def test_of_methods_that_weigh_the_student_differently_the_smallest_wish_counts():
     classifier = nn.Module()
     classifier.backbone, classifier.head = nn.Conv2d(3, 4, 1), nn.Linear(4, 2)
-    with pytest.raises(ValueError, match='gdd wants 1, kd wants 0.1, as task_weight'):
-        recipes.resolve('gdd+kd', classifier, classifier)
+    plan = recipes.resolve('gdd+kd', classifier, classifier)
+    assert set(plan) == {'terms', 'task_weight'}
+    wishes = recipes.choose('gdd+kd', classifier, classifier).task_weights
+    assert wishes == dict(gdd=1.0, kd=pytest.approx(0.1))
+    assert plan['task_weight'] == pytest.approx(0.1)
+    assert [term['weight'] for term in plan['terms']] == [145.0, 0.9]
     plan = recipes.resolve('kd+loca', classifier, classifier)
     assert [term['name'] for term in plan['terms']] == ['kd', 'loca']
     assert plan['task_weight'] == pytest.approx(0.1)

@@ -11,7 +11,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from mmkd_plugin.plan import tap_text
 from mmkd_plugin.survey import Place
+from mmkd_plugin.weights.wishes import wish_text
 
 NARROW = 100  # columns below which the two models share one column
 
@@ -108,11 +110,14 @@ def show_recipes(console: Console, found: Sequence[dict], with_teacher: bool) ->
             reason = item['error'].replace(repr(item['recipe']), '')
             reasons.setdefault(reason, []).append(item)
         else:
-            taps = _tap_text(item['student'])
+            taps = tap_text(item['student'])
             if item['teacher'] != item['student']:
-                taps += f' <- {_tap_text(item["teacher"])}'
+                taps += f' <- {tap_text(item["teacher"])}'
+            weight = f'weight {wish_text(item["weight"])}'
+            if item['weight'] != item['published']:
+                weight += f', published {item["published"]:g}'
             console.print(
-                f'  {item["recipe"]:<12} {taps}  weight {item["weight"]:g}  ({item["source"]})',
+                f'  {item["recipe"]:<12} {taps}  {weight}  ({item["source"]})',
                 markup=False,
                 highlight=False,
             )
@@ -120,10 +125,6 @@ def show_recipes(console: Console, found: Sequence[dict], with_teacher: bool) ->
         names = ', '.join(item['recipe'] for item in items)
         verb = 'does' if len(items) == 1 else 'do'
         console.print(f'  {names} {verb} not fit: {items[0]["error"]}', markup=False)
-
-
-def _tap_text(tap: Any) -> str:
-    return tap if isinstance(tap, str) else f'{tap["path"]} (levels {tap["levels"]})'
 
 
 def as_json(pairs: Sequence[Pair], **found: Any) -> str:

@@ -105,13 +105,15 @@ def fitting_recipes(student: nn.Module, teacher: nn.Module) -> list[dict]:
     found = []
     for name in recipes.names(student):
         try:
-            term = recipes.resolve(name, student, teacher)['terms'][0]
+            choice = recipes.choose(name, student, teacher)
+            (term,) = choice.terms
             found.append(
                 dict(
                     recipe=name,
                     student=term['student'],
                     teacher=term.get('teacher', term['student']),
                     weight=term['weight'],
+                    published=next(iter(choice.published.values())),
                     loss=term['loss'],
                     source=recipes.source(name, student),
                 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,21 +11,21 @@ from mmengine.optim import BaseOptimWrapper
 from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
 from torch import nn
 
-from .. import recipes
 from ..attachment import attach, detach
 from ..class_map import dataset_classes
-from ..distiller import Distiller, check_terms
+from ..distiller import Distiller
 from ..init_student import copy_teacher_weights, parse_parts
 from ..loaded_weights import check_training, file_of, verify_file_of
+from ..method import Method
 from ..registry import HOOKS, check_keys
 from ..saving.finite import on_this_rank
 from ..self_teacher import PREVIOUS_EPOCH, SelfTeacher
 from ..teacher import Teacher, make_teacher
-from ..term_options import change_terms, check_term_options
-from ..weights import STEPS, parse_weight
 from .compiled_step_hook import CompiledStepHook
+from .loops import length_of, limit_calibration, refuse_epochs, refuse_first_epoch
 from .rest_of_epoch import resume_within_epoch
 from .resume import add_distillation, restore
+from .run_files import PlanFile, keep_resolved
 from .runner_model import include_connectors, refuse_traced, refuse_unfit_model, student_of
 from .safe_checkpoint_hook import guard, intact
 from .watch import Watch
@@ -35,6 +34,7 @@ _KEYS = (
     'teacher',
     'terms',
     'recipe',
+    'weights',
     'term_options',
     'task_weight',
     'init_student',
@@ -58,7 +58,9 @@ class DistillHook(Hook):
             Config, checkpoint as path or URL. See :meth:`mmkd_plugin.teacher.Teacher.build`. Or
             ``'previous_epoch'``: self-distillation from the student as it was an epoch ago.
         terms: list of terms; or
-        recipe: the name of a recipe that chooses terms for this pair.
+        recipe: the name of a recipe that chooses terms for this pair, such as ``'gdd+kd'``.
+        weights: of the terms, by name: ``dict(gdd=20, kd='auto')``; or for all, ``'published'``
+            (the number of the recipe's table), ``'auto'``.
         task_weight: factor on the student's own losses, or ``'complement'``: one minus the current
             weights of the terms. By default what the recipe says, else 1.
         init_student: parts to start from the teacher's weights, such as ``'neck+head'``.
@@ -67,8 +69,8 @@ class DistillHook(Hook):
             that pipeline and data preprocessor give all images, else (256, 256).
         student_inputs: what the student's images are, where its pipeline normalises them in a way
             that cannot be read: ``dict(mean=..., std=..., range=255 | 1, order='rgb' | 'bgr')``.
-        term_options: changes to the terms by their names, such as ``dict(gdd=dict(weight=20))``;
-            the terms of a recipe exist only once both models are built.
+        term_options: other changes to the terms by name, such as ``dict(kd=dict(begin=500))``; the
+            terms of a recipe exist only once both models are built.
 
     Raises:
         ValueError: no teacher, neither or both of ``terms`` and ``recipe``, and whatever
@@ -96,6 +98,7 @@ class DistillHook(Hook):
         probe_size: Sequence[int] | None = None,
         term_options: dict | None = None,
         student_inputs: dict | None = None,
+        weights: Any = None,
         **unknown: Any,
     ) -> None:
         check_keys(unknown, _KEYS, 'DistillHook')
@@ -104,26 +107,17 @@ class DistillHook(Hook):
                 'DistillHook needs teacher=dict(config=..., checkpoint=...), or '
                 "teacher='previous_epoch' for self-distillation."
             )
-        if (terms is None) == (recipe is None):
-            raise ValueError(
-                "DistillHook needs either terms=[...] or recipe='...', and not both "
-                f'(recipes: {", ".join(recipes.names())}).'
-            )
-        if terms is not None:
-            check_terms(terms)
+        self.method = Method(terms, recipe, weights, term_options, task_weight)
         if init_student is not None:
             parse_parts(init_student)
         self.teacher = teacher
-        self.terms = terms
-        self.recipe = recipe
-        self.task_weight = task_weight
         self.init_student = init_student
         self.seed = seed
         self.probe_size = probe_size
-        self.term_options = check_term_options(term_options)
         self.student_inputs = student_inputs
         self.distiller: Distiller | None = None
         self._watch: Watch | None = None
+        self._plan: PlanFile | None = None
         self._compiled_step = CompiledStepHook()
 
     # -- before training ---------------------------------------------------------------------
@@ -135,21 +129,15 @@ class DistillHook(Hook):
         verify_file_of(runner)
         student = student_of(runner)
         teacher = self._make_teacher(runner, student)
-        terms, task_weight = self.terms, 1.0
-        if terms is None:
-            plan = recipes.resolve(self.recipe, student, teacher.model, _length(runner))
-            terms, task_weight = plan['terms'], plan['task_weight']
-        terms = change_terms(terms, self.term_options)
-        if self.task_weight is not None:
-            task_weight = self.task_weight
-        _refuse_epochs(runner, terms)
+        chosen = self.method.resolve(student, teacher.model, length_of(runner))
+        refuse_epochs(runner, chosen.terms)
         if isinstance(teacher, SelfTeacher):
-            _refuse_first_epoch(runner, terms, self.recipe, task_weight)
+            refuse_first_epoch(runner, chosen.terms, self.method.recipe, chosen.task_weight)
         self.distiller = attach(
             student,
             teacher,
-            _plain(terms),
-            task_weight,
+            chosen.terms,
+            chosen.task_weight,
             self.seed,
             self.probe_size,
             _as_list(runner.cfg.get('activation_checkpointing')),
@@ -163,25 +151,23 @@ class DistillHook(Hook):
         except BaseException:
             self._give_back(runner)
             raise
-        if self.recipe is not None:
-            runner.logger.info(
-                f'Recipe {self.recipe!r} ({recipes.source(self.recipe, student)}): '
-                f'task_weight={task_weight}, terms={list(terms)}'
-            )
-        runner.logger.info(_describe(self.distiller))
+        keep_resolved(runner, self.method, self.distiller, chosen)
+        self._plan = PlanFile(chosen.told)
         self._watch = Watch(self.distiller)
         guard(runner)
 
     def before_train(self, runner: Runner) -> None:
         self._compiled_step.before_train(runner)
-        if self.distiller is not None and runner.cfg.get('compile'):
+        if self.distiller is None:
+            return
+        if runner.cfg.get('compile'):
             self.distiller.rng.hide()
-        if self.distiller is not None:
-            _limit_calibration(runner, self.distiller)
-            resume_within_epoch(runner)
+        limit_calibration(runner, self.distiller)
+        resume_within_epoch(runner)
         # With load_from this has happened before loading, so that the loaded weights win.
-        if self.distiller is not None and self.init_student and not runner._has_loaded:
+        if self.init_student and not runner._has_loaded:
             self._inherit(runner)
+        self._plan.begin(runner, self.distiller)
 
     def before_train_epoch(self, runner: Runner) -> None:
         if self.distiller is not None and isinstance(self.distiller.teacher, SelfTeacher):
@@ -199,6 +185,7 @@ class DistillHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
         self._compiled_step.after_train_iter(runner, batch_idx)
+        self._plan.update(runner, self.distiller)
         # RuntimeInfoHook has just fetched the losses; reading its numbers costs no further sync.
         logged = runner.message_hub.log_scalars
         for key in self.distiller.stale_keys(_steps_of_a_line(runner)):
@@ -276,87 +263,5 @@ def _steps_of_a_line(runner: Runner) -> int:
     return min((h.interval for h in runner.hooks if isinstance(h, LoggerHook)), default=1)
 
 
-def _plain(terms: Any) -> list:
-    """The terms as plain dicts of their own, so that edits do not reach the config."""
-    return [term.to_dict() if hasattr(term, 'to_dict') else copy.deepcopy(term) for term in terms]
-
-
-def _refuse_epochs(runner: Runner, terms: Sequence[dict]) -> None:
-    """An iteration-based loop stays in epoch 0: the term would never begin, end or warm up."""
-    if not isinstance(runner._train_loop, IterBasedTrainLoop):
-        return
-    for i, term in enumerate(terms):
-        if isinstance(term, dict) and term.get('by_epoch'):
-            raise ValueError(
-                f'terms[{i}] counts epochs (by_epoch=True), but train_cfg counts iterations and '
-                'is in epoch 0 from its first to its last. Give begin, end and warmup in '
-                'iterations, without by_epoch.'
-            )
-
-
-def _refuse_first_epoch(
-    runner: Runner, terms: Sequence[dict], recipe: str | None, task_weight: float | str
-) -> None:
-    """A student that is its own teacher has nobody to learn from in its first epoch."""
-    length = len(runner.train_dataloader)
-    for i, term in enumerate(terms):
-        if not isinstance(term, dict):
-            continue  # attach says what is wrong with it
-        if parse_weight(term.get('weight', 1.0), f'terms[{i}]: weight').is_auto:
-            raise ValueError(
-                f"terms[{i}] has weight={term['weight']!r} and teacher='previous_epoch': when an "
-                'epoch begins, student and teacher are the same, so there is no gradient to '
-                'measure. Give it a number.'
-            )
-        begin, first = term.get('begin', 0), 1 if term.get('by_epoch') else length
-        if not isinstance(begin, int) or begin >= first:
-            continue
-        if recipe is None:
-            who, advice = f'terms[{i}]', 'Let it begin with the second: begin=1, by_epoch=True.'
-        else:  # has no key for it; what a recipe schedules in a loop of epochs counts epochs
-            who = f'The recipe {recipe!r}'
-            later = [dict(term, begin=1, by_epoch=True) for term in terms]
-            advice = (
-                'Give its terms instead of its name, beginning with the second: '
-                f'terms={later}, task_weight={task_weight!r}.'
-            )
-        raise ValueError(
-            f"{who} begins in the first epoch, when teacher='previous_epoch' is still the student "
-            f'before its training. {advice}'
-        )
-
-
-def _length(runner: Runner) -> dict[str, int]:
-    """How long training is, in the unit in which the schedules of a recipe are to be written."""
-    loop = runner._train_loop
-    if isinstance(loop, IterBasedTrainLoop):
-        return dict(iterations=loop.max_iters)
-    epochs = getattr(loop, 'max_epochs', None)  # a loop of the user's own need not say
-    return {} if epochs is None else dict(epochs=epochs)
-
-
-def _limit_calibration(runner: Runner, distiller: Distiller) -> None:
-    """A short run ends before the usual number of batches has been measured."""
-    loop = runner._train_loop
-    by_iteration = isinstance(loop, IterBasedTrainLoop)
-    for term in distiller.terms:
-        length = None if by_iteration else len(runner.train_dataloader)
-        distiller.calibration.limit(term, term.schedule.turns(loop.max_iters, length, STEPS))
-
-
 def _as_list(value: Any) -> list:
     return [] if value is None else [value] if isinstance(value, str) else list(value)
-
-
-def _describe(distiller: Distiller) -> str:
-    rows = [
-        f'  loss_{r.term}: {r.student} {r.student_shape} <- {r.teacher} {r.teacher_shape}'
-        + (f', {r.rows}' if r.rows else '')
-        + f', weight {r.weight}'
-        + f' ({r.connector_parameters:,} connector parameters)'
-        for r in distiller.plan()
-    ]
-    return (
-        'Distillation attached (shapes of a probe image; the teacher runs to its '
-        f'{distiller.teacher.depth}):\n' + '\n'.join(rows)
-    )

@@ -2,18 +2,35 @@
 
 ``features.py`` has the methods on feature maps, ``classification.py`` those on the class logits of
 image classifiers, ``detection.py`` those on the logits of detectors and segmenters. Names joined by
-``+`` are distilled together: ``'gdd+kd'``.
+``+`` are distilled together: ``'gdd+kd'``. A colon gives the weight of a method's term:
+``'gdd:20+kd:auto'``.
 """
 
 from __future__ import annotations
 
+import re
+from typing import Any, NamedTuple
+
 from torch import nn
 
 from ..registry import nearest
+from ..weights.wishes import check_names, check_weights, fulfilled, joined, parse_text
 from . import classification, detection, features
+from .defaults import default_weight
 from .families import FAMILIES, family
 
-__all__ = ['FAMILIES', 'describe', 'family', 'names', 'resolve', 'source']
+__all__ = [
+    'FAMILIES',
+    'Choice',
+    'choose',
+    'describe',
+    'family',
+    'methods',
+    'names',
+    'resolve',
+    'source',
+    'term_names',
+]
 
 _ALONE = 'funmatch'  # a way to train, not only a loss
 
@@ -42,49 +59,128 @@ def describe(name: str) -> str:
     Raises:
         ValueError: if there is no such recipe.
     """
-    return '; '.join(_describe(part) for part in _parts(name))
+    return '; '.join(_describe(part) for part in methods(name))
 
 
 def source(name: str, model: nn.Module) -> str:
     """Where the hyper-parameters of a recipe come from for this kind of model."""
-    parts = _parts(name)
+    parts = methods(name)
     told = [_source(part, model) for part in parts]
     return told[0] if len(parts) == 1 else '; '.join(map('{}: {}'.format, parts, told))
 
 
+def methods(name: str) -> list[str]:
+    """The recipes that a name joins, without their weights.
+
+    Raises:
+        ValueError: unknown ones, or ones that cannot be joined.
+    """
+    parts = [part for part, _ in _split(name)]
+    for part, weight in _split(name):
+        if part not in names():
+            raise ValueError(
+                f'There is no recipe {part!r}; {nearest(part, names())}. '
+                f"All recipes: {', '.join(names())}. Several are joined by +: 'gdd+kd'."
+            )
+        if weight is not None:
+            parse_text(weight, f'recipe {name!r}: the weight of {part}')
+    if _ALONE in parts and len(parts) > 1:
+        raise ValueError(
+            f'The recipe {name!r} joins {_ALONE}, which is a way to train more than a loss (mixup, '
+            'optimizer, schedule, no labels), with another method. Take one of them.'
+        )
+    logged = [_logged_as(part) for part in parts]
+    for key in logged:
+        if logged.count(key) > 1:
+            raise ValueError(
+                f'The recipe {name!r} has two terms {key!r}, which would both be logged as '
+                f'loss_{key}. Name each method once.'
+            )
+    return parts
+
+
+def term_names(name: str) -> list[str]:
+    """The names of the terms that a recipe makes, known without any model.
+
+    Raises:
+        ValueError: if there is no such recipe.
+    """
+    return [_logged_as(part) for part in methods(name)]
+
+
 def resolve(
-    name: str, student: nn.Module, teacher: nn.Module, length: dict[str, int] | None = None
+    name: str,
+    student: nn.Module,
+    teacher: nn.Module,
+    length: dict[str, int] | None = None,
+    weights: Any = None,
 ) -> dict:
     """Turns a recipe into terms for this pair of models.
 
     Args:
-        name: one of :func:`names`, or several joined by ``+``.
+        name: one of :func:`names`, or several joined by ``+``, each with ``:WEIGHT`` or without.
         student: the model to train.
         teacher: the model to learn from.
         length: of the training, ``dict(epochs=...)`` or ``dict(iterations=...)``.
+        weights: ``'published'``, ``'auto'`` or ``dict(gdd=20)``, by the names of the terms; it wins
+            over a weight in ``name``, and both over the recipe's default.
 
     Returns:
-        ``dict(terms=[...], task_weight=...)``, as written in a config.
+        ``dict(terms=[...], task_weight=...)``: the terms as a config writes them, each with its
+        ``weight``, and the factor on the student's own losses. :func:`attach` takes both as they
+        are. :func:`choose` tells more.
 
     Raises:
         ValueError: unknown recipe, a model no recipe fits, different numbers of levels, rows that
-            do not correspond, or recipes that cannot be joined.
+            do not correspond, recipes that cannot be joined, or a weight of a term that the recipe
+            does not have.
 
     Example:
-        >>> resolve('gdd', student, teacher)['terms']  # doctest: +SKIP
+        >>> resolve('gdd', student, teacher, weights='published')['terms']  # doctest: +SKIP
         [{'loss': {'type': 'GDDLoss', 'temperature': 4.0, 'noise': 'channel'},
           'student': 'neck.fpn_convs.*.conv', 'teacher': 'neck.fpn_convs.*.conv', 'weight': 65.0}]
     """
-    parts = _parts(name)
-    plans = [_resolve(part, student, teacher, length or {}) for part in parts]
-    weights = [plan['task_weight'] for plan in plans]
-    if len(set(weights)) > 1:
-        told = ', '.join(map('{} wants {:g}'.format, parts, weights))
-        raise ValueError(
-            f"The recipe {name!r} joins methods that weigh the student's own losses differently "
-            f'({told}, as task_weight). Write their terms and a task_weight into the config.'
-        )
-    return dict(terms=[term for plan in plans for term in plan['terms']], task_weight=weights[0])
+    choice = choose(name, student, teacher, length, weights)
+    return dict(terms=choice.terms, task_weight=choice.task_weight)
+
+
+class Choice(NamedTuple):
+    """What a recipe is for a pair of models.
+
+    Attributes:
+        terms: as a config writes them.
+        task_weights: the factor on the student's own losses that each method wants, by its name.
+        published: the weight of each term in the recipe's table, by the name of the term;
+            :func:`source` says where it comes from.
+    """
+
+    terms: list[dict]
+    task_weights: dict[str, float]
+    published: dict[str, float]
+
+    @property
+    def task_weight(self) -> float:
+        """The smallest wish: beside no method the labels count more than it asked for."""
+        return min(self.task_weights.values())
+
+
+def choose(
+    name: str,
+    student: nn.Module,
+    teacher: nn.Module,
+    length: dict[str, int] | None = None,
+    weights: Any = None,
+) -> Choice:
+    """The same as :func:`resolve`, with what it was made of."""
+    keys = term_names(name)
+    said = joined(_said(name), check_weights(weights))
+    check_names(said, keys, 'weights')
+    plans = {part: _resolve(part, student, teacher, length or {}) for part in methods(name)}
+    defaults = [default_weight(part, plan['kind']) for part, plan in plans.items()]
+    terms = [plan['terms'][0] for plan in plans.values()]
+    published = {key: term['weight'] for key, term in zip(keys, terms)}
+    terms = fulfilled(joined(dict(zip(keys, defaults)), said), keys, terms, published)
+    return Choice(terms, {part: plan['task_weight'] for part, plan in plans.items()}, published)
 
 
 def _resolve(name: str, student: nn.Module, teacher: nn.Module, length: dict[str, int]) -> dict:
@@ -114,35 +210,22 @@ def _resolve(name: str, student: nn.Module, teacher: nn.Module, length: dict[str
     pair = _arch(teacher), _arch(student)
     if pair in classification.IMAGENET_DKD_BETA and counts[0] != 1000:
         pair = None, None  # the same networks on other data
-    return classification.plan(name, *pair, **length)
+    return dict(classification.plan(name, *pair, **length), kind='image')
 
 
-def _parts(name: str) -> list[str]:
-    """The recipes that a name joins.
+def _split(name: str) -> list[tuple[str, str | None]]:
+    """Methods and the texts of their weights. The plus of ``1e+3`` does not join."""
+    parts = [part.partition(':') for part in re.split(r'\+(?!\d)', str(name))]
+    return [(method.strip(), text if colon else None) for method, colon, text in parts]
 
-    Raises:
-        ValueError: unknown ones, or ones that cannot be joined.
-    """
-    parts = [part.strip() for part in str(name).split('+')]
-    for part in parts:
-        if part not in names():
-            raise ValueError(
-                f'There is no recipe {part!r}; {nearest(part, names())}. '
-                f"All recipes: {', '.join(names())}. Several are joined by +: 'gdd+kd'."
-            )
-    if _ALONE in parts and len(parts) > 1:
-        raise ValueError(
-            f'The recipe {name!r} joins {_ALONE}, which is a way to train more than a loss (mixup, '
-            'optimizer, schedule, no labels), with another method. Take one of them.'
-        )
-    logged = [_logged_as(part) for part in parts]
-    for key in logged:
-        if logged.count(key) > 1:
-            raise ValueError(
-                f'The recipe {name!r} has two terms {key!r}, which would both be logged as '
-                f'loss_{key}. Name each method once.'
-            )
-    return parts
+
+def _said(name: str) -> dict[str, Any]:
+    """The weights that a name gives its terms."""
+    return {
+        _logged_as(part): parse_text(text, f'recipe {name!r}')
+        for part, text in _split(name)
+        if text is not None
+    }
 
 
 def _logged_as(name: str) -> str:

@@ -185,7 +185,7 @@ def plan(name: str, student: nn.Module, teacher: nn.Module, length: dict[str, in
         length: of the training, ``dict(epochs=...)``, ``dict(iterations=...)`` or empty.
 
     Returns:
-        ``dict(terms=[...], task_weight=1.0)``.
+        ``dict(terms=[...], task_weight=1.0, kind=...)``; the kind is that of the student's rows.
 
     Raises:
         ValueError: a head without a view, a method that does not suit its rows, or a teacher whose
@@ -205,7 +205,7 @@ def plan(name: str, student: nn.Module, teacher: nn.Module, length: dict[str, in
         boxes = make_view('detections', teacher, (), f'recipe {name!r}: teacher')
         boxes.check_loss(loss)
     term = dict(name=name.replace('-', '_'), **rows, **term)
-    return dict(terms=[term], task_weight=1.0)
+    return dict(terms=[term], task_weight=1.0, kind=spec.kind)
 
 
 def _check_method(name: str, recipe: Recipe, spec: HeadSpec, model: str) -> None:

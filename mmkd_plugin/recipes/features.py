@@ -111,8 +111,8 @@ def source(name: str, model: nn.Module) -> str:
 
 def plan(name: str, student: nn.Module, teacher: nn.Module) -> dict:
     """Terms of a feature recipe; the student's family decides on the numbers."""
-    recipe = RECIPES[name]
-    weight, arguments, _ = recipe.settings(family(student))
+    recipe, kind = RECIPES[name], family(student)
+    weight, arguments, _ = recipe.settings(kind)
     student_tap, teacher_tap = _taps(name, student, teacher)
     term = dict(
         loss=dict(type=recipe.loss, **arguments),
@@ -120,7 +120,7 @@ def plan(name: str, student: nn.Module, teacher: nn.Module) -> dict:
         teacher=teacher_tap,
         weight=weight,
     )
-    return dict(terms=[term], task_weight=1.0)
+    return dict(terms=[term], task_weight=1.0, kind=kind)
 
 
 Tap = str | dict

@@ -85,6 +85,15 @@ def test_an_error_of_the_pair_is_the_last_line_of_the_output(debug, shallow, tmp
         (['--term-options', 'kd.loss.temprature=2'], ["term_options['kd'].loss", "'temperature'"]),
         (['--term-options', 'kd=2'], ["term_options['kd']=2", 'gdd.weight=20', 'dict']),
         (['--term-options', 'kd.weight=-1'], ["'kd'", 'weight=-1']),
+        (['--weight', 'kdd=2'], ["no term is called 'kdd'", "nearest: 'kd'", 'The terms are kd']),
+        (['--weight', 'kd'], ['--weight takes NAME=VALUE', "'kd'"]),
+        (['--weight', 'kd=automatic'], ["--weight kd='automatic'", "nearest: 'auto'"]),
+        (['--weights', 'kd=2'], ["--weights 'kd=2'", 'published or auto', '--weight NAME=VALUE']),
+        (['--recipe', 'kd:x'], ["recipe 'kd:x'", "'x' is neither a number"]),
+        (
+            ['--weight', 'kd=2', '--term-options', 'kd.weight=3'],
+            ["--weight gives the term 'kd' the weight 2", '--term-options 3'],
+        ),
         (
             ['--cfg-options', 'custom_hooks.7.recipe=dkd'],
             ['custom_hooks', 'before --teacher adds', '--term-options'],
@@ -151,7 +160,9 @@ def test_options_for_teacher_and_terms_train_and_are_in_the_saved_config(tool, s
     tool.main(command(shallow, first, *options))
     saved = Config.fromfile(first / Path(STUDENT).name)
     (hook,) = [h for h in saved.custom_hooks if h.type == 'mmkd_plugin.DistillHook']
-    assert hook.term_options == dict(kd=dict(weight=0.5, loss=dict(temperature=3)))
+    (term,) = hook.terms  # the recipe's, with what the options say
+    assert (term.name, term.weight, term.loss.temperature) == ('kd', 0.5, 3)
+    assert not {'recipe', 'weights', 'term_options'} & set(hook)
     assert hook.teacher.cfg_options.model.backbone.depth == 8
     assert hook.teacher.class_map == list(reversed(range(10)))
     log = last_line(first)
@@ -163,6 +174,26 @@ def test_options_for_teacher_and_terms_train_and_are_in_the_saved_config(tool, s
     assert last_line(tmp_path / 'plain')['loss_kd'] != pytest.approx(log['loss_kd'], rel=1e-2)
 
 
+def test_the_command_line_says_weights_last(tool):
+    """The recipe's name, then --weights, then --weight; and all of them after the config."""
+
+    def wishes(*options, **own):
+        args = tool.parse_args([STUDENT, *options])
+        hook = dict(type='DistillHook', teacher=dict(config=TEACHER), recipe='gdd:20+kd', **own)
+        cfg = Config(dict(model=dict(), custom_hooks=[hook]))
+        tool.add_distillation(cfg, args)
+        return cfg.custom_hooks[0].get('weights')
+
+    assert wishes() is None
+    assert wishes('--weights', 'auto', weights=dict(gdd=2)) == 'auto'
+    assert wishes('--weight', 'kd=auto', weights=dict(gdd=2)) == dict(gdd=2, kd='auto')
+    flags = ['--weight', 'gdd=3', '--weights', 'published', '--weight', 'kd=ratio:0.3']
+    assert wishes(*flags) == {'*': 'published', 'gdd': 3, 'kd': dict(ratio=0.3)}
+    own = dict(term_options=dict(gdd=dict(weight=5, begin=2)))
+    assert wishes('--weight', 'gdd=3', **own) == dict(gdd=3)
+    assert wishes('--term-options', 'gdd.weight=4', weights=dict(gdd=2)) == dict(gdd=4)
+
+
 def test_options_change_the_hook_of_a_config(tool):
     pair = DIGITS / 'resnet14_resnet8-narrow_digits.py'
     options = ['--class-map', 'names', '--term-options', 'kd.weight=0.5']
@@ -172,4 +203,4 @@ def test_options_change_the_hook_of_a_config(tool):
     (hook,) = cfg.custom_hooks
     assert hook.teacher.class_map == 'names'
     assert hook.teacher.cfg_options == dict(model=dict(backbone=dict(depth=8)))
-    assert hook.term_options == dict(kd=dict(weight=0.5))
+    assert hook.weights == dict(kd=0.5)

@@ -75,7 +75,7 @@ def test_every_recipe_trains_on_the_command_line(
     assert 'distiller' in state and 'distiller' not in plain
     saved = Config.fromfile(tmp_path / STUDENT.name)
     hook = next(h for h in saved.custom_hooks if h.type.endswith('DistillHook'))
-    assert hook.recipe == recipe
+    assert [f'loss_{term.name}' for term in hook.terms] == [f'loss_{recipe.replace("-", "_")}']
     if recipe == 'funmatch':
         assert log['loss_cls'] == 0 and saved.model.data_preprocessor.mixup == 1
         assert saved.optim_wrapper.optimizer.type == 'AdamW'
@@ -99,9 +99,29 @@ def test_another_recipe_for_the_config_of_a_pair(tool, teacher, tmp_path, monkey
     log = train(tool, pair, tmp_path / 'work', '--recipe', 'ckd')
     assert 'loss_ckd' in log and 'loss_kd' not in log
     saved = Config.fromfile(tmp_path / 'work' / 'pair.py')
-    assert 'task_weight' not in saved.custom_hooks[0], 'that was the share of KD'
+    assert saved.custom_hooks[0].task_weight == 1, 'that was the share of KD'
     with pytest.raises(SystemExit, match="no recipe 'ckdd'; nearest: 'ckd'"):
         train(tool, pair, tmp_path / 'other', '--recipe', 'ckdd')
+
+
+def test_weights_on_the_command_line_and_in_the_config_of_the_run(
+    tool, teacher, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(REPO)
+    first, again = tmp_path / 'first', tmp_path / 'again'
+    options = ['--recipe', 'gdd:2+kd', '--weight', 'kd=ratio:0.5']
+    log = train(tool, STUDENT, first, *from_teacher(teacher), *options)
+    plan = (first / 'distillation.txt').read_text()
+    assert 'ratio' not in plan and "auto (0.5 x the task's gradient)" in plan
+    assert 'smallest of their wishes (gdd 1, kd 0.1)' in plan
+    saved = first / STUDENT.name
+    hooks = Config.fromfile(saved).custom_hooks
+    (i,) = (i for i, hook in enumerate(hooks) if hook.type.endswith('DistillHook'))
+    assert [term.weight for term in hooks[i].terms] == [2, dict(ratio=0.5)]
+    assert train(tool, saved, again)['loss_gdd'] == pytest.approx(log['loss_gdd'], rel=1e-6)
+    changed = [*SHORT, f'custom_hooks.{i}.terms.0.weight=4']
+    train(tool, saved, tmp_path / 'changed', options=changed)
+    assert ' 4 ' in (tmp_path / 'changed' / 'distillation.txt').read_text()
 
 
 PAIR = DIGITS / 'resnet14_resnet8-narrow_digits.py'

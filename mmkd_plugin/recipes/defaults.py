@@ -1,0 +1,39 @@
+"""The weight that each recipe gives its term where nobody says another one.
+
+``'published'`` is the number of the recipe's table with its source (``features.py``,
+``classification.py``, ``detection.py``). ``'auto'``, ``dict(ratio=...)`` and numbers are the other
+choices. A kind is the family of the models for methods on features, and what a row is for methods
+on logits (``'image'`` of classifiers, ``'roi'``, ``'dense'``, ``'query'``, ``'pixel'``). ``'*'``
+stands for the kinds that are not named.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..weights.wishes import PUBLISHED
+
+_ANY = '*'
+DEFAULTS: dict[str, dict[str, Any]] = {
+    'gdd': {_ANY: PUBLISHED},
+    'gdd-shared': {_ANY: PUBLISHED},
+    'cwd': {_ANY: PUBLISHED},
+    'mgd': {_ANY: PUBLISHED},
+    'pkd': {_ANY: PUBLISHED},
+    'kd': {_ANY: PUBLISHED},
+    'dkd': {_ANY: PUBLISHED},
+    'loca': {_ANY: PUBLISHED},
+    'dkd-loca': {_ANY: PUBLISHED},
+    'ckd': {_ANY: PUBLISHED},
+    'ipwd': {_ANY: PUBLISHED},
+    'ipwd-inverse': {_ANY: PUBLISHED},
+    'funmatch': {_ANY: PUBLISHED},
+    'kd-bins': {_ANY: PUBLISHED},
+    'kd-masks': {_ANY: PUBLISHED},
+}
+
+
+def default_weight(recipe: str, kind: str) -> Any:
+    """The default of a recipe for a family or a kind of rows, as a wish about weights."""
+    table = DEFAULTS[recipe]
+    return table.get(kind, table[_ANY])
