@@ -206,13 +206,13 @@ def test_automatic_weights_are_written_down_as_their_targets(tmp_path):
 def test_resume_with_either_config_goes_on_without_a_word(tmp_path, capsys, how):
     first = hook('gdd:auto+kd', weights=dict(kd=0.5))
     train(config(tmp_path / 'whole', copy.deepcopy(first)))
-    train(config(tmp_path / 'run', copy.deepcopy(first), max_iters=2))
-    more = dumped(tmp_path / 'run') if how == 'dumped' else config(tmp_path / 'run', first)
-    more.merge_from_dict(dict(resume=True, train_cfg=dict(max_iters=4)))
+    more = dumped(tmp_path / 'whole') if how == 'dumped' else config(tmp_path, first)
+    file = str(tmp_path / 'whole' / 'iter_2.pth')
+    more.merge_from_dict(dict(resume=True, load_from=file, work_dir=str(tmp_path / 'rest')))
     capsys.readouterr()
     train(more)
     assert 'settings' not in capsys.readouterr().out
-    assert same(tmp_path / 'whole', tmp_path / 'run')
+    assert same(tmp_path / 'whole', tmp_path / 'rest')
 
 
 def test_a_hook_with_numbers_of_its_own_leaves_the_config_as_it_is(tmp_path):

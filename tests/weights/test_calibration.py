@@ -222,7 +222,7 @@ def test_a_resume_with_another_target_scales_the_weight_and_says_so(tmp_path, ca
     assert rest.distiller.weights()['gdd'] == pytest.approx(
         0.25 * frozen['weights']['gdd'], rel=1e-3
     )
-    assert "terms.gdd.weight: 'auto' then" in out and 'ratio' in out
+    assert 'terms.gdd.weight.ratio: 1.0 then, 0.25 now' in out
 
 
 def test_a_resume_with_a_number_takes_the_number(tmp_path):
