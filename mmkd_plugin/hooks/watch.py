@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from statistics import fmean
 from typing import Any
 
 from mmengine.dist import is_main_process
@@ -95,7 +94,7 @@ class Watch:
             return True
         if not gauge.quotients:
             return False
-        seen.gradient = seen.term.weight / math.exp(fmean(gauge.quotients))
+        seen.gradient = gauge.target * seen.term.weight / gauge.weight
         return True
 
     def _add_norm(self, norm: float) -> None:
