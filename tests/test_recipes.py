@@ -46,8 +46,8 @@ def model(*heads: str, neck: nn.Module | None = None) -> nn.Module:
     return net
 
 
-def terms(name: str, student: nn.Module, teacher: nn.Module) -> list:
-    return recipes.resolve(name, student, teacher)['terms']
+def terms(name: str, student: nn.Module, teacher: nn.Module, weights='published') -> list:
+    return recipes.resolve(name, student, teacher, weights=weights)['terms']
 
 
 LAST_STAGE = dict(path='backbone', levels=[-1])
@@ -72,6 +72,15 @@ def test_published_numbers_by_family(heads, family, gdd, mgd, mask_ratio, pkd):
     assert term['weight'] == mgd
     assert term['loss'] == dict(type='MGDLoss', mask_ratio=mask_ratio, normalize='batch')
     assert terms('pkd', student, teacher)[0]['weight'] == pkd
+
+
+@pytest.mark.parametrize('name', features.RECIPES)
+@pytest.mark.parametrize('heads', [['roi_head'], ['bbox_head'], ['decode_head'], ['head']])
+def test_methods_on_features_find_their_weight_unless_told(name, heads):
+    net = model(*heads, neck=FPN(4))
+    assert terms(name, net, net, None)[0]['weight'] == 'auto'
+    assert terms(name, net, net)[0]['weight'] > 0
+    assert terms(name, net, net, dict.fromkeys([name.partition('-')[0]], 2.0))[0]['weight'] == 2.0
 
 
 def test_mgd_hides_channels_of_classifiers_and_positions_of_all_others():

@@ -126,12 +126,11 @@ def weights_of(recipe: str, weights=None) -> dict:
 
 def test_default_then_name_then_weights(monkeypatch):
     published = dict(gdd=145.0, kd=0.9)
-    assert weights_of('gdd+kd') == published
+    assert weights_of('gdd+kd') == dict(gdd='auto', kd=0.9)
     assert weights_of('gdd:20+kd:auto') == dict(gdd=20.0, kd='auto')
     assert weights_of('gdd:20+kd', dict(gdd=3)) == dict(gdd=3, kd=0.9)
     assert weights_of('gdd:20+kd:1', 'published') == published
     assert weights_of('gdd+kd', {'*': 'auto', 'kd': 2}) == dict(gdd='auto', kd=2)
-    monkeypatch.setitem(defaults.DEFAULTS, 'gdd', {'*': 'auto'})
     monkeypatch.setitem(defaults.DEFAULTS, 'kd', {'*': 'auto', 'image': dict(ratio=0.5)})
     assert weights_of('gdd+kd') == dict(gdd='auto', kd=dict(ratio=0.5))
     assert weights_of('gdd+kd', dict(gdd='published')) == dict(gdd=145.0, kd=dict(ratio=0.5))

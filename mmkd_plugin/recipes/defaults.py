@@ -11,15 +11,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..weights import AUTO
 from ..weights.wishes import PUBLISHED
 
 _ANY = '*'
 DEFAULTS: dict[str, dict[str, Any]] = {
-    'gdd': {_ANY: PUBLISHED},
-    'gdd-shared': {_ANY: PUBLISHED},
-    'cwd': {_ANY: PUBLISHED},
-    'mgd': {_ANY: PUBLISHED},
-    'pkd': {_ANY: PUBLISHED},
+    'gdd': {_ANY: AUTO},
+    'gdd-shared': {_ANY: AUTO},
+    'cwd': {_ANY: AUTO},
+    'mgd': {_ANY: AUTO},
+    'pkd': {_ANY: AUTO},
     'kd': {_ANY: PUBLISHED},
     'dkd': {_ANY: PUBLISHED},
     'loca': {_ANY: PUBLISHED},

@@ -157,7 +157,8 @@ def test_recipes_say_where_they_tap(tool, configs, capsys):
     found = as_json(tool, capsys, configs / 'student.py', '--teacher', configs / 'wide.py')
     recipes = {r['recipe']: r for r in found['recipes']}
     assert set(recipes) >= {'gdd', 'gdd-shared', 'cwd', 'mgd', 'pkd'}
-    assert recipes['gdd']['student'] == 'neck.fpn_convs.*.conv' and recipes['gdd']['weight'] == 65
+    assert recipes['gdd']['student'] == 'neck.fpn_convs.*.conv'
+    assert recipes['gdd']['weight'] == 'auto' and recipes['gdd']['published'] == 65
 
 
 def test_a_reason_that_recipes_share_is_told_once(tool, capsys, monkeypatch):
