@@ -134,7 +134,7 @@ class CompiledStepHook(Hook):
                 delattr(owner, name)
             else:
                 setattr(owner, name, value)
-        self._replaced, self._start = [], None
+        self._replaced, self._start, self._waiting = [], None, {}
 
     def _acting(self, runner: Runner) -> CompiledStepHook:
         """The hook of this run that does the work: ``DistillHook`` has one inside."""
