@@ -12,6 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 BASELINE = 'student'
+# Optimizers that a student may be trained with instead of its config's; None is the config's own.
+OPTIMIZERS: dict[str, tuple[str, dict[str, Any] | None]] = {
+    'own': ("the config's", None),
+    'sgd': (
+        "mmdet's default: SGD, lr 0.02, momentum 0.9, weight decay 1e-4, no clipping",
+        dict(
+            type='OptimWrapper',
+            optimizer=dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=1e-4),
+        ),
+    ),
+}
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner, find_latest_checkpoint
 
-import mmkd_plugin  # noqa: F401  (registers the hooks)
-from benchmarks.methods import DETECTION, TASKS, Task
+import mmkd_plugin
+from benchmarks.methods import DETECTION, OPTIMIZERS, TASKS, Task
 from benchmarks.summary import columns
 from mmkd_plugin.hooks import CompiledStepHook, mend_last_checkpoint
 
@@ -98,6 +98,8 @@ def build_config(run: dict[str, Any], folder: Path) -> Config:
     if run['epochs']:
         set_epochs(cfg, run['epochs'])
     cfg.merge_from_dict(run['options'])  # schedules among them are made for these epochs
+    if run.get('optimizer'):
+        cfg.optim_wrapper = OPTIMIZERS[run['optimizer']][1]
     set_speed(cfg, run.get('amp'), run.get('compile'))
     cfg.work_dir = str(folder)
     cfg.resume = True
@@ -118,8 +120,12 @@ def build_config(run: dict[str, Any], folder: Path) -> Config:
     if 'mmkd_plugin' not in imports['imports']:
         imports['imports'] = [*imports['imports'], 'mmkd_plugin']
     cfg.custom_imports = imports
+    teacher = (
+        {key: run['teacher'][key] for key in ('config', 'checkpoint')} if run['teacher'] else {}
+    )
+    if run.get('recipe'):
+        return mmkd_plugin.distill(cfg, teacher, recipe=run['recipe'])
     if run['terms']:
-        teacher = {key: run['teacher'][key] for key in ('config', 'checkpoint')}
         hook = dict(
             type='mmkd_plugin.DistillHook',
             teacher=teacher,
@@ -154,8 +160,12 @@ def train(folder: Path) -> dict[str, Any]:
     runner = Runner.from_cfg(cfg)
     runner.register_hook(record)
     parameters = sum(p.numel() for p in runner.model.parameters())  # before anything is attached
-    runner.train()
-    epochs = cfg.train_cfg.max_epochs
+    epochs, diverged = cfg.train_cfg.max_epochs, None
+    try:
+        runner.train()
+    except FloatingPointError as error:
+        diverged = str(error)
+        record.history[str(epochs)] = dict.fromkeys(task.metrics, 0.0)
     if str(epochs) not in record.history:  # killed between the last checkpoint and its evaluation
         runner.val_loop.run()
     last = record.history[str(epochs)]
@@ -177,13 +187,28 @@ def train(folder: Path) -> dict[str, Any]:
         parameters=parameters,
         threads=torch.get_num_threads(),
         device=torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu',
-        checkpoint=Path(find_latest_checkpoint(str(folder))).name,
+        checkpoint=_newest(folder),
     )
+    if diverged:
+        results['diverged'] = diverged
+    if run.get('recipe') and not diverged:
+        results['weights'] = weights(folder / results['checkpoint'])
     for hook in runner.hooks:
         if isinstance(hook, CompiledStepHook):
             results['graphs'] = hook.graphs  # of the last process that worked on this run
     write_json(folder / 'results.json', results)
     return results
+
+
+def weights(checkpoint: Path) -> dict[str, float]:
+    """The weights of the terms in a checkpoint, found or given."""
+    return torch.load(checkpoint, map_location='cpu', weights_only=False)['distiller']['weights']
+
+
+def _newest(folder: Path) -> str | None:
+    """The name of the run's last checkpoint; a run that diverges at once has none."""
+    found = find_latest_checkpoint(str(folder))
+    return None if found is None else Path(found).name
 
 
 if __name__ == '__main__':

@@ -1,0 +1,158 @@
+#!/usr/bin/env python
+"""What the recipes give by default: the student alone, and with each recipe as a user types it.
+
+    python benchmarks/recipes.py --dataset digits --pair gfl
+    python benchmarks/recipes.py --dataset digits --pair gfl --optimizer sgd
+    python benchmarks/recipes.py --dataset digits --pair gfl --recipes gdd gdd:published gdd:1
+
+Every run has the hook that ``tools/train.py --recipe NAME`` writes. A recipe may give its weights
+(``gdd:20+kd:auto``), which is how a grid of fixed weights is compared with the default. Pairs,
+teachers and data are those of ``detection.py``. A run that ends in NaN is a result: its metrics are
+0, and the table says in how many seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # started as a script
+
+from benchmarks import summary  # noqa: E402
+from benchmarks.detection import Study  # noqa: E402
+from benchmarks.head_methods import PAIRS  # noqa: E402
+from benchmarks.methods import BASELINE, OPTIMIZERS  # noqa: E402
+from benchmarks.pool import machine  # noqa: E402
+from mmkd_plugin import recipes  # noqa: E402
+
+DEFAULT = ('gdd', 'kd', 'gdd+kd')
+
+
+class RecipeStudy(Study):
+    """The runs of one pair with one optimizer."""
+
+    def spec(self, method: str, seed: int, weight: float | None, **changes: Any) -> dict[str, Any]:
+        run = super().spec(BASELINE, seed, weight, **changes)
+        if method != BASELINE:
+            run.update(method=method, recipe=method)
+        if self.args.optimizer != 'own' and changes.get('config') is None:  # not of the teacher
+            run['optimizer'] = self.args.optimizer
+        return run
+
+    def plan(self, teacher: dict[str, str] | None) -> dict[Path, dict[str, Any]]:
+        base = self.folder(self.args.pair) / f'recipes-{self.args.optimizer}'
+        return {
+            base / f'{method.replace(":", "=")}-seed{seed}': self.spec(
+                method, seed, None, teacher=None if method == BASELINE else teacher
+            )
+            for seed in self.args.seeds
+            for method in self.args.methods
+        }
+
+    def write(self, runs: list[dict[str, Any]], teacher: dict[str, Any] | None) -> None:
+        about = machine()
+        argv = [a for a in self.args.argv if a != '--report-only']
+        command = shlex.join(['python', 'benchmarks/recipes.py', *argv])
+        rows = summary.summarise(runs, self.args.methods, self.task)
+        seeds = ', '.join(map(str, self.args.seeds))
+        lines = [
+            f'Measured on the {self.benchmark.report}; seeds {seeds}; last epoch of each run.',
+            f'Optimizer: {self.args.optimizer} ({OPTIMIZERS[self.args.optimizer][0]}).',
+            f'Command: `{command}`',
+            'Machine: ' + ', '.join(f'{k} {v}' for k, v in about.items()),
+            table(rows, runs, self.task),
+        ]
+        out, name = self.args.results, f'recipes_{self.args.dataset}_{self.args.pair}'
+        name += '' if self.args.optimizer == 'own' else f'_{self.args.optimizer}'
+        text = '\n\n'.join(lines)
+        summary.write_csv(out / f'{name}.csv', runs, self.task)
+        (out / f'{name}.md').write_text(text)
+        short = [{k: v for k, v in run.items() if k != 'history'} for run in runs]
+        content = dict(command=command, machine=about, teacher=teacher, rows=rows, runs=short)
+        (out / f'{name}.json').write_text(json.dumps(content, indent=1) + '\n')
+        print('\n' + text)
+
+
+def table(rows: list[dict[str, Any]], runs: list[dict[str, Any]], task: Any) -> str:
+    """A row for each recipe: the weights of its terms, metrics, paired gain, runs that diverged."""
+    heads = ['recipe', 'weights', *task.metrics, f'gain in {task.main}', 'seeds better', 'NaN']
+    lines = [f'| {" | ".join(heads)} |', '|---|---|' + '---:|' * (len(heads) - 2)]
+    for row in rows:
+        own = [run for run in runs if run['method'] == row['method']]
+        cells = [row['method'] if row['method'] != BASELINE else 'student alone', _weights(own)]
+        if row['incomplete']:
+            cells += [f'incomplete: {row["incomplete"]}', *[''] * (len(task.metrics) + 1)]
+        else:
+            alone = row['method'] == BASELINE
+            cells += [summary.points(row[m], scale=task.scale) for m in task.metrics]
+            cells.append('–' if alone else summary.points(row['gain'], True, task.scale))
+            cells.append('–' if alone else f'{row["wins"]}/{len(row["seeds"])}')
+        cells.append(f'{sum(bool(run.get("diverged")) for run in own)}/{len(own)}')
+        lines.append(f'| {" | ".join(cells)} |')
+    return '\n'.join(lines) + '\n'
+
+
+def _weights(runs: list[dict[str, Any]]) -> str:
+    """The weights that the runs had: of each term the smallest and the largest."""
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        for name, weight in (run.get('weights') or {}).items():
+            found.setdefault(name, []).append(weight)
+    texts = []
+    for name, values in found.items():
+        low, high = (f'{value:.3g}' for value in (min(values), max(values)))
+        texts.append(f'{name} {low}' if low == high else f'{name} {low} to {high}')
+    return ', '.join(texts) or '–'
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add('--dataset', choices=list(PAIRS), required=True)
+    add('--pair', required=True, help='a pair of detection.py: gfl, fcos, faster, mask ...')
+    add('--recipes', nargs='+', default=list(DEFAULT), help=f'default: {" ".join(DEFAULT)}')
+    add(
+        '--optimizer',
+        choices=list(OPTIMIZERS),
+        default='own',
+        help='; '.join(f'{name}: {text}' for name, (text, _) in OPTIMIZERS.items()),
+    )
+    add('--seeds', nargs='+', type=int, default=[0, 1, 2])
+    add('--jobs', type=int, default=2, help='runs at a time (default 2)')
+    add('--threads', type=int, default=1, help='threads of each run (default 1)')
+    add('--epochs', type=int, help="of the students; default: the pair's")
+    add('--teacher-epochs', type=int, help="default: the pair's")
+    add('--report-only', action='store_true', help='tables of what is finished; no student trains')
+    add('--work-dir', type=Path, default=Path('work_dirs/bench'))
+    add('--results', type=Path, default=Path('benchmarks/results'), help='where the tables go')
+    args = parser.parse_args(argv)
+    if args.pair not in PAIRS[args.dataset]:
+        raise SystemExit(
+            f'--pair {args.pair}: {args.dataset} has {", ".join(PAIRS[args.dataset])}.'
+        )
+    for name in args.recipes:
+        try:
+            recipes.methods(name)
+        except ValueError as error:
+            raise SystemExit(f'--recipes: {error}') from None
+    args.argv, args.methods = argv, [BASELINE, *args.recipes]
+    args.select_weights, args.teacher_only = [], False
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(sys.argv[1:] if argv is None else argv)
+    os.chdir(ROOT)  # configs and work directories are named from here
+    return min(RecipeStudy(args).run(), 1)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

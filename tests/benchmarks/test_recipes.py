@@ -1,0 +1,107 @@
+"""Recipes by the default command: what is planned, how it is told, and one study end to end."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from benchmarks import head_methods, methods, recipes, worker
+from benchmarks.methods import DETECTION
+
+GFL = head_methods.PAIRS['digits']['gfl']
+
+
+def study(tmp_path: Path, *more: str) -> recipes.RecipeStudy:
+    args = ['--dataset', 'digits', '--pair', 'gfl', '--work-dir', str(tmp_path), *more]
+    return recipes.RecipeStudy(recipes.parse_args(args))
+
+
+def test_a_run_has_the_hook_of_the_command_line(tmp_path: Path, monkeypatch):
+    torch.save({}, tmp_path / 'teacher.pth')
+    teacher = dict(config=GFL.teacher, checkpoint=str(tmp_path / 'teacher.pth'), sha256='0')
+    plan = study(tmp_path, '--recipes', 'gdd', 'gdd:65+kd', '--seeds', '3').plan(teacher)
+    assert [run['method'] for run in plan.values()] == ['student', 'gdd', 'gdd:65+kd']
+    assert len({folder.name for folder in plan}) == 3
+    for run in plan.values():
+        cfg = worker.build_config(run, tmp_path)
+        hooks = (
+            [h for h in cfg.custom_hooks if h['type'] == 'mmkd_plugin.DistillHook']
+            if (cfg.get('custom_hooks'))
+            else []
+        )
+        assert [hook['recipe'] for hook in hooks] == [run['method']] * (run['method'] != 'student')
+        assert 'terms' not in (hooks or [{}])[0]
+
+
+def test_the_optimizer_is_replaced_as_a_whole_and_the_teachers_stays(tmp_path: Path):
+    own = Config.fromfile(GFL.student).optim_wrapper
+    assert 'clip_grad' in own
+    (run, *_) = study(tmp_path, '--optimizer', 'sgd').plan(None).values()
+    cfg = worker.build_config(run, tmp_path)
+    assert cfg.optim_wrapper.optimizer.type == 'SGD' and 'clip_grad' not in cfg.optim_wrapper
+    (run, *_) = study(tmp_path).plan(None).values()
+    assert worker.build_config(run, tmp_path).optim_wrapper == own
+    teacher = study(tmp_path, '--optimizer', 'sgd').spec('student', 0, None, config=GFL.teacher)
+    assert 'optimizer' not in teacher
+
+
+@pytest.mark.parametrize('name', ['gdd:automatic', 'gddd', 'gdd+funmatch'])
+def test_a_recipe_that_there_is_not_stops_at_once(tmp_path: Path, name: str):
+    with pytest.raises(SystemExit, match='--recipes'):
+        study(tmp_path, '--recipes', name)
+
+
+def test_the_table_tells_weights_and_runs_that_diverged():
+    def run(method, seed, ap, **more):
+        metrics = {m: ap for m in DETECTION.metrics}
+        best = {f'best_{m}': ap for m in DETECTION.metrics}
+        return dict(method=method, seed=seed, **metrics, **best, **more)
+
+    runs = [run('student', seed, 0.5) for seed in range(3)]
+    runs += [run('gdd', seed, 0.6, weights=dict(gdd=0.25 + seed / 100)) for seed in range(3)]
+    runs += [run('gdd:65', 0, 0.0, diverged='NaN'), run('gdd:65', 1, 0.4, weights=dict(gdd=65.0))]
+    runs += [run('gdd:65', 2, 0.4, weights=dict(gdd=65.0))]
+    from benchmarks.summary import summarise
+
+    rows = summarise(runs, ['student', 'gdd', 'gdd:65', 'kd'], DETECTION)
+    lines = recipes.table(rows, runs, DETECTION).splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines]
+    assert [row[0] for row in cells] == ['student alone', 'gdd', 'gdd:65', 'kd']
+    assert [row[1] for row in cells] == ['–', 'gdd 0.25 to 0.27', 'gdd 65', '–']
+    assert [row[-1] for row in cells] == ['0/3', '0/3', '1/3', '0/0']
+    assert cells[1][-3] == '+10.0 ± 0.0' and cells[3][2].startswith('incomplete')
+
+
+@pytest.mark.slow
+def test_a_study_from_end_to_end(tmp_path: Path, digits_root: Path, monkeypatch):
+    settings = dict(image_size=128, train=24, val=12, seed=0)
+    files = {}
+    for role in ('teacher', 'student'):
+        lines = [f'_base_ = {str(Path(getattr(GFL, role)).resolve())!r}']
+        loader = dict(dataset=dict(data_root=str(digits_root), digits=settings))
+        for split in ('train', 'val', 'test'):
+            lines.append(f'{split}_dataloader = {loader!r}')
+            if split != 'train':
+                file = f'{digits_root}/annotations/val.json'
+                lines.append(f'{split}_evaluator = {dict(ann_file=file)!r}')
+        (tmp_path / f'{role}.py').write_text('\n'.join(lines) + '\n')
+        files[role] = str(tmp_path / f'{role}.py')
+    pair = dataclasses.replace(GFL, **files)
+    monkeypatch.setitem(head_methods.PAIRS['digits'], 'gfl', pair)
+    args = ['--dataset', 'digits', '--pair', 'gfl', '--recipes', 'gdd', 'gdd:1e9', '--epochs', '2']
+    args += ['--teacher-epochs', '1', '--seeds', '0', '--optimizer', 'sgd']
+    args += ['--work-dir', str(tmp_path / 'work'), '--results', str(tmp_path / 'results')]
+    assert recipes.main(args) == 0
+    content = json.loads((tmp_path / 'results/recipes_digits_gfl_sgd.json').read_text())
+    runs = {run['method']: run for run in content['runs']}
+    assert 0 < runs['gdd']['weights']['gdd'] < 1e3 and 'diverged' not in runs['gdd']
+    assert 'weights' not in runs['student']
+    assert 'loss_gdd' in runs['gdd:1e9']['diverged'] and runs['gdd:1e9']['AP'] == 0
+    assert (
+        methods.OPTIMIZERS['sgd'][0] in (tmp_path / 'results/recipes_digits_gfl_sgd.md').read_text()
+    )
