@@ -108,7 +108,7 @@ LONG = 'x' * 5000
         (dict(warmup=True), ['warmup=True', 'whole number']),
         (dict(interval=True), ['interval=True', 'whole number']),
         (dict(weight=True), ['weight=True', 'finite number']),
-        (dict(weight='1'), ["weight='1'", 'finite number']),
+        (dict(weight='1'), ["weight='1'", 'neither a number']),
         (dict(weight=[1.0]), ['weight=[1.0]', 'finite number']),
         (dict(student=dict(path='neck', levels=[True])), ['levels=[True]', 'whole numbers']),
         (dict(student=dict(path='neck', calls=[False])), ['calls=[False]', 'whole numbers']),

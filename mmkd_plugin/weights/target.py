@@ -12,7 +12,7 @@ AUTO = 'auto'
 
 # Targets of weight='auto', by what the term compares: feature maps, or rows of logits by the kind
 # of the head. How they were found: docs/weights.md.
-TARGETS: dict[str, float] = dict(feature=3.0, dense=0.3, roi=0.3, query=0.3, pixel=0.3, image=1.0)
+TARGETS: dict[str, float] = dict(feature=1.0, dense=0.3, roi=0.3, query=0.3, pixel=0.3, image=1.0)
 
 
 @dataclass(frozen=True)

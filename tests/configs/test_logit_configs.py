@@ -62,7 +62,8 @@ def test_the_terms_are_those_of_the_recipe(name):
     """Config files and `--recipe` cannot drift apart."""
     skip_if_too_large('DINO' if 'dino' in name else '')
     config, recipe = read(name), LOGIT_CONFIGS[name]
-    plan = recipes.resolve(recipe, *small_pair(name), dict(epochs=EPOCHS[schedule(name)]))
+    length = dict(epochs=EPOCHS[schedule(name)])
+    plan = recipes.resolve(recipe, *small_pair(name), length, weights='published')
     written = [normalised(term) for term in hook_of(config).terms]
     if 'faster-rcnn-r101_gfl' in name:  # no recipe knows which of their levels share a stride
         (gdd, *written) = written
@@ -199,7 +200,7 @@ def test_a_joined_recipe_trains_like_its_config(data_root, tmp_path):
     written = train_once(one_iteration(shrink(read(name)), data_root, tmp_path / 'terms'))
     config = one_iteration(shrink(read(name)), data_root, tmp_path / 'recipe')
     del hook_of(config)['terms']
-    hook_of(config).recipe = LOGIT_CONFIGS[name]
+    hook_of(config).update(recipe=LOGIT_CONFIGS[name], weights='published')
     by_recipe = train_once(config)
     assert by_recipe.losses == written.losses
     assert {'loss_gdd', 'loss_kd', 'loss_kd_bins'} <= set(by_recipe.losses)
