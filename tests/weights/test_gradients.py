@@ -82,6 +82,11 @@ def test_reentrant_checkpoints_give_the_same_norms():
 
 
 def test_half_precision_neither_vanishes_nor_overflows():
+    try:
+        with torch.autocast('cpu', dtype=torch.float16):
+            pass
+    except RuntimeError as error:  # torch 2.1
+        pytest.skip(f'float16 is not to be had on this CPU: {error}')
     # 1e-6 is below what float16 can hold in a gradient of these sizes, 100 is far above it.
     net = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 1))
     x = torch.randn(512, 64, generator=torch.Generator().manual_seed(0))
