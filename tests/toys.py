@@ -218,6 +218,18 @@ def runner_config(
     return Config(config)
 
 
+def by_epoch(until: int = 3) -> dict:
+    """Settings for :func:`runner_config` of a loop that counts epochs, of 4 iterations each."""
+    loader = dict(
+        dataset=dict(type='ToyImages', length=8),
+        sampler=dict(type='DefaultSampler', shuffle=True),
+        batch_size=2,
+        num_workers=0,
+        collate_fn=dict(type='pseudo_collate'),
+    )
+    return dict(train_cfg=dict(by_epoch=True, max_epochs=until), train_dataloader=loader)
+
+
 def train(config: Config, *hooks):
     """Builds a Runner with a name of its own, adds ``hooks``, trains, and returns it."""
     from mmengine.runner import Runner

@@ -53,15 +53,13 @@ def parameter_norms(loss: Tensor, student: nn.Module, without: str) -> Parameter
         without: name of a submodule that is not the student's own.
     """
     parameters = trainable(student, without)
-    reached = torch.zeros(len(parameters), dtype=torch.bool)
-    squares = torch.full((len(parameters),), float('nan'), dtype=torch.float64)
     for scale in _scales(loss.device):
         gradients = _gradients(loss, parameters, student, scale)
-        found = _averaged(gradients, parameters)
-        squares, reached = _squares(found, scale), _reached(gradients, loss.device)
-        if torch.isfinite(squares).all():
+        squares = _squares(_averaged(gradients, parameters), scale)
+        norms = ParameterNorms(squares, _reached(gradients, loss.device))
+        if norms.is_finite:
             break
-    return ParameterNorms(squares, reached)
+    return norms
 
 
 def _scales(device: torch.device) -> Sequence[float]:
@@ -115,15 +113,15 @@ def _untouched(student: nn.Module) -> Iterator[None]:
             parameter.grad = gradient
         with torch.no_grad():
             for buffer, value in buffers:
-                buffer.copy_(value)
+                if not torch.equal(buffer, value):  # a write would spoil the graph of the others
+                    buffer.copy_(value)
 
 
 def _averaged(
     gradients: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]
 ) -> list[Tensor | None]:
     """Mean over the ranks in float32, as DDP would make it."""
-    ranks = get_world_size()
-    if ranks == 1:
+    if get_world_size() == 1:
         return [None if g is None else g.float() for g in gradients]
     flat = torch.cat(
         [

@@ -9,7 +9,7 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 from ranks import run_ranks
-from toys import hook_config, runner_config, train
+from toys import by_epoch, hook_config, runner_config, train
 
 from mmkd_plugin.hooks import InterruptHook
 
@@ -30,21 +30,13 @@ class Kill(Hook):
 
 
 def epochs(folder, *hooks, until=3, **kwargs):
-    loader = dict(
-        dataset=dict(type='ToyImages', length=8),
-        sampler=dict(type='DefaultSampler', shuffle=True),
-        batch_size=2,
-        num_workers=0,
-        collate_fn=dict(type='pseudo_collate'),
-    )
     kwargs.setdefault('default_hooks', dict(checkpoint=dict(type='CheckpointHook', interval=1)))
     return runner_config(
         folder,
         hook_config(),
         HOOK,
         *hooks,
-        train_cfg=dict(by_epoch=True, max_epochs=until),
-        train_dataloader=loader,
+        **by_epoch(until),
         param_scheduler=[dict(type='MultiStepLR', milestones=[1, 2], by_epoch=True)],
         **kwargs,
     )

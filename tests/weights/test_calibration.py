@@ -10,7 +10,7 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 from ranks import run_ranks
-from toys import TERM, hook_config, runner_config, toy_batch, toy_model, train
+from toys import TERM, by_epoch, hook_config, runner_config, toy_batch, toy_model, train
 
 import mmkd_plugin
 from mmkd_plugin.weights import MEASURED, STEPS, CalibrationError
@@ -26,7 +26,7 @@ GENTLE = dict(optimizer=dict(type='SGD', lr=0.005, momentum=0.9))
 
 
 class Keep(Hook):
-    """Weights and losses after each iteration, and the parameters at the end."""
+    """Weights and losses after each iteration; parameters and buffers at the end."""
 
     priority = 'LOWEST'
 
@@ -43,7 +43,8 @@ class Keep(Hook):
 
     def after_train(self, runner):
         self.state = self.distiller.resume_state()
-        self.parameters = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        named = [*self.model.named_parameters(), *self.model.named_buffers()]
+        self.parameters = {name: tensor.detach().clone() for name, tensor in named}
         self.random = torch.get_rng_state()
 
 
@@ -143,7 +144,7 @@ def test_the_weight_is_logged_kept_and_written_as_it_can_be_pasted(tmp_path, cap
     assert [w['gdd'] for w in keep.weights[STEPS - 1 :]] == [weights['gdd']] * 5
 
 
-def test_task_weight_does_not_move_the_reference(tmp_path):
+def test_task_weight_does_not_move_the_reference():
     weights = []
     for task_weight in (1.0, 0.1):
         student = toy_model(0)
@@ -164,6 +165,8 @@ KINDS = {
     'clipped': dict(
         optim_wrapper=dict(optimizer=dict(type='Adam', lr=0.01), clip_grad=dict(max_norm=1.0))
     ),
+    # Run once more in the backward, which moves the norm's statistics.
+    'checkpointed': dict(activation_checkpointing=['backbone.stage']),
     'ema': dict(custom_hooks=[dict(type='EMAHook')]),
 }
 
@@ -362,14 +365,29 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_named(monkeypatch)
             student(*toy_batch(), mode='loss')
 
 
-def test_a_term_that_reaches_nothing_of_the_students_is_named():
-    student = toy_model(0)
-    for parameter in student.parameters():
-        parameter.requires_grad_(False)
-    student.bbox_head.requires_grad_(True)
-    term = dict(loss=dict(type='GDDLoss'), student='neck.convs.*', weight='auto')
+def apart(student, trained: bool):
+    """The student's head learns by itself, and its losses do not reach the maps of the neck."""
+    own = student.bbox_head.loss
+    student.bbox_head.loss = lambda xs, targets: own([x.detach() for x in xs], targets)
+    student.bbox_head.requires_grad_(trained)
+    term = dict(loss=dict(type='CWDLoss'), student='neck.convs.*', weight='auto', name='cwd')
     mmkd_plugin.attach(student, toy_model(1), [term], probe_size=(16, 16))
-    with pytest.raises(ValueError, match='carries no gradient'):
+
+
+def test_a_term_on_other_parameters_than_the_task_is_named():
+    student = toy_model(0)
+    apart(student, trained=True)
+    with pytest.raises(
+        CalibrationError, match=r"'cwd'\).*no parameter that the losses of the task"
+    ):
+        for _ in range(STEPS):
+            assert float(student(*toy_batch(), mode='loss')['loss_cwd'].detach()) == 0
+
+
+def test_losses_of_the_task_that_train_nothing_are_named():
+    student = toy_model(0)
+    apart(student, trained=False)
+    with pytest.raises(CalibrationError, match=r'own losses \(loss_cls, acc\) reach none'):
         student(*toy_batch(), mode='loss')
 
 
@@ -403,16 +421,4 @@ def test_it_costs_one_backward_for_the_task_and_one_for_each_term(tmp_path, monk
 def test_a_student_that_is_its_own_teacher_needs_a_number(tmp_path):
     term = dict(AUTO, begin=1, by_epoch=True)
     with pytest.raises(ValueError, match="weight='auto' and teacher='previous_epoch'"):
-        run(
-            tmp_path,
-            term,
-            teacher='previous_epoch',
-            train_cfg=dict(by_epoch=True, max_epochs=2),
-            train_dataloader=dict(
-                dataset=dict(type='ToyImages', length=8),
-                sampler=dict(type='DefaultSampler', shuffle=True),
-                batch_size=2,
-                num_workers=0,
-                collate_fn=dict(type='pseudo_collate'),
-            ),
-        )
+        run(tmp_path, term, teacher='previous_epoch', **by_epoch(2))
