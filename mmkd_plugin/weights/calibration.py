@@ -5,15 +5,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .gradients import ParameterNorms, parameter_norms
-
-if TYPE_CHECKING:
-    from ..terms import Term
 
 # Active steps in which a term is measured, counted from 0, and how many of the last measurements
 # count. The first quotients of a new student are far from those that follow (docs/weights.md).
@@ -23,6 +20,29 @@ STEPS = MEASURED[-1] + 1  # after which the weight is a number for good
 # A term's gradient in multiples of the task's that is no more than rounding: teacher and student
 # agree. Divided by, it would give a weight of millions.
 ROUNDING = 1e-5
+
+
+class Term(Protocol):
+    """What is asked of a term here; terms themselves are built upon this package.
+
+    Attributes:
+        name: what it is logged as.
+        where: names it in messages.
+        target: its gradient in multiples of the task's; None if it has a number.
+        weight: what is set here.
+        ramp: what its schedule makes of the weight in this step.
+        current_weight: by which its loss of this step was multiplied.
+    """
+
+    name: str
+    where: str
+    target: float | None
+    weight: float
+    ramp: float
+    current_weight: float
+
+    def idle(self) -> Tensor:
+        """Zero that touches its parameters."""
 
 
 class CalibrationError(ValueError):
