@@ -105,7 +105,8 @@ class Method:
         if self.recipe is not None:
             choice = recipes.choose(self.recipe, student, teacher, length, self.weights)
             terms, task_weight = choice.terms, choice.task_weight
-            told = f'Recipe {self.recipe!r} ({recipes.source(self.recipe, student)}).'
+            source = recipes.source(self.recipe, student)
+            told = f'Recipe {self.recipe!r} (published numbers: {source}).'
             if self.task_weight is None:
                 told += _told(choice.task_weights)
         else:
