@@ -120,12 +120,10 @@ def build_config(run: dict[str, Any], folder: Path) -> Config:
     if 'mmkd_plugin' not in imports['imports']:
         imports['imports'] = [*imports['imports'], 'mmkd_plugin']
     cfg.custom_imports = imports
-    teacher = (
-        {key: run['teacher'][key] for key in ('config', 'checkpoint')} if run['teacher'] else {}
-    )
-    if run.get('recipe'):
-        return mmkd_plugin.distill(cfg, teacher, recipe=run['recipe'])
-    if run['terms']:
+    if run.get('recipe') or run['terms']:
+        teacher = {key: run['teacher'][key] for key in ('config', 'checkpoint')}
+        if run.get('recipe'):
+            return mmkd_plugin.distill(cfg, teacher, recipe=run['recipe'])
         hook = dict(
             type='mmkd_plugin.DistillHook',
             teacher=teacher,
