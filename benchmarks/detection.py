@@ -202,17 +202,23 @@ class Study:
                 else summary.to_markdown(rows, self.benchmark.weights)
             )
         text = '\n\n'.join([*lines, table])
-        out, name = self.args.results, self.args.dataset
+        name = self.args.dataset
         name += (f'_{self.args.pair}' if self.pair else '') + ('_selection' if self.select else '')
         used = {m: self.pair.terms(m) for m in titles} if self.pair else LOSSES
+        content = dict(command=command, machine=about, losses=used, teacher=teacher, rows=rows)
+        self.save(name, text, runs, content)
+
+    def save(
+        self, name: str, text: str, runs: list[dict[str, Any]], content: dict[str, Any]
+    ) -> None:
+        """The three files of a study: single runs, the table, all of it; prints the table."""
+        out = self.args.results
         summary.write_csv(out / f'{name}.csv', runs, self.task)
         (out / f'{name}.md').write_text(text)
         # What every evaluation gave stays in the work directory.
         short = [{k: v for k, v in run.items() if k != 'history'} for run in runs]
-        content = dict(
-            command=command, machine=about, losses=used, teacher=teacher, rows=rows, runs=short
-        )
-        (out / f'{name}.json').write_text(json.dumps(content, indent=1) + '\n')
+        text_of_all = json.dumps(dict(content, runs=short), indent=1)
+        (out / f'{name}.json').write_text(text_of_all + '\n')
         print('\n' + text)
 
 
@@ -236,24 +242,31 @@ def parse_grid(
     return grid
 
 
-def parse_args(argv: list[str]) -> argparse.Namespace:
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with what every study of detectors may be told."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add('--dataset', choices=list(BENCHMARKS), required=True)
-    add('--pair', help='a pair of one kind of head; default: losses on features, on GFL')
-    add('--methods', nargs='+', metavar='METHOD', help='default: all')
     add('--seeds', nargs='+', type=int, default=[0, 1, 2])
     add('--jobs', type=int, default=2, help='runs at a time (default 2)')
     add('--threads', type=int, default=1, help='threads of each run (default 1)')
-    add('--epochs', type=int, help="of the students; default: the config's")
-    add('--teacher-epochs', type=int, help="default: the config's")
-    add('--select-weights', nargs='+', metavar='METHOD=W,W', help='compare weights instead')
-    add('--teacher-only', action='store_true', help='train the teacher and stop')
+    add('--epochs', type=int, help="of the students; default: the pair's or the config's")
+    add('--teacher-epochs', type=int, help="default: the pair's or the config's")
     add('--report-only', action='store_true', help='tables of what is finished; no student trains')
     add('--work-dir', type=Path, default=Path('work_dirs/bench'))
     add('--results', type=Path, default=Path('benchmarks/results'), help='where the tables go')
+    return parser
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    add('--pair', help='a pair of one kind of head; default: losses on features, on GFL')
+    add('--methods', nargs='+', metavar='METHOD', help='default: all')
+    add('--select-weights', nargs='+', metavar='METHOD=W,W', help='compare weights instead')
+    add('--teacher-only', action='store_true', help='train the teacher and stop')
     args = parser.parse_args(argv)
     args.argv = argv
     pairs = PAIRS.get(args.dataset, {})

@@ -14,7 +14,6 @@ teachers and data are those of ``detection.py``. A run that ends in NaN is a res
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import sys
@@ -25,9 +24,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # started as a script
 
 from benchmarks import summary  # noqa: E402
-from benchmarks.detection import Study  # noqa: E402
+from benchmarks.detection import Study, make_parser  # noqa: E402
 from benchmarks.head_methods import PAIRS  # noqa: E402
-from benchmarks.methods import BASELINE, OPTIMIZERS  # noqa: E402
+from benchmarks.methods import BASELINE, OPTIMIZERS, Task  # noqa: E402
 from benchmarks.pool import machine  # noqa: E402
 from mmkd_plugin import recipes  # noqa: E402
 
@@ -68,18 +67,13 @@ class RecipeStudy(Study):
             'Machine: ' + ', '.join(f'{k} {v}' for k, v in about.items()),
             table(rows, runs, self.task),
         ]
-        out, name = self.args.results, f'recipes_{self.args.dataset}_{self.args.pair}'
+        name = f'recipes_{self.args.dataset}_{self.args.pair}'
         name += '' if self.args.optimizer == 'own' else f'_{self.args.optimizer}'
-        text = '\n\n'.join(lines)
-        summary.write_csv(out / f'{name}.csv', runs, self.task)
-        (out / f'{name}.md').write_text(text)
-        short = [{k: v for k, v in run.items() if k != 'history'} for run in runs]
-        content = dict(command=command, machine=about, teacher=teacher, rows=rows, runs=short)
-        (out / f'{name}.json').write_text(json.dumps(content, indent=1) + '\n')
-        print('\n' + text)
+        content = dict(command=command, machine=about, teacher=teacher, rows=rows)
+        self.save(name, '\n\n'.join(lines), runs, content)
 
 
-def table(rows: list[dict[str, Any]], runs: list[dict[str, Any]], task: Any) -> str:
+def table(rows: list[dict[str, Any]], runs: list[dict[str, Any]], task: Task) -> str:
     """A row for each recipe: the weights of its terms, metrics, paired gain, runs that diverged."""
     heads = ['recipe', 'weights', *task.metrics, f'gain in {task.main}', 'seeds better', 'NaN']
     lines = [f'| {" | ".join(heads)} |', '|---|---|' + '---:|' * (len(heads) - 2)]
@@ -112,11 +106,8 @@ def _weights(runs: list[dict[str, Any]]) -> str:
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
-    add('--dataset', choices=list(PAIRS), required=True)
     add('--pair', required=True, help='a pair of detection.py: gfl, fcos, faster, mask ...')
     add('--recipes', nargs='+', default=list(DEFAULT), help=f'default: {" ".join(DEFAULT)}')
     add(
@@ -125,14 +116,6 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         default='own',
         help='; '.join(f'{name}: {text}' for name, (text, _) in OPTIMIZERS.items()),
     )
-    add('--seeds', nargs='+', type=int, default=[0, 1, 2])
-    add('--jobs', type=int, default=2, help='runs at a time (default 2)')
-    add('--threads', type=int, default=1, help='threads of each run (default 1)')
-    add('--epochs', type=int, help="of the students; default: the pair's")
-    add('--teacher-epochs', type=int, help="default: the pair's")
-    add('--report-only', action='store_true', help='tables of what is finished; no student trains')
-    add('--work-dir', type=Path, default=Path('work_dirs/bench'))
-    add('--results', type=Path, default=Path('benchmarks/results'), help='where the tables go')
     args = parser.parse_args(argv)
     if args.pair not in PAIRS[args.dataset]:
         raise SystemExit(
