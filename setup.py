@@ -67,7 +67,7 @@ EXTRAS = {
 
 setup(
     name='mmkd_plugin',
-    version=re.search(r"__version__ = ['\"](.+?)['\"]", read('mmkd_plugin/version.py'))[1],
+    version=re.search(r"__version__ = ['\"](.+?)['\"]", read('mmkd_plugin/__init__.py'))[1],
     description='Knowledge distillation for MMEngine: any teacher for any student, by config',
     long_description=read('README.md'),
     long_description_content_type='text/markdown',

@@ -35,7 +35,8 @@ sys.path.insert(0, str(ROOT))  # started as a script
 
 from benchmarks import memory  # noqa: E402
 from mmkd_plugin.losses import CKDLoss, IPWDLoss, KDLoss, LoCaLoss, LogitLoss  # noqa: E402
-from mmkd_plugin.selection import evaluate, parse_select  # noqa: E402
+from mmkd_plugin.terms.selected_loss import evaluate  # noqa: E402
+from mmkd_plugin.terms.selection import parse_select  # noqa: E402
 from mmkd_plugin.views.predictions import Level, Predictions  # noqa: E402
 
 STRIDES = (8, 16, 32, 64, 128)

@@ -172,7 +172,8 @@ class Parts:
         amp: torch.dtype | None = None,
     ) -> None:
         import mmkd_plugin
-        from mmkd_plugin.teacher import build_model, load_model_config
+        from mmkd_plugin.model_config import load_model_config
+        from mmkd_plugin.teacher import build_model
 
         self.device, self.amp = device, amp
         config = load_model_config(student)

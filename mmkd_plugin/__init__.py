@@ -6,8 +6,9 @@ check_stack()
 
 from . import hooks, losses  # noqa: E402,F401  (register their components; data sets load on demand)
 from .attachment import attach, detach  # noqa: E402
-from .distilled_config import distill  # noqa: E402
 from .distiller import Distiller  # noqa: E402
-from .version import __version__  # noqa: E402
+from .editing.distilled import distill  # noqa: E402
+
+__version__ = '0.1.0'  # setup.py reads it without importing anything
 
 __all__ = ['Distiller', 'attach', 'detach', 'distill', '__version__']

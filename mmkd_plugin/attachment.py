@@ -19,9 +19,9 @@ from torch import nn
 
 from .compat import guard_modules
 from .distiller import ATTRIBUTE, Distiller
-from .image_size import image_size
-from .method import Method
-from .pixels import of_model
+from .images.pixels import of_model
+from .images.size import image_size
+from .recipes.method import Method
 from .teacher import Teacher, make_teacher
 
 

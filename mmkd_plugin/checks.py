@@ -6,7 +6,9 @@ train something else without a word.
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -72,3 +74,24 @@ def shortened(value: object, length: int = 200) -> str:
 
 def _at_least(minimum: float | None) -> str:
     return '' if minimum is None else f', {minimum:g} or more'
+
+
+def nearest(name: str, names: Iterable[str], count: int = 4) -> str:
+    """Formats the valid names most like ``name``, for an error message."""
+    names = list(names)
+    close = difflib.get_close_matches(str(name)[:200], names, n=count, cutoff=0.4)
+    if close:
+        return 'nearest: ' + ', '.join(repr(n) for n in close)
+    return 'valid: ' + ', '.join(repr(n) for n in sorted(names)[:20])
+
+
+def check_keys(cfg: dict, valid: Iterable[str], where: str) -> None:
+    """Refuses keys that nothing would read.
+
+    Raises:
+        ValueError: naming the unknown key and the nearest valid ones.
+    """
+    valid = list(valid)
+    for key in cfg:
+        if key not in valid:
+            raise ValueError(f'{where} has an unknown key {shown(key)}; {nearest(key, valid)}.')

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from mmengine.logging import print_log
 
-from .registry import nearest
+from .checks import nearest
 from .taps import TapError
 
 BY_NAME = 'names'

@@ -17,16 +17,16 @@ from torch import Tensor, nn
 
 from .checks import check_int
 from .compat import is_compiling
-from .execution import PartialForward, probe, probe_explained, probe_inputs, rng_kept
-from .image_size import teacher_size
-from .logit_term import make_term
-from .pixels import Pixels
-from .rng import RandomSource
+from .images.pixels import Pixels
+from .images.size import teacher_size
+from .rng import RandomSource, rng_kept
 from .saving.finite import on_this_rank
-from .student_losses import COMPLEMENT, add_zero, checked_task_weight, refuse_taken, weighted
 from .taps import Recorder, TapError, TapPoint, is_loss_input, refuse_checkpointed
+from .taps.partial_forward import PartialForward, probe, probe_explained, probe_inputs
 from .teacher import Teacher
-from .terms import PlanRow, Term
+from .terms.base import PlanRow, Term
+from .terms.build import make_term
+from .terms.task import COMPLEMENT, add_zero, checked_task_weight, refuse_taken, weighted
 from .weights import Calibration
 
 ATTRIBUTE = 'distiller'  # of a student, where its distiller is

@@ -18,8 +18,8 @@ from mmengine.config import Config, ConfigDict
 from mmengine.config.utils import MODULE2PACKAGE
 from torch import nn
 
-from .checks import shortened
-from .registry import SCOPE, nearest
+from .checks import nearest, shortened
+from .registry import SCOPE
 
 _HERE, _MMENGINE = Path(__file__), Path(mmengine.__file__).parent
 CONFIG_SUFFIXES = ('.py', '.json', '.yml', '.yaml')

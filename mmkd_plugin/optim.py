@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from .registry import OPTIMIZERS, check_keys
+from .checks import check_keys
+from .registry import OPTIMIZERS
 
 
 @OPTIMIZERS.register_module()

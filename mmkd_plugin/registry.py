@@ -5,9 +5,7 @@ In a config of any other scope a component is named ``mmkd_plugin.<Name>``.
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Iterable
 from typing import Any
 
 from mmengine.registry import DATASETS as _DATASETS
@@ -18,7 +16,7 @@ from mmengine.registry import MODELS as _MODELS
 from mmengine.registry import OPTIMIZERS as _OPTIMIZERS
 from mmengine.registry import Registry, root
 
-from .checks import shown
+from .checks import check_keys, nearest, shown
 
 SCOPE = 'mmkd_plugin'
 
@@ -48,27 +46,6 @@ OPTIMIZERS = _child('optimizer', _OPTIMIZERS)
 for _parent in list(vars(root).values()):
     if isinstance(_parent, Registry) and SCOPE not in _parent.children:
         Registry(_parent.name, parent=_parent, scope=SCOPE, locations=[SCOPE])
-
-
-def nearest(name: str, names: Iterable[str], count: int = 4) -> str:
-    """Formats the valid names most like ``name``, for an error message."""
-    names = list(names)
-    close = difflib.get_close_matches(str(name)[:200], names, n=count, cutoff=0.4)
-    if close:
-        return 'nearest: ' + ', '.join(repr(n) for n in close)
-    return 'valid: ' + ', '.join(repr(n) for n in sorted(names)[:20])
-
-
-def check_keys(cfg: dict, valid: Iterable[str], where: str) -> None:
-    """Refuses keys that nothing would read.
-
-    Raises:
-        ValueError: naming the unknown key and the nearest valid ones.
-    """
-    valid = list(valid)
-    for key in cfg:
-        if key not in valid:
-            raise ValueError(f'{where} has an unknown key {shown(key)}; {nearest(key, valid)}.')
 
 
 def build_loss(cfg: dict, where: str) -> Any:

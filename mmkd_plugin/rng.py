@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -56,3 +60,16 @@ class RandomSource:
         ) & (2**64 - 1)
         value ^= value >> 31
         return value & (2**63 - 1)
+
+
+@contextlib.contextmanager
+def rng_kept() -> Iterator[None]:
+    """Leaves every random state (Python, NumPy, torch on all devices) as it was."""
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

@@ -15,7 +15,7 @@ import yaml
 from mmengine.config import Config, ConfigDict
 from mmengine.hooks import Hook
 
-from mmkd_plugin.teacher import load_model_config
+from mmkd_plugin.model_config import load_model_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 WIDTH = 16  # of the small students; their teachers have twice as much

@@ -17,8 +17,8 @@ from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from mmkd_plugin.execution import set_inference
 from mmkd_plugin.taps import Recorder
+from mmkd_plugin.taps.partial_forward import set_inference
 from mmkd_plugin.views import LogitView, Predictions, make_view
 
 DENSE = ('RetinaNet', 'GFL', 'ATSS', 'FCOS', 'VFNet', 'RTMDet', 'YOLOX', 'RepPoints')

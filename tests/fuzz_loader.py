@@ -12,13 +12,9 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 
-from mmkd_plugin.checkpoint import (
-    CheckpointError,
-    classes_of,
-    load_file,
-    state_dict_of,
-    verify_file,
-)
+from mmkd_plugin.checkpoints.fit import classes_of, state_dict_of
+from mmkd_plugin.checkpoints.load import load_file, verify_file
+from mmkd_plugin.errors import CheckpointError
 
 kind, seed, count, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
 chance, path = random.Random(seed), folder / 'mutant.pth'

@@ -13,8 +13,8 @@ from mmengine.config import Config
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from mmkd_plugin.execution import PartialForward, set_inference
 from mmkd_plugin.taps import Recorder
+from mmkd_plugin.taps.partial_forward import PartialForward, set_inference
 from mmkd_plugin.teacher import build_model
 from mmkd_plugin.views import LogitView, Predictions
 

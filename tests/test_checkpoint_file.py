@@ -19,7 +19,9 @@ from mmengine.logging import HistoryBuffer
 from mmengine.optim import OneCycleLR, OptimWrapper
 from torch import nn
 
-from mmkd_plugin.checkpoint import CheckpointError, classes_of, load_file, verify_file
+from mmkd_plugin.checkpoints.fit import classes_of
+from mmkd_plugin.checkpoints.load import load_file, verify_file
+from mmkd_plugin.errors import CheckpointError
 
 
 def state(seed: int = 0) -> dict[str, torch.Tensor]:

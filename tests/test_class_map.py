@@ -13,7 +13,7 @@ import mmkd_plugin
 from mmkd_plugin import class_map as class_map_module
 from mmkd_plugin import distiller as distiller_module
 from mmkd_plugin import functional as F
-from mmkd_plugin.checkpoint import classes_of
+from mmkd_plugin.checkpoints.fit import classes_of
 from mmkd_plugin.class_map import class_names, dataset_classes, resolve_class_map
 from mmkd_plugin.taps import TapError
 from mmkd_plugin.teacher import Teacher

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmkd_plugin import download
-from mmkd_plugin.checkpoint import CheckpointError, fetch, load_file
+from mmkd_plugin.checkpoints import download
+from mmkd_plugin.checkpoints.download import fetch
+from mmkd_plugin.checkpoints.load import load_file
+from mmkd_plugin.errors import CheckpointError
 
 
 class Server(http.server.ThreadingHTTPServer):

@@ -17,8 +17,14 @@ from mmengine.registry import DefaultScope
 from torch import nn
 from toys import toy_model
 
-from mmkd_plugin.execution import PartialForward, inference_mode_kept, probe, probe_inputs, rng_kept
+from mmkd_plugin.rng import rng_kept
 from mmkd_plugin.taps import TapError
+from mmkd_plugin.taps.partial_forward import (
+    PartialForward,
+    inference_mode_kept,
+    probe,
+    probe_inputs,
+)
 
 SIZE = (64, 64)
 

@@ -18,7 +18,7 @@ from mmkd_plugin.class_map import resolve_class_map
 from mmkd_plugin.datasets import batch_transforms
 from mmkd_plugin.datasets.views_transform import TeacherStudentViews
 from mmkd_plugin.registry import DATASETS, HOOKS, METRICS, MODELS
-from mmkd_plugin.schedule import Schedule
+from mmkd_plugin.terms.schedule import Schedule
 
 for _part in ('losses', 'models', 'hooks', 'datasets', 'evaluation'):
     importlib.import_module(f'mmkd_plugin.{_part}')

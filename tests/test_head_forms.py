@@ -21,7 +21,7 @@ from mmengine.registry import DefaultScope
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from mmkd_plugin.execution import TRAIN_FORM_HEADS, PartialForward
+from mmkd_plugin.taps.partial_forward import TRAIN_FORM_HEADS, PartialForward
 from mmkd_plugin.teacher import Teacher
 
 FOLDERS = ('dense_heads', 'roi_heads', 'seg_heads')

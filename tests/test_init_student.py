@@ -6,8 +6,8 @@ import pytest
 import torch
 from toys import toy_model
 
-from mmkd_plugin import init_student
-from mmkd_plugin.init_student import copy_teacher_weights, parse_parts
+from mmkd_plugin.teacher import init_student
+from mmkd_plugin.teacher.init_student import copy_teacher_weights, parse_parts
 
 
 def snapshot(model) -> dict:

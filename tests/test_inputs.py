@@ -30,12 +30,12 @@ from toys import (
 )
 
 import mmkd_plugin
-from mmkd_plugin.image_size import image_size
+from mmkd_plugin.images.pixels import Pixels, image_channels
+from mmkd_plugin.images.size import image_size
 from mmkd_plugin.model_config import load_model_config
-from mmkd_plugin.pixels import Pixels, image_channels
-from mmkd_plugin.preprocess import InputConverter
-from mmkd_plugin.self_teacher import SelfTeacher
 from mmkd_plugin.teacher import Teacher, build_model
+from mmkd_plugin.teacher.inputs import InputConverter
+from mmkd_plugin.teacher.self_teacher import SelfTeacher
 
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 UNIT = dict(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225], range=1, order='rgb')

@@ -14,9 +14,9 @@ import torch
 from test_checkpoint_file import Calls, flip, inside_a_tensor
 from toys import hook_config, runner_config, toy_model, train
 
-from mmkd_plugin import loaded_weights
-from mmkd_plugin.checkpoint import CheckpointError
-from mmkd_plugin.loaded_weights import ForeignFileError, check_test, check_training
+from mmkd_plugin.errors import CheckpointError
+from mmkd_plugin.hooks import loaded_weights
+from mmkd_plugin.hooks.loaded_weights import ForeignFileError, check_test, check_training
 
 REPO = Path(__file__).resolve().parents[1]
 DIGITS = REPO / 'configs/classification/digits/resnet8-narrow_digits.py'
@@ -116,7 +116,8 @@ def tool(name: str, *arguments: object) -> subprocess.CompletedProcess:
 def weights(tmp_path_factory) -> Path:
     """A checkpoint of the narrow digits student, as a run writes it."""
     pytest.importorskip('sklearn')
-    from mmkd_plugin.teacher import build_model, load_model_config
+    from mmkd_plugin.model_config import load_model_config
+    from mmkd_plugin.teacher import build_model
 
     path = tmp_path_factory.mktemp('weights') / 'student.pth'
     torch.save(dict(state_dict=build_model(load_model_config(DIGITS)).state_dict()), path)

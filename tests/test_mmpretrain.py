@@ -15,8 +15,9 @@ from toys import train
 
 import mmkd_plugin
 from mmkd_plugin import functional as F
+from mmkd_plugin.model_config import load_model_config
 from mmkd_plugin.registry import DATASETS
-from mmkd_plugin.teacher import build_model, load_model_config, make_teacher
+from mmkd_plugin.teacher import build_model, make_teacher
 
 if find_spec('mmpretrain') is None:  # an installed but broken one must not pass as missing
     pytest.skip('needs MMPreTrain: pip install onedl-mmpretrain', allow_module_level=True)

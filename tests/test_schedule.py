@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmkd_plugin.schedule import Schedule
+from mmkd_plugin.terms.schedule import Schedule
 
 
 def factors(schedule: Schedule, steps, per_epoch: int = 10) -> list[float]:

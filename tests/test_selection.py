@@ -8,10 +8,11 @@ from ranks import run_ranks
 from waiting import Waits
 
 from mmkd_plugin import functional as F
-from mmkd_plugin import head_rows
 from mmkd_plugin.functional import checks
 from mmkd_plugin.losses import CKDLoss, DKDLoss, IPWDLoss, KDLoss, LoCaLoss, LogitLoss, chunked
-from mmkd_plugin.selection import Selection, evaluate, parse_select
+from mmkd_plugin.terms import selected_loss as head_rows
+from mmkd_plugin.terms.selected_loss import evaluate
+from mmkd_plugin.terms.selection import Selection, parse_select
 from mmkd_plugin.views.predictions import Level, Predictions
 
 IMAGES, ANCHORS, CLASSES, FEATURES = 2, 3, 5, 4

@@ -10,9 +10,9 @@ from mmdet.utils import register_all_modules
 from mmengine.registry import DefaultScope
 from toys import toy_model
 
-from mmkd_plugin.execution import PartialForward, probe
-from mmkd_plugin.survey import survey
 from mmkd_plugin.taps import Recorder, parse_tap
+from mmkd_plugin.taps.partial_forward import PartialForward, probe
+from mmkd_plugin.taps.tappable import survey
 
 
 def build(family: str):

@@ -26,8 +26,11 @@ from torch import nn
 from toys import toy_batch, toy_model
 
 from mmkd_plugin import teacher as teacher_module
-from mmkd_plugin.checkpoint import CheckpointError, load_all, load_file, state_dict_of
-from mmkd_plugin.teacher import Teacher, build_model, load_model_config, make_teacher
+from mmkd_plugin.checkpoints.fit import load_all, state_dict_of
+from mmkd_plugin.checkpoints.load import load_file
+from mmkd_plugin.errors import CheckpointError
+from mmkd_plugin.model_config import load_model_config
+from mmkd_plugin.teacher import Teacher, build_model, make_teacher
 
 GFL = Path(__file__).resolve().parents[1] / 'configs' / 'demo' / 'gfl_r18-quarter_digits.py'
 TOY = dict(type='ToyDetector')
@@ -374,7 +377,7 @@ def test_missing_entries_stop_unless_allowed(tmp_path, monkeypatch):
     )
 
     lines = []
-    monkeypatch.setattr('mmkd_plugin.checkpoint.print_log', lambda *args: lines.append(args))
+    monkeypatch.setattr('mmkd_plugin.checkpoints.fit.print_log', lambda *args: lines.append(args))
     teacher = build(path, allow_partial=True)
     assert 'neck.convs.1.bias' in lines[0][0] and lines[0][2] == logging.WARNING
     assert torch.equal(teacher.model.neck.convs[0].bias, toy_model(1).neck.convs[0].bias)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from mmengine.registry import Registry
 
-from mmkd_plugin.checkpoint import CheckpointError, fetch
-from mmkd_plugin.registry import check_keys
-from mmkd_plugin.user_errors import UsageError, one_line_errors, sentence_of
+from mmkd_plugin.checkpoints.download import fetch
+from mmkd_plugin.checks import check_keys
+from mmkd_plugin.cli.errors import UsageError, one_line_errors, sentence_of
+from mmkd_plugin.errors import CheckpointError
 
 PARTS = Registry('part')
 

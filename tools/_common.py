@@ -19,9 +19,9 @@ from mmengine.device import get_device
 from torch import nn
 
 from mmkd_plugin.checks import shortened
-from mmkd_plugin.command_line import KeyValueAction
+from mmkd_plugin.cli.arguments import KeyValueAction
+from mmkd_plugin.cli.errors import UsageError
 from mmkd_plugin.model_config import read_config
-from mmkd_plugin.user_errors import UsageError
 
 CFG_OPTIONS_HELP = (
     'overrides settings of the config, as key=value; a list is written key="[a,b]" or '

@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mmkd_plugin.plan import tap_text
-from mmkd_plugin.survey import Place
+from mmkd_plugin.hooks.plan_table import tap_text
+from mmkd_plugin.taps.tappable import Place
 from mmkd_plugin.weights.wishes import wish_text
 
 NARROW = 100  # columns below which the two models share one column

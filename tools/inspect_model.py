@@ -27,14 +27,14 @@ from rich.console import Console
 from torch import nn
 
 from mmkd_plugin import recipes
-from mmkd_plugin.image_size import image_size
+from mmkd_plugin.cli.errors import UsageError, one_line_errors
+from mmkd_plugin.images.pipelines import training_data
+from mmkd_plugin.images.size import image_size
 from mmkd_plugin.model_config import load_model_config
-from mmkd_plugin.pipelines import training_data
 from mmkd_plugin.recipes.detection import RECIPES
-from mmkd_plugin.survey import Place, survey
 from mmkd_plugin.taps import TapError
+from mmkd_plugin.taps.tappable import Place, survey
 from mmkd_plugin.teacher import build_model
-from mmkd_plugin.user_errors import UsageError, one_line_errors
 from mmkd_plugin.views import fitting, make_view, view_names
 
 DEFAULT_DEPTH = dict(backbone=2, neck=4)

@@ -24,11 +24,11 @@ from mmengine.config import Config
 from mmengine.registry import METRICS
 from mmengine.runner import Runner
 
-from mmkd_plugin.config_edits import distill_hooks
-from mmkd_plugin.download import SUFFIXES
-from mmkd_plugin.loaded_weights import CheckWeightsHook, read_safely
+from mmkd_plugin.checkpoints.download import SUFFIXES
+from mmkd_plugin.cli.errors import UsageError, one_line_errors
+from mmkd_plugin.editing.edits import distill_hooks
+from mmkd_plugin.hooks.loaded_weights import CheckWeightsHook, read_safely
 from mmkd_plugin.model_config import existing_file
-from mmkd_plugin.user_errors import UsageError, one_line_errors
 
 # How each project's visualisation hook names its switches: (draw, folder).
 _DRAW_KEYS = {

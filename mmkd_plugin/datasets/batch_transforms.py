@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as nnf
 
-from ..checks import check_bool
+from ..checks import check_bool, check_keys, nearest
 from ..functional.checks import check_number
-from ..registry import check_keys, nearest
 
 Size = int | Sequence[int]
 

@@ -16,7 +16,8 @@ from mmengine.logging import print_log
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from ..registry import DATASETS, nearest
+from ..checks import nearest
+from ..registry import DATASETS
 from .arrays import ArrayDataset, as_names
 from .class_folders import class_names, folders, list_images, open_rgb
 

@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as tvf
 
-from ..checks import check_bool
-from ..registry import DATASETS, check_keys, nearest
+from ..checks import check_bool, check_keys, nearest
+from ..registry import DATASETS
 from .arrays import as_names, check_labels
 from .class_folders import class_names, folders, list_images, open_rgb
 from .views_transform import TeacherStudentViews

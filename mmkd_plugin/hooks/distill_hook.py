@@ -12,16 +12,17 @@ from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
 from torch import nn
 
 from ..attachment import attach, detach
+from ..checks import check_keys
 from ..class_map import dataset_classes
 from ..distiller import Distiller
-from ..init_student import copy_teacher_weights, parse_parts
-from ..loaded_weights import check_training, file_of, verify_file_of
-from ..method import Method
-from ..registry import HOOKS, check_keys
+from ..recipes.method import Method
+from ..registry import HOOKS
 from ..saving.finite import on_this_rank
-from ..self_teacher import PREVIOUS_EPOCH, SelfTeacher
 from ..teacher import Teacher, make_teacher
+from ..teacher.init_student import copy_teacher_weights, parse_parts
+from ..teacher.self_teacher import PREVIOUS_EPOCH, SelfTeacher
 from .compiled_step_hook import CompiledStepHook
+from .loaded_weights import check_training, file_of, verify_file_of
 from .loops import length_of, limit_calibration, refuse_epochs, refuse_first_epoch
 from .rest_of_epoch import resume_within_epoch
 from .resume import add_distillation, restore

@@ -17,8 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from ..checks import check_int
-from ..execution import rng_kept
 from ..registry import HOOKS
+from ..rng import rng_kept
 from .step_seed_hook import seed_everything
 
 

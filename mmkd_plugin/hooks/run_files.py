@@ -12,10 +12,10 @@ from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from ..config_edits import distill_hooks
 from ..distiller import Distiller
-from ..method import Chosen, Method
-from ..plan import paste_text, places_text, plan_text
+from ..editing.edits import distill_hooks
+from ..recipes.method import Chosen, Method
+from .plan_table import paste_text, places_text, plan_text
 
 PLAN = 'distillation.txt'
 

@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from statistics import fmean, median
 
-from ..terms import Term
+from ..terms.base import Term
 from ..weights import TARGETS
 from .series import BLOCK, LONG, Series
 

@@ -13,8 +13,8 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 
 from ..distiller import Distiller
-from ..terms import Term
-from . import verdicts
+from ..hooks import verdicts
+from ..terms.base import Term
 from .series import BLOCK, START, Series
 from .verdicts import Watched
 

@@ -103,7 +103,7 @@ class LogitLoss(DistillLoss):
         alone: why it refuses rows of one column; None if it takes them.
         contrasts: rows are compared with each other, so copies of a row tell nothing.
         default_select: which rows a term gives to the loss if it does not say, by the kind of the
-            head; see :mod:`mmkd_plugin.selection`.
+            head; see :mod:`mmkd_plugin.terms.selection`.
         activation: ``'softmax'`` or ``'sigmoid'``, what turns the logits into probabilities.
         background: whether the last column is the background's.
     """

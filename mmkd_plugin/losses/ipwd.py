@@ -20,8 +20,9 @@ from mmkd_plugin.functional.checks import (
     widen,
 )
 from mmkd_plugin.functional.ipw import NORMALIZE, RATIOS, binary_cross_entropy
-from mmkd_plugin.registry import MODELS, check_keys
 
+from ..checks import check_keys
+from ..registry import MODELS
 from .base import LogitLoss, select_by_kind
 
 BASES = ('kd', 'dkd')

@@ -13,8 +13,9 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from mmkd_plugin.functional.checks import widen
-from mmkd_plugin.registry import MODELS, check_keys, nearest
 
+from ..checks import check_keys, nearest
+from ..registry import MODELS
 from .heads import as_batch
 
 _KEYS = ('backbone', 'head', 'data_preprocessor', 'init_cfg')

@@ -11,7 +11,7 @@ from mmengine.dist import broadcast
 from mmengine.model import BaseDataPreprocessor
 from torch import Tensor
 
-from ..checks import check_bool
+from ..checks import check_bool, check_keys
 from ..datasets.batch_transforms import (
     BatchCenterCrop,
     BatchResize,
@@ -22,7 +22,7 @@ from ..datasets.batch_transforms import (
 )
 from ..functional.checks import check_choice, check_number
 from ..functional.mixup import mixup as mix
-from ..registry import MODELS, check_keys
+from ..registry import MODELS
 
 _VIEW_KEYS = dict(
     same=('mode', 'size'), fixed=('mode', 'size', 'resize'), independent=('mode', 'size')

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
-from mmkd_plugin.compat import is_compiling
 from mmkd_plugin.functional.checks import check_choice, check_number, widen
-from mmkd_plugin.registry import MODELS, nearest
+
+from ..checks import nearest
+from ..compat import is_compiling
+from ..registry import MODELS
 
 MUST_CARRY = (
     'a batch must carry data_samples=dict(gt_label=int64 tensor (N,)), or one sample per image '

@@ -7,7 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmkd_plugin.checks import check_bool
-from mmkd_plugin.registry import MODELS, nearest
+
+from ..checks import nearest
+from ..registry import MODELS
 
 
 @MODELS.register_module()

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, relu
 
-from mmkd_plugin.registry import MODELS, nearest
+from ..checks import nearest
+from ..registry import MODELS
 
 SUPPORTED = (
     'resnet*',

@@ -10,7 +10,8 @@ from pathlib import Path
 from mmengine.dist import get_rank
 from mmengine.logging import print_log
 
-from ..checkpoint import CheckpointError, load_file, verify_file
+from ..checkpoints.load import load_file, verify_file
+from ..errors import CheckpointError
 from .finite import not_finite
 
 _NAME = re.compile(r'(epoch|iter)_(\d+)\.pth')

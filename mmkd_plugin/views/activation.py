@@ -8,7 +8,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from ..execution import rng_kept
+from ..rng import rng_kept
 
 # Under which names a model or a head keeps the loss of its class logits.
 _NAMES = ('loss_cls', 'loss_module', 'loss_decode', 'criterion', 'loss_fn', 'loss')

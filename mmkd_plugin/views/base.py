@@ -8,10 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from ..checks import shown
-from ..execution import reads_text
-from ..registry import check_keys, nearest
+from ..checks import check_keys, nearest, shown
 from ..taps import Capture, Recorder, TapConfig, TapError, TapPoint, parse_tap
+from ..taps.partial_forward import reads_text
 from .predictions import HeadSpec, Predictions
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..registry import nearest
+from ..checks import nearest
 from ..taps import Recorder, TapError, TapPoint
 from .base import LogitView, register_view
 from .class_head import read_head

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..execution import takes_features
 from ..taps import Recorder, TapError, TapPoint
+from ..taps.partial_forward import takes_features
 from .base import LogitView, register_view
 from .dense_boxes import box_maps, read_boxes
 from .dense_geometry import centers_of, level_strides, offset_of, valid_positions

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..execution import inference_form
 from ..taps import Recorder, TapError, TapPoint
+from ..taps.partial_forward import inference_form
 from .assignment import assign, log_odds
 from .base import LogitView, register_view, views
 from .dense import DenseLogits

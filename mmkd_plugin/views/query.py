@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..execution import decodes_queries, reads_text
 from ..taps import Recorder, TapError, TapPoint
+from ..taps.partial_forward import decodes_queries, reads_text
 from .base import LogitView, register_view
 from .loss_calls import loss_calls
 from .predictions import Boxes, HeadSpec, Level, Predictions

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..checks import check_number, shown
-from ..registry import check_keys, nearest
+from ..checks import check_keys, check_number, nearest, shown
 
 AUTO = 'auto'
 

@@ -17,8 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..checks import check_number, shortened, shown
-from ..registry import nearest
+from ..checks import check_number, nearest, shortened, shown
 from .target import AUTO, parse_weight
 
 ALL = '*'

@@ -16,7 +16,7 @@ import torch
 from mmengine.config import Config
 
 from benchmarks import detection, methods, pool, summary, worker
-from mmkd_plugin.checkpoint import CheckpointError
+from mmkd_plugin.errors import CheckpointError
 
 STUDENT = [0.50, 0.60, 0.55]
 

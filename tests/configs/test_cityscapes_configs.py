@@ -18,7 +18,8 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmkd_plugin import recipes
-from mmkd_plugin.teacher import build_model, load_model_config
+from mmkd_plugin.model_config import load_model_config
+from mmkd_plugin.teacher import build_model
 
 pytest.importorskip('mmseg', reason='MMSegmentation is an optional extra')
 pytest.importorskip('ftfy', reason='MMSegmentation imports it')

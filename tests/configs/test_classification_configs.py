@@ -20,7 +20,7 @@ from mmkd_plugin.model_config import find_config
 from mmkd_plugin.models import ClsDataPreprocessor, ImageClassifier
 from mmkd_plugin.recipes import classification as recipes
 from mmkd_plugin.registry import build_loss
-from mmkd_plugin.schedule import Schedule
+from mmkd_plugin.terms.schedule import Schedule
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs' / 'classification'

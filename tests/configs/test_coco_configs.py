@@ -17,8 +17,9 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmkd_plugin import attach
+from mmkd_plugin.model_config import load_model_config
 from mmkd_plugin.taps import parse_tap
-from mmkd_plugin.teacher import build_model, load_model_config
+from mmkd_plugin.teacher import build_model
 
 GDD = 'detection/gdd/gdd_'
 SEGMENTATION = 'instance_segmentation/gdd/gdd_'

@@ -30,7 +30,8 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmkd_plugin import recipes
-from mmkd_plugin.teacher import build_model, load_model_config
+from mmkd_plugin.model_config import load_model_config
+from mmkd_plugin.teacher import build_model
 
 EPOCHS = dict([('1x', 12), ('2x', 24), ('12e', 12), ('20e', 20), ('50e', 50)])
 

@@ -9,7 +9,7 @@ import torch
 from mmengine.hooks import Hook
 from toys import runner_config, toy_classifier, train
 
-from mmkd_plugin.self_teacher import SelfTeacher
+from mmkd_plugin.teacher.self_teacher import SelfTeacher
 
 EPOCHS = 4
 KD = dict(

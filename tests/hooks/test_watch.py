@@ -17,7 +17,7 @@ from mmkd_plugin.hooks import verdicts
 from mmkd_plugin.hooks.series import Series
 from mmkd_plugin.hooks.verdicts import Watched
 from mmkd_plugin.hooks.watch import Watch, task_loss
-from mmkd_plugin.terms import Term
+from mmkd_plugin.terms.base import Term
 
 RESULTS = Path(__file__).parents[2] / 'benchmarks' / 'results'
 HUGE, TINY, STILL = 1e4, 1e-7, 1e-9

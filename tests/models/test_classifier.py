@@ -16,7 +16,8 @@ from mmengine.structures import BaseDataElement
 from torch import nn
 from torch.nn import functional as nnf
 
-from mmkd_plugin.checkpoint import CheckpointError, load_all, state_dict_of
+from mmkd_plugin.checkpoints.fit import load_all, state_dict_of
+from mmkd_plugin.errors import CheckpointError
 from mmkd_plugin.models import CIFARResNet, ImageClassifier, LinearHead
 from mmkd_plugin.teacher import Teacher
 

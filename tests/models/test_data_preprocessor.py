@@ -8,7 +8,7 @@ from torch.nn import functional as nnf
 
 from mmkd_plugin.datasets import BatchCenterCrop, BatchRandomCrop, BatchRandomFlip
 from mmkd_plugin.models import ClsDataPreprocessor
-from mmkd_plugin.preprocess import InputConverter
+from mmkd_plugin.teacher.inputs import InputConverter
 
 MEAN, STD = [120.0, 110.0, 100.0], [60.0, 50.0, 40.0]
 CROP = dict(type='BatchRandomResizedCrop', size=12)

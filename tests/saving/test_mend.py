@@ -10,7 +10,7 @@ import pytest
 import torch
 from toys import hook_config, runner_config, train
 
-from mmkd_plugin.checkpoint import CheckpointError
+from mmkd_plugin.errors import CheckpointError
 from mmkd_plugin.hooks import mend_last_checkpoint
 
 

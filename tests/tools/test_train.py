@@ -157,7 +157,8 @@ def test_joined_recipes_of_features_and_logits(place: Path, teacher: Path):
 
 
 def test_the_checkpoint_is_the_plain_students(distilled: Path, place: Path):
-    from mmkd_plugin.teacher import build_model, load_model_config
+    from mmkd_plugin.model_config import load_model_config
+    from mmkd_plugin.teacher import build_model
 
     plain = build_model(load_model_config(str(place / 'student.py')))
     checkpoint = load(distilled / 'iter_2.pth')

@@ -23,8 +23,8 @@ from dense_models import (
 from detectors import IMAGE, WIDTH, model_config
 from mmengine.config import ConfigDict
 
-from mmkd_plugin.execution import set_inference
 from mmkd_plugin.taps import Recorder, TapError
+from mmkd_plugin.taps.partial_forward import set_inference
 from mmkd_plugin.views import make_view
 from mmkd_plugin.views.dense_targets import DenseTargets
 

@@ -366,7 +366,8 @@ def test_padded_pixels_have_no_influence(kind):
 
     def value():
         from mmkd_plugin.losses import KDLoss
-        from mmkd_plugin.selection import evaluate, parse_select
+        from mmkd_plugin.terms.selected_loss import evaluate
+        from mmkd_plugin.terms.selection import parse_select
 
         loss = KDLoss(temperature=1.0)
         loss.adopt('sigmoid', False)

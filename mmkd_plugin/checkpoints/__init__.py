@@ -1,0 +1,1 @@
+"""Reading checkpoint files: where they come from, whether they are sound, and what they fill."""

@@ -1,0 +1,108 @@
+"""What the tools change in a config as a whole: its hooks, its imports, its training."""
+
+from __future__ import annotations
+
+import importlib
+
+from mmengine.config import Config
+
+from ..cli.errors import UsageError
+from ..recipes import funmatch, methods
+
+
+def distill_hooks(cfg: Config) -> list[dict]:
+    """The DistillHook entries among the config's custom hooks."""
+    return [hook for hook in cfg.get('custom_hooks') or [] if _class_name(hook) == 'DistillHook']
+
+
+def _class_name(hook: object) -> str:
+    kind = hook.get('type') if isinstance(hook, dict) else type(hook)
+    kind = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+    return kind.rsplit('.', 1)[-1]
+
+
+def is_classifier(cfg: Config) -> bool:
+    """Whether the config's model is an image classifier: backbone and head, and no other head."""
+    model = cfg.get('model') or {}
+    return 'head' in model and not any(key.endswith('_head') for key in model)
+
+
+def add_import(cfg: Config, module: str) -> None:
+    """Adds a module to ``custom_imports``, so that the config saved by the run stands alone."""
+    imports = dict(cfg.get('custom_imports') or dict(imports=[], allow_failed_imports=False))
+    modules = imports.get('imports') or []
+    modules = [modules] if isinstance(modules, str) else list(modules)
+    if module not in modules:
+        modules.append(module)
+    cfg.custom_imports = dict(imports, imports=modules)
+    importlib.import_module(module)
+
+
+def add_hook(cfg: Config, key: str, kind: str) -> None:
+    """Adds a hook of this package to the default hooks, unless the config has one already."""
+    default = dict(cfg.get('default_hooks') or {})
+    hooks = [*(cfg.get('custom_hooks') or []), *default.values()]
+    if kind not in [_class_name(hook) for hook in hooks]:
+        cfg.default_hooks = dict(default, **{key: dict(type=f'mmkd_plugin.{kind}')})
+        add_import(cfg, 'mmkd_plugin')
+
+
+def replace_recipe(cfg: Config, hook: dict, recipe: str, cfg_options: dict | None) -> None:
+    """Another method for a config whose DistillHook names teacher and recipe.
+
+    Raises:
+        ValueError: a hook with terms of its own, or a training that the recipe cannot change.
+    """
+    if hook.get('terms') is not None:
+        raise ValueError(
+            f"--recipe {recipe}: the config's DistillHook has terms of its own, which a recipe "
+            'would throw away (a config that a run wrote has the terms of its recipe). Start from '
+            'the config of the pair or of the student instead.'
+        )
+    hook['recipe'] = recipe
+    change_training(cfg, recipe, cfg_options)
+    # Of the old recipe; the new one brings its own.
+    for key in ('task_weight', 'term_options', 'weights'):
+        hook.pop(key, None)
+
+
+def change_training(cfg: Config, recipe: str | None, cfg_options: dict | None = None) -> None:
+    """FunMatch is more than a loss: it also changes mixup, optimizer and schedule of the config.
+
+    What the command line says about these wins over the recipe.
+
+    Raises:
+        ValueError: a training that FunMatch does not fit.
+    """
+    if recipe is None or 'funmatch' not in methods(recipe):
+        return
+    try:
+        funmatch.apply_to(cfg)
+    except ValueError as error:
+        raise ValueError(f'recipe funmatch: {error}') from None
+    changed = ('model', 'optim_wrapper', 'param_scheduler')
+    own = {k: v for k, v in (cfg_options or {}).items() if k.split('.')[0] in changed}
+    try:
+        cfg.merge_from_dict(own)
+    except (AssertionError, KeyError, TypeError) as error:
+        raise ValueError(
+            f'--cfg-options {", ".join(own)} does not fit what the recipe funmatch has changed '
+            f'({error}): its optimizer is {dict(cfg.optim_wrapper.optimizer)} and it has '
+            f'{len(cfg.param_scheduler)} schedulers.'
+        ) from None
+
+
+def refuse_lost_options(cfg: Config, cfg_options: dict | None) -> None:
+    """Configs copy a variable ``teacher`` into their hook before ``--cfg-options`` are applied.
+
+    Raises:
+        UsageError: an option that would change the variable and nothing else.
+    """
+    lost = [key for key in cfg_options or {} if key.split('.')[0] == 'teacher']
+    for i, hook in enumerate(cfg.get('custom_hooks') or []):
+        if lost and hook in distill_hooks(cfg) and hook.get('teacher') != cfg.get('teacher'):
+            raise UsageError(
+                f'--cfg-options {lost[0]}=... changes a variable that the config has already '
+                f'copied into its DistillHook. Write custom_hooks.{i}.{lost[0]}=..., or '
+                '--teacher-checkpoint FILE.'
+            )

@@ -1,0 +1,1 @@
+"""What the images of a model are: channels, range, statistics, size, as its config says."""

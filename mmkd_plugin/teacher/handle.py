@@ -1,0 +1,415 @@
+"""The teacher: built, loaded, checked, frozen, shared, and run no deeper than its taps."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
+from mmengine.model import PretrainedInit, revert_sync_batchnorm
+from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import DefaultScope
+from torch import Tensor, nn
+
+from ..checkpoints import fit as ckpt
+from ..checks import check_bool, check_keys
+from ..class_map import class_difference, resolve_class_map
+from ..compat import check_stack
+from ..images.pipelines import training_data
+from ..images.pixels import Pixels, image_channels, of_model, stated
+from ..model_config import load_model_config
+from ..rng import rng_kept
+from ..taps import Crop, Recorder, TapPoint
+from ..taps.partial_forward import PartialForward, set_inference
+from .inputs import InputConverter
+
+TEACHER_KEYS = (
+    'config',
+    'cfg_options',
+    'checkpoint',
+    'allow_random',
+    'allow_partial',
+    'allow_class_mismatch',
+    'class_map',
+    'trust_checkpoint',
+    'compile',
+    'inputs',
+)
+_LIVE_KEYS = ('model', 'compile', 'inputs')
+
+
+def build_model(config: Config) -> nn.Module:
+    """Builds ``config.model`` as a Runner would, with random weights, drawing no random number
+    of the caller's and leaving the default scope as it was."""
+    model = copy.deepcopy(config.model)
+    if isinstance(model, nn.Module):
+        return model
+    if config.get('data_preprocessor') is not None:
+        model.setdefault('data_preprocessor', config.data_preprocessor)
+    scope = config.get('default_scope') or _current_scope() or 'mmengine'
+    with rng_kept(), DefaultScope.overwrite_default_scope(scope):
+        _import_scope(scope)
+        return ROOT_MODELS.build(ConfigDict(model))
+
+
+def _draw_weights(model: nn.Module) -> None:
+    """Initialises a model as a Runner does, but downloads nothing: some parameters (the level
+    embeddings of Deformable DETR) are mere memory before, not numbers."""
+    for module in model.modules():
+        cfgs = getattr(module, 'init_cfg', None) or []
+        cfgs = [cfgs] if isinstance(cfgs, dict) else cfgs
+        if any(cfg['type'] in ('Pretrained', PretrainedInit) for cfg in cfgs):
+            module.init_cfg = None
+    if hasattr(model, 'init_weights'):
+        with rng_kept():
+            model.init_weights()
+
+
+def _how_to_get(config: Any) -> str:
+    """Where a teacher's weights come from, if the config is a file."""
+    if not isinstance(config, (str, Path)):
+        return ''
+    return (
+        f'Train the teacher first (python tools/train.py {config}), or name its file '
+        '(teacher.checkpoint in the config, --teacher-checkpoint of tools/train.py).'
+    )
+
+
+def _same_channels(student: nn.Module, teacher: nn.Module) -> int:
+    """Number of channels of the images that both models take."""
+    counts = image_channels(student), image_channels(teacher)
+    if None not in counts and counts[0] != counts[1]:
+        raise ValueError(
+            f'The student ({type(student).__name__}) takes images of {counts[0]} '
+            f'channel{"s" if counts[0] > 1 else ""}, the teacher ({type(teacher).__name__}) of '
+            f'{counts[1]}: they cannot see the same image. Take a teacher that was trained on '
+            f'images of {counts[0]}, or let the student have in_channels={counts[1]} in its '
+            'backbone and load such images.'
+        )
+    return counts[0] or counts[1] or 3
+
+
+def _current_scope() -> str | None:
+    current = DefaultScope.get_current_instance()
+    return current.scope_name if current else None
+
+
+# What each project's models import beside MMEngine; MMPreTrain runs without compiled operators.
+_SCOPE_NEEDS = dict(mmdet=('mmcv', 'mmdet'), mmseg=('mmcv', 'mmseg'), mmpretrain=())
+
+
+def _import_scope(scope: str) -> None:
+    """Lets a package register its modules, without becoming the default scope for good."""
+    if scope in _SCOPE_NEEDS:
+        check_stack(('mmengine', *_SCOPE_NEEDS[scope]))
+        utils = importlib.import_module(f'{scope}.utils')
+        utils.register_all_modules(init_default_scope=False)
+
+
+class Teacher:
+    """A frozen model outside the student: not in its parameters, state dict, EMA copy or DDP.
+
+    Copies of the student share it (a deep copy of the handle is the handle itself); device and
+    dtype moves of the student are forwarded by the distiller.
+
+    Args:
+        model: the network; it is frozen and put into eval mode in place.
+        identity: what a resumed run checks: ``config`` and ``checkpoint`` hashes.
+        classes: class names it was trained on, if known.
+        compile: arguments of ``torch.compile`` for the teacher's forward, ``True`` for its
+            defaults.
+        class_map: the teacher's index, or -1, for each class of the student; None if the classes
+            are the same.
+        difference: how its classes differ from the student's, in a sentence; None if they do not.
+        allow_class_mismatch: let terms compare classes all the same.
+        inputs: what it was trained on, where its data preprocessor does not say it:
+            ``dict(mean=..., std=..., range=255 | 1, order='rgb' | 'bgr')``.
+        data: its training data set, or the config of it, whose pipeline may normalise.
+
+    Raises:
+        ValueError: a wrong ``compile`` or ``inputs``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        identity: dict | None = None,
+        classes: Sequence[str] | None = None,
+        compile: bool | dict = False,
+        class_map: Sequence[int] | None = None,
+        difference: str | None = None,
+        allow_class_mismatch: bool = False,
+        inputs: dict | None = None,
+        data: Any = None,
+    ) -> None:
+        if not isinstance(compile, (bool, dict)):
+            raise ValueError(
+                f"teacher.compile={compile!r} must be True, False or torch.compile's arguments, "
+                "such as dict(mode='reduce-overhead')."
+            )
+        if inputs is not None:
+            stated(inputs, 'teacher.inputs')
+        self._inputs, self._data = inputs, data
+        self.model = revert_sync_batchnorm(model)
+        self.model.requires_grad_(False)
+        self.identity = identity or dict(config=None, checkpoint=None)
+        self.classes = tuple(classes) if classes else None
+        self.class_map = None if class_map is None else tuple(class_map)
+        self.difference = difference
+        self.allow_class_mismatch = allow_class_mismatch
+        self.recorder: Recorder | None = None
+        self._forward: PartialForward | None = None
+        self._run: Callable | None = None
+        self._compile = compile
+        self._convert: InputConverter | None = None
+        set_inference(self.model)
+
+    def __deepcopy__(self, memo: dict) -> Teacher:
+        return self
+
+    @classmethod
+    def build(
+        cls,
+        config: Any,
+        checkpoint: str | None = None,
+        allow_random: bool = False,
+        allow_partial: bool = False,
+        allow_class_mismatch: bool = False,
+        class_map: Any = None,
+        trust_checkpoint: bool = False,
+        compile: bool | dict = False,
+        inputs: dict | None = None,
+        student_classes: Sequence[str] | None = None,
+        cfg_options: dict | None = None,
+    ) -> Teacher:
+        """Builds and loads a teacher.
+
+        Args:
+            config: path, ``'pkg::path'``, dict or Config.
+            checkpoint: path or address of its weights, see
+                :func:`mmkd_plugin.checkpoints.download.fetch`; ``None`` only with ``allow_random``.
+            allow_random: go on with random weights (for tests of the plumbing).
+            allow_partial: go on when some parameters are not in the checkpoint.
+            allow_class_mismatch: let terms compare classes although teacher and student know
+                different ones. Terms on features compare none and need no leave.
+            class_map: which class of the teacher is which of the student, where they differ; see
+                :func:`mmkd_plugin.class_map.resolve_class_map`.
+            trust_checkpoint: allow a checkpoint to hold pickled objects (they can run code).
+            compile: ``True`` or a dict of ``torch.compile``'s arguments for the teacher's forward.
+            inputs: see :class:`Teacher`; wins over what config and model say.
+            student_classes: class names of the student's data set, if known.
+            cfg_options: changes to the config, such as ``{'model.backbone.depth': 50}``.
+
+        Raises:
+            CheckpointError: missing, damaged, foreign or incomplete checkpoint.
+            ValueError: names in ``class_map`` that are not known, no checkpoint and no
+                ``allow_random``, or a switch that is neither ``True`` nor ``False``.
+        """
+        check_bool(allow_random, 'teacher.allow_random')
+        check_bool(allow_partial, 'teacher.allow_partial')
+        check_bool(allow_class_mismatch, 'teacher.allow_class_mismatch')
+        check_bool(trust_checkpoint, 'teacher.trust_checkpoint')
+        cfg = load_model_config(config, cfg_options, 'teacher')
+        if checkpoint is None and not allow_random:
+            raise ValueError(
+                'teacher.checkpoint is None: a teacher with random weights teaches '
+                'noise. Give a path or URL, or allow_random=True for a dry run.'
+            )
+        model = build_model(cfg)
+        digest = hashlib.sha256(repr(cfg.model).encode()).hexdigest()
+        identity, classes = dict(config=digest, checkpoint=None), None
+        if checkpoint is None:
+            print_log(
+                'The teacher has RANDOM weights (allow_random=True): this run tests the '
+                'plumbing, its result means nothing.',
+                'current',
+                logging.WARNING,
+            )
+            if not isinstance(cfg.model, nn.Module):  # a network that is given keeps its weights
+                _draw_weights(model)
+        else:
+            path = ckpt.fetch(checkpoint, 'teacher.checkpoint', _how_to_get(config))
+            loaded, identity['checkpoint'] = ckpt.read_file(
+                path, 'teacher.checkpoint', trust_checkpoint
+            )
+            state = ckpt.state_dict_of(loaded, f'teacher.checkpoint={str(path)!r}')
+            if hasattr(model, 'adapt_state_dict'):  # a classifier reads torchvision's files, too
+                state = model.adapt_state_dict(state)
+            ckpt.load_all(model, state, str(path), allow_partial)
+            classes = ckpt.classes_of(loaded)
+        difference = None
+        if class_map is None:
+            difference = class_difference(classes, student_classes)
+        else:
+            class_map = resolve_class_map(class_map, student_classes, classes)
+        return cls(
+            model,
+            identity,
+            classes=classes,
+            compile=compile,
+            class_map=class_map,
+            difference=difference,
+            allow_class_mismatch=allow_class_mismatch,
+            inputs=inputs,
+            data=training_data(cfg),
+        )
+
+    def refuse_other_classes(self, where: str) -> None:
+        """Refuses (or, where allowed, reports) other classes, for a term that compares them.
+
+        Args:
+            where: names the term in the message.
+
+        Raises:
+            ValueError: saying where the lists of names part.
+        """
+        if self.difference is None:
+            return
+        if not self.allow_class_mismatch:
+            raise ValueError(
+                f'{where}: {self.difference} Logits of such a pair do not correspond. Say which '
+                "classes they share with teacher=dict(..., class_map='names'), distil features "
+                'instead, or add allow_class_mismatch=True to teacher if they correspond all the '
+                'same.'
+            )
+        print_log(f'{where}: {self.difference}', 'current', logging.WARNING)
+
+    def pixels(self, student: Pixels) -> Pixels:
+        """What its images are, beside those of the student."""
+        return of_model(self.model, self._data, self._inputs, 'teacher.inputs')
+
+    def connect(
+        self, student: nn.Module, points: Sequence[TapPoint], pixels: Pixels | None = None
+    ) -> None:
+        """Listens at ``points`` and prepares the conversion from the student's inputs.
+
+        Args:
+            student: the model whose batches it will see.
+            points: where to listen.
+            pixels: what the student's images are; by default what its data preprocessor says.
+
+        Raises:
+            ValueError: if the handle already serves a student, or if it cannot be established how
+                the student's images become the teacher's.
+            TapError: for a point that a partial forward cannot serve.
+        """
+        if self.recorder is not None:
+            raise ValueError(
+                'This Teacher is attached to another student. Detach that one, or give both '
+                'students the same module (Teacher.model): each then gets a handle of its own.'
+            )
+        # Whatever can refuse comes first: a failed call leaves no hook behind.
+        self._forward = PartialForward(self.model, [p.path for p in points], 'teacher tap')
+        self._run = self._forward
+        if self._compile:
+            arguments = {} if self._compile is True else self._compile
+            self._run = torch.compile(self._forward.__call__, **arguments)
+        channels = _same_channels(student, self.model)
+        pixels = of_model(student) if pixels is None else pixels
+        self._convert = InputConverter(pixels, self.pixels(pixels), channels)
+        if pixels.divisor is not None and self._convert.divisor > 1:
+            self._refuse_padding(pixels.divisor)
+        self.recorder = Recorder(self.model, 'teacher')
+        self.recorder.listen(points)
+
+    @property
+    def depth(self) -> str:
+        """How deep it runs: ``'backbone'``, ``'neck'``, ``'head'`` or ``'full'``."""
+        return self._forward.depth
+
+    def _refuse_padding(self, own: int) -> None:
+        """Maps of padded images can be cut to the student's; what sees the image as one cannot."""
+        heads = [getattr(self.model, name) for name in self._forward.heads]
+        if self.depth != 'full' and not any(hasattr(head, 'num_grids') for head in heads):
+            return
+        divisor = self._convert.divisor
+        raise ValueError(
+            f'The teacher ({type(self.model).__name__}) needs images whose height and width are '
+            f"multiples of {divisor}, the student's are multiples of {own}. What it says of a "
+            'padded image would belong to other places than what the student says. Write '
+            f'data_preprocessor=dict(pad_size_divisor={divisor}) in the model of the student '
+            '(size_divisor in MMSegmentation).'
+        )
+
+    def check_images(self, images: Any, stage: str = 'final') -> None:
+        """Looks once at real images of the student, if only the lack of a word says what they are.
+
+        Raises:
+            ValueError: if they are not what they are taken for.
+        """
+        self._convert.check(images, stage)
+
+    def run(self, inputs: Tensor, data_samples: list | None = None, compiled: bool = True) -> None:
+        """Fills the recorder with what the taps see on the student's own (augmented) batch.
+
+        ``compiled=False`` is for the probe: the compiler would take the two image sizes for a sign
+        that sizes change, and make slower code for all of them.
+
+        Runs without gradient (``no_grad``, not ``inference_mode``, whose tensors a loss could not
+        save for its backward) and under whatever autocast the student runs.
+        """
+        with torch.no_grad():
+            images = self._convert(inputs, data_samples)
+            sizes = tuple(inputs.shape[2:]), tuple(images.shape[2:])
+            if sizes[0] != sizes[1]:
+                self._refuse_padding(1)
+            self.recorder.arm(None if sizes[0] == sizes[1] else Crop(len(images), *sizes))
+            try:
+                forward = self._run if compiled else self._forward
+                forward(images, data_samples)
+            finally:
+                self.recorder.disarm()
+
+    def follow(self, parameter: Tensor) -> None:
+        """Goes to the device and dtype of one of the student's parameters.
+
+        Not by the model's own ``to``, which some models define with other arguments.
+        """
+        device, dtype = parameter.device, parameter.dtype
+        self.model._apply(
+            lambda x: x.to(device=device, dtype=dtype if x.is_floating_point() else None)
+        )
+
+    def move(self, fn: Any) -> None:
+        """Applies a device or dtype change of the student to the teacher."""
+        self.model._apply(fn)
+
+    def resume_state(self) -> dict | None:
+        """What a resumed run needs of the teacher itself; nothing, as it never changes."""
+        return None
+
+    def load_resume_state(self, state: dict) -> None:
+        """The checkpoint comes from a run with a changing teacher, of which this is none."""
+
+    def close(self) -> None:
+        if self.recorder is not None:
+            self.recorder.close()
+            self.recorder = None
+
+
+def make_teacher(teacher: Any, student_classes: Sequence[str] | None = None) -> Teacher:
+    """A :class:`Teacher` from a handle, a module, or the ``teacher`` entry of a config."""
+    if isinstance(teacher, Teacher):
+        return teacher
+    if isinstance(teacher, nn.Module):
+        return Teacher(teacher)
+    if isinstance(teacher, dict) and isinstance(teacher.get('model'), nn.Module):
+        check_keys(teacher, _LIVE_KEYS, 'teacher (with a model)')
+        return Teacher(**teacher)
+    if isinstance(teacher, dict):
+        check_keys(teacher, TEACHER_KEYS, 'teacher')
+        if 'config' not in teacher:
+            raise ValueError("teacher needs a 'config' (path, 'pkg::path', dict or Config).")
+        return Teacher.build(**teacher, student_classes=student_classes)
+    raise TypeError(
+        "teacher is dict(config=..., checkpoint=...), 'previous_epoch' (in a DistillHook), an "
+        'nn.Module, dict(model=module, inputs=dict(...)) or a Teacher, '
+        f'not {type(teacher).__name__} ({teacher!r}).'
+    )
