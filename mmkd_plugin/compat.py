@@ -13,20 +13,7 @@ import importlib.util
 from collections.abc import Sequence
 from importlib import metadata
 
-# is_compiling(): whether torch.compile is tracing the caller; under the compiler it is a constant.
-try:
-    from torch.compiler import is_compiling
-except ImportError:
-    try:
-        from torch._utils import is_compiling  # torch < 2.3
-    except ImportError:
-
-        def is_compiling() -> bool:
-            """Stands in where there is no torch, until check_stack has said so."""
-            return False
-
-
-__all__ = ['StackError', 'check_stack', 'guard_modules', 'is_compiling']
+__all__ = ['StackError', 'check_stack', 'guard_modules']
 
 import_module = (
     importlib.import_module

@@ -16,7 +16,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .checks import check_int
-from .compat import is_compiling
+from .functional.compiling import is_compiling
 from .images.pixels import Pixels
 from .images.size import teacher_size
 from .rng import RandomSource, rng_kept
@@ -26,6 +26,7 @@ from .taps.partial_forward import PartialForward, probe, probe_explained, probe_
 from .teacher import Teacher
 from .terms.base import PlanRow, Term
 from .terms.build import make_term
+from .terms.config import check_terms
 from .terms.task import COMPLEMENT, add_zero, checked_task_weight, refuse_taken, weighted
 from .weights import Calibration
 
@@ -424,16 +425,3 @@ def _plain(config: Any) -> dict:
     return json.loads(
         json.dumps(config, default=lambda value: getattr(value, '__name__', type(value).__name__))
     )
-
-
-def check_terms(terms: Any) -> None:
-    """Refuses what is no list; each term is looked at when it is made.
-
-    Raises:
-        ValueError: saying what to write.
-    """
-    if not isinstance(terms, (list, tuple)):
-        raise ValueError(
-            f'terms={terms!r} must be a list with a dict for each term, such as '
-            "[dict(loss=dict(type='GDDLoss'), student='neck')]."
-        )

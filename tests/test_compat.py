@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 from mmkd_plugin import compat
 
@@ -199,16 +198,3 @@ def test_ops_that_do_not_import_are_explained(environment, distributions, reason
 
 def test_stack_error_is_an_import_error():
     assert issubclass(compat.StackError, ImportError)
-
-
-def test_is_compiling_outside_of_a_compiler():
-    assert compat.is_compiling() is False
-
-
-@pytest.mark.skipif(sys.version_info >= (3, 12), reason='torch 2.1 compiles up to Python 3.11')
-def test_is_compiling_is_seen_by_the_compiler_without_a_graph_break():
-    @torch.compile(backend='eager', fullgraph=True)
-    def branch(x):
-        return x + 1 if compat.is_compiling() else x - 1
-
-    assert branch(torch.zeros(1)).item() == 1.0

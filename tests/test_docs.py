@@ -23,7 +23,7 @@ from torch import nn
 
 import mmkd_plugin
 from mmkd_plugin import recipes
-from mmkd_plugin.editing.edits import distill_hooks
+from mmkd_plugin.hooks.entries import distill_hooks
 from mmkd_plugin.model_config import find_config, load_model_config
 from mmkd_plugin.teacher import build_model
 

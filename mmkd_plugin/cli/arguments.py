@@ -17,7 +17,8 @@ from .. import recipes
 from ..checkpoints.download import SUFFIXES
 from ..checks import shortened
 from ..editing.distilled import add_hook_to, check_hook
-from ..editing.edits import distill_hooks, replace_recipe
+from ..editing.edits import replace_recipe
+from ..hooks.entries import distill_hooks
 from ..model_config import existing_file, load_model_config
 from ..teacher.init_student import parse_parts
 from ..terms.options import check_term_options, refuse_contradictions, split_weights
@@ -305,3 +306,19 @@ def _merged(old: dict | None, new: dict, flag: str) -> dict:
 def _given_options(args: argparse.Namespace) -> list[str]:
     """The distillation options on the command line, apart from --teacher."""
     return [flag for flag, name in _OPTIONS.items() if getattr(args, name) not in (None, False)]
+
+
+def refuse_lost_options(cfg: Config, cfg_options: dict | None) -> None:
+    """Configs copy a variable ``teacher`` into their hook before ``--cfg-options`` are applied.
+
+    Raises:
+        UsageError: an option that would change the variable and nothing else.
+    """
+    lost = [key for key in cfg_options or {} if key.split('.')[0] == 'teacher']
+    for i, hook in enumerate(cfg.get('custom_hooks') or []):
+        if lost and hook in distill_hooks(cfg) and hook.get('teacher') != cfg.get('teacher'):
+            raise UsageError(
+                f'--cfg-options {lost[0]}=... changes a variable that the config has already '
+                f'copied into its DistillHook. Write custom_hooks.{i}.{lost[0]}=..., or '
+                '--teacher-checkpoint FILE.'
+            )

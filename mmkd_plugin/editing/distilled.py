@@ -11,9 +11,10 @@ from mmengine.config import Config
 
 from ..checkpoints.download import SUFFIXES
 from ..hooks import DistillHook
+from ..hooks.entries import distill_hooks
 from ..model_config import existing_file, load_model_config
 from ..teacher.self_teacher import PREVIOUS_EPOCH
-from .edits import add_import, change_training, distill_hooks, is_classifier
+from .edits import add_import, change_training, is_classifier
 
 
 def distill(

@@ -6,19 +6,8 @@ import importlib
 
 from mmengine.config import Config
 
-from ..cli.errors import UsageError
+from ..hooks.entries import class_name
 from ..recipes import funmatch, methods
-
-
-def distill_hooks(cfg: Config) -> list[dict]:
-    """The DistillHook entries among the config's custom hooks."""
-    return [hook for hook in cfg.get('custom_hooks') or [] if _class_name(hook) == 'DistillHook']
-
-
-def _class_name(hook: object) -> str:
-    kind = hook.get('type') if isinstance(hook, dict) else type(hook)
-    kind = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
-    return kind.rsplit('.', 1)[-1]
 
 
 def is_classifier(cfg: Config) -> bool:
@@ -42,7 +31,7 @@ def add_hook(cfg: Config, key: str, kind: str) -> None:
     """Adds a hook of this package to the default hooks, unless the config has one already."""
     default = dict(cfg.get('default_hooks') or {})
     hooks = [*(cfg.get('custom_hooks') or []), *default.values()]
-    if kind not in [_class_name(hook) for hook in hooks]:
+    if kind not in [class_name(hook) for hook in hooks]:
         cfg.default_hooks = dict(default, **{key: dict(type=f'mmkd_plugin.{kind}')})
         add_import(cfg, 'mmkd_plugin')
 
@@ -90,19 +79,3 @@ def change_training(cfg: Config, recipe: str | None, cfg_options: dict | None = 
             f'({error}): its optimizer is {dict(cfg.optim_wrapper.optimizer)} and it has '
             f'{len(cfg.param_scheduler)} schedulers.'
         ) from None
-
-
-def refuse_lost_options(cfg: Config, cfg_options: dict | None) -> None:
-    """Configs copy a variable ``teacher`` into their hook before ``--cfg-options`` are applied.
-
-    Raises:
-        UsageError: an option that would change the variable and nothing else.
-    """
-    lost = [key for key in cfg_options or {} if key.split('.')[0] == 'teacher']
-    for i, hook in enumerate(cfg.get('custom_hooks') or []):
-        if lost and hook in distill_hooks(cfg) and hook.get('teacher') != cfg.get('teacher'):
-            raise UsageError(
-                f'--cfg-options {lost[0]}=... changes a variable that the config has already '
-                f'copied into its DistillHook. Write custom_hooks.{i}.{lost[0]}=..., or '
-                '--teacher-checkpoint FILE.'
-            )

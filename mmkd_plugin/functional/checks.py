@@ -10,7 +10,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from ..compat import is_compiling
+from .compiling import is_compiling
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..compat import is_compiling
+from .compiling import is_compiling
 
 
 def gather_rows(maps: Sequence[Tensor], index: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from ..distiller import Distiller
-from ..editing.edits import distill_hooks
 from ..recipes.method import Chosen, Method
+from .entries import distill_hooks
 from .plan_table import paste_text, places_text, plan_text
 
 PLAN = 'distillation.txt'

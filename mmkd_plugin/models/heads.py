@@ -11,7 +11,7 @@ from torch.nn import functional as nnf
 from mmkd_plugin.functional.checks import check_choice, check_number, widen
 
 from ..checks import nearest
-from ..compat import is_compiling
+from ..functional.compiling import is_compiling
 from ..registry import MODELS
 
 MUST_CARRY = (

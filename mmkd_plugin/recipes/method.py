@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from .. import recipes
-from ..distiller import check_terms
+from ..terms.config import check_terms
 from ..terms.options import (
     change_terms,
     check_term_options,

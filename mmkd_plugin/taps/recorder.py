@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from ..compat import is_compiling
 from ..errors import TapError
+from ..functional.compiling import is_compiling
 from .paths import TapPoint
 
 

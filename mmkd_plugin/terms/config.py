@@ -62,3 +62,16 @@ def taps_of(config: dict) -> tuple[Any, Any]:
     """Where a term listens in student and teacher; the teacher's is the student's by default."""
     teacher = config.get('teacher')
     return config['student'], config['student'] if teacher is None else teacher
+
+
+def check_terms(terms: Any) -> None:
+    """Refuses what is no list; each term is looked at when it is made.
+
+    Raises:
+        ValueError: saying what to write.
+    """
+    if not isinstance(terms, (list, tuple)):
+        raise ValueError(
+            f'terms={terms!r} must be a list with a dict for each term, such as '
+            "[dict(loss=dict(type='GDDLoss'), student='neck')]."
+        )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..compat import is_compiling
+from ..functional.compiling import is_compiling
 from ..functional.rows import gather_rows, places
 from ..losses.base import LogitLoss
 from ..losses.chunked import PART, chunked_mean

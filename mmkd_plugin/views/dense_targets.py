@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..compat import is_compiling
+from ..functional.compiling import is_compiling
 from ..taps import Recorder, TapError, TapPoint
 from .loss_calls import LossCall, loss_calls
 
