@@ -25,12 +25,12 @@ from mmengine.runner import save_checkpoint
 from torch import nn
 from toys import toy_batch, toy_model
 
-from mmkd_plugin import teacher as teacher_module
 from mmkd_plugin.checkpoints.fit import load_all, state_dict_of
 from mmkd_plugin.checkpoints.load import load_file
 from mmkd_plugin.errors import CheckpointError
 from mmkd_plugin.model_config import load_model_config
 from mmkd_plugin.teacher import Teacher, build_model, make_teacher
+from mmkd_plugin.teacher import handle as teacher_module
 
 GFL = Path(__file__).resolve().parents[1] / 'configs' / 'demo' / 'gfl_r18-quarter_digits.py'
 TOY = dict(type='ToyDetector')

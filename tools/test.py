@@ -26,7 +26,7 @@ from mmengine.runner import Runner
 
 from mmkd_plugin.checkpoints.download import SUFFIXES
 from mmkd_plugin.cli.errors import UsageError, one_line_errors
-from mmkd_plugin.editing.edits import distill_hooks
+from mmkd_plugin.hooks.entries import distill_hooks
 from mmkd_plugin.hooks.loaded_weights import CheckWeightsHook, read_safely
 from mmkd_plugin.model_config import existing_file
 

@@ -33,9 +33,14 @@ from _common import (
 from mmengine.config import Config
 
 from mmkd_plugin.checkpoints.download import SUFFIXES
-from mmkd_plugin.cli.arguments import add_distillation, add_distillation_arguments
+from mmkd_plugin.cli.arguments import (
+    add_distillation,
+    add_distillation_arguments,
+    refuse_lost_options,
+)
 from mmkd_plugin.cli.errors import UsageError, one_line_errors
-from mmkd_plugin.editing.edits import add_hook, distill_hooks, refuse_lost_options
+from mmkd_plugin.editing.edits import add_hook
+from mmkd_plugin.hooks.entries import distill_hooks
 from mmkd_plugin.hooks.loaded_weights import CheckWeightsHook, read_safely
 from mmkd_plugin.model_config import existing_file
 from mmkd_plugin.saving.mend import check_resume
