@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 from pathlib import Path
 
@@ -339,6 +340,7 @@ def test_distill_chooses_a_recipe_and_takes_terms(tmp_path, teacher_file):
         (dict(recipe='gdd', terms=[TERM]), ValueError, 'and not both'),
         (dict(recipe='kd', weights=dict(kdd=1)), ValueError, "nearest: 'kd'"),
         (dict(recipe='funmatch'), ValueError, 'ClsDataPreprocessor'),
+        (dict(task_weight=-1), ValueError, 'task_weight=-1 must be'),
         (dict(sed=3), ValueError, "'sed'; nearest: 'seed'"),
         (dict(cfg='student.py'), ValueError, 'Config.fromfile'),
     ],
@@ -353,3 +355,66 @@ def test_distill_refuses_a_second_hook(tmp_path, teacher_file):
     once = mmkd_plugin.distill(config(tmp_path), PAIR['config'], teacher_file)
     with pytest.raises(ValueError, match='already has a DistillHook'):
         mmkd_plugin.distill(once, PAIR['config'], teacher_file)
+
+
+def test_distill_changes_the_hook_that_a_config_has(tmp_path, teacher_file):
+    """What the flags of the command line do without ``--teacher``."""
+    once = mmkd_plugin.distill(
+        config(tmp_path), PAIR['config'], teacher_file, recipe='gdd+kd', weights=dict(gdd=2), seed=3
+    )
+    before = copy.deepcopy(once.to_dict())
+    options = {'kd.loss.temperature': 2, 'kd.weight': 0.5}
+    (entry,) = mmkd_plugin.distill(once, term_options=options, task_weight=0.5).custom_hooks
+    assert entry.weights == dict(gdd=2, kd=0.5) and entry.task_weight == 0.5
+    assert entry.term_options == dict(kd=dict(loss=dict(temperature=2))) and entry.seed == 3
+    (entry,) = mmkd_plugin.distill(once, dict(class_map='names'), recipe='pkd').custom_hooks
+    assert (entry.recipe, entry.teacher.class_map) == ('pkd', 'names')
+    assert entry.teacher.checkpoint == teacher_file and 'weights' not in entry
+    (entry,) = mmkd_plugin.distill(once, terms=[TERM]).custom_hooks
+    assert entry.terms == [TERM] and 'recipe' not in entry
+    assert once.to_dict() == before
+    with pytest.raises(FileNotFoundError, match='no file gone.pth'):
+        mmkd_plugin.distill(once, checkpoint='gone.pth')
+    with pytest.raises(ValueError, match='terms of its own'):
+        mmkd_plugin.distill(mmkd_plugin.distill(once, terms=[TERM]), recipe='kd')
+
+
+def test_distill_needs_a_teacher_or_a_hook(tmp_path):
+    with pytest.raises(ValueError, match='no DistillHook in custom_hooks and no teacher is named'):
+        mmkd_plugin.distill(config(tmp_path), recipe='gdd')
+    made = mmkd_plugin.distill(config(tmp_path), 'previous_epoch', recipe='kd')
+    with pytest.raises(ValueError, match="teacher='previous_epoch', which takes no checkpoint"):
+        mmkd_plugin.distill(made, checkpoint='teacher.pth')
+
+
+def test_the_command_line_and_distill_give_one_config(tmp_path, teacher_file):
+    """Every flag that says something of distillation, and the same in Python."""
+    from mmkd_plugin.cli.arguments import add_distillation, add_distillation_arguments
+
+    file = tmp_path / 'pair.py'
+    Config(dict(model=PAIR['config'])).dump(file)
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options')
+    add_distillation_arguments(parser)
+    flags = ['--teacher', str(file), '--teacher-checkpoint', teacher_file, '--recipe', 'gdd+kd']
+    flags += ['--weights', 'published', '--weight', 'gdd=3', '--class-map', '1,0']
+    flags += ['--term-options', 'kd.loss.temperature=2', '--task-weight', '0.5']
+    flags += ['--init-student', 'head', '--teacher-cfg-options', 'model.type=ToyClassifier']
+    by_flags = config(tmp_path)
+    add_distillation(by_flags, parser.parse_args(flags))
+    by_hand = mmkd_plugin.distill(
+        config(tmp_path),
+        dict(
+            config=str(file),
+            class_map=[1, 0],
+            cfg_options={'model.type': 'ToyClassifier'},
+            allow_random=False,
+        ),
+        teacher_file,
+        recipe='gdd+kd',
+        weights={'*': 'published', 'gdd': 3},
+        term_options=dict(kd=dict(loss=dict(temperature=2))),
+        task_weight=0.5,
+        init_student='head',
+    )
+    assert by_flags.to_dict() == by_hand.to_dict()

@@ -1,4 +1,4 @@
-"""Distillation said on a command line: the options of ``tools/train.py``, put into a config.
+"""Distillation said on a command line: the options of ``mmkd train``, put into a config.
 
 The config keeps its own hooks and imports, and stands alone once the run has saved it.
 """
@@ -14,15 +14,10 @@ from typing import Any
 from mmengine.config import Config, DictAction
 
 from .. import recipes
-from ..checkpoints.download import SUFFIXES
 from ..checks import shortened
-from ..editing.distilled import add_hook_to, check_hook
-from ..editing.edits import replace_recipe
+from ..editing.distilled import distill_in_place
 from ..hooks.entries import distill_hooks
-from ..model_config import existing_file, load_model_config
-from ..teacher.init_student import parse_parts
-from ..terms.options import check_term_options, refuse_contradictions, split_weights
-from ..weights.wishes import ALL, check_weights, joined, parse_flags
+from ..weights.wishes import parse_flags
 from .errors import UsageError
 
 # Options that say something of the hook or its teacher, and where argparse keeps them.
@@ -38,7 +33,6 @@ _OPTIONS = {
     '--task-weight': 'task_weight',
     '--init-student': 'init_student',
 }
-_OF_TEACHER = tuple(list(_OPTIONS)[:4])
 
 
 class KeyValueAction(DictAction):
@@ -88,9 +82,7 @@ def add_distillation_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--recipe',
         metavar='NAME',
-        help='method on features: gdd (default), gdd-shared, cwd, mgd, pkd; on logits: kd (default '
-        'of classifiers), dkd, loca, dkd-loca, ckd, ipwd, ipwd-inverse; for boxes and masks: '
-        'kd-bins, kd-masks; for classifiers: funmatch. Several are joined by +, as in gdd+kd, and '
+        help=f'{_recipes_by_kind()}. Several are joined by +, as in gdd+kd, and '
         'a colon gives the weight of one, as in gdd:20+kd:auto',
     )
     group.add_argument(
@@ -127,43 +119,32 @@ def add_distillation_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _recipes_by_kind() -> str:
+    """The names of all recipes, as the help of ``--recipe`` groups them."""
+    told = {
+        recipes.default_recipe(False): ' (default)',
+        recipes.default_recipe(True): ' (default of classifiers)',
+    }
+    return '; '.join(
+        f'{what}: {", ".join(name + told.get(name, "") for name in names)}'
+        for what, names in recipes.grouped().items()
+    )
+
+
 def add_distillation(cfg: Config, args: argparse.Namespace) -> None:
     """Appends a DistillHook to the config, or changes the one that it has.
 
     Raises:
         UsageError: options that contradict each other or the config, missing files.
     """
-    given = _given_options(args)
-    if args.teacher is None:
-        if given and distill_hooks(cfg):
-            change_hook(cfg, args)
-        elif given:
-            raise UsageError(
-                f'without --teacher CONFIG there is nothing to distil, so {", ".join(given)} '
-                'would have no effect; the config has no DistillHook in custom_hooks either.'
-            )
+    given = [flag for flag, name in _OPTIONS.items() if getattr(args, name) not in (None, False)]
+    if args.teacher is None and not given:
         return
-    if distill_hooks(cfg):
-        raise UsageError(
-            'the config already has a DistillHook in custom_hooks, so --teacher would make '
-            f'two. Train without --teacher ({", ".join(_OPTIONS)} then change that hook), or '
-            'start from the config of the student alone.'
-        )
-    if args.teacher_checkpoint is None and not args.teacher_random:
-        raise UsageError(
-            '--teacher needs --teacher-checkpoint FILE: a teacher without trained weights '
-            'teaches noise. Only to try the mechanics, --teacher-random allows one '
-            '(allow_random=True in a config).'
-        )
-    check_options(args)
-    teacher: dict[str, Any] = dict(config=args.teacher)
-    change_teacher(teacher, args)
-    hook: dict[str, Any] = dict(teacher=teacher)
-    if args.recipe is not None:
-        hook['recipe'] = args.recipe
-    change_method(hook, args)
+    _check_flags(args, given, bool(distill_hooks(cfg)))
     with _usage_errors():
-        add_hook_to(cfg, hook, args.cfg_options)
+        distill_in_place(
+            cfg, _teacher(args), _method(args), args.cfg_options, ('--weight', '--term-options')
+        )
 
 
 @contextmanager
@@ -175,100 +156,55 @@ def _usage_errors() -> Iterator[None]:
         raise UsageError(str(error)) from None
 
 
-def check_options(args: argparse.Namespace) -> None:
-    """What can be wrong with the options whatever the config says.
-
-    Raises:
-        UsageError: options that contradict each other, a missing file, a bad value.
-    """
+def _check_flags(args: argparse.Namespace, given: list[str], has_hook: bool) -> None:
+    """Refuses flags that contradict each other, by their names."""
+    if args.teacher is None and not has_hook:
+        raise UsageError(
+            f'without --teacher CONFIG there is nothing to distil, so {", ".join(given)} '
+            'would have no effect; the config has no DistillHook in custom_hooks either.'
+        )
+    if args.teacher is not None and has_hook:
+        raise UsageError(
+            'the config already has a DistillHook in custom_hooks, so --teacher would make '
+            f'two. Train without --teacher ({", ".join(_OPTIONS)} then change that hook), or '
+            'start from the config of the student alone.'
+        )
     if args.teacher_checkpoint is not None and args.teacher_random:
         raise UsageError('--teacher-random and --teacher-checkpoint exclude each other.')
+    if args.teacher is not None and args.teacher_checkpoint is None and not args.teacher_random:
+        raise UsageError(
+            '--teacher needs --teacher-checkpoint FILE: a teacher without trained weights '
+            'teaches noise. Only to try the mechanics, --teacher-random allows one '
+            '(allow_random=True in a config).'
+        )
     weight = args.task_weight
     if weight is not None and not (math.isfinite(weight) and weight >= 0):
         raise UsageError(f'--task-weight {weight:g} must be a number, 0 or more.')
-    file = args.teacher_checkpoint
-    with _usage_errors():
-        if file is not None and '://' not in file:
-            existing_file(file, 'teacher checkpoint', SUFFIXES)
-        if args.recipe is not None:
-            recipes.describe(args.recipe)
-        if args.init_student is not None:
-            parse_parts(args.init_student)
 
 
-def change_hook(cfg: Config, args: argparse.Namespace) -> None:
-    """Command line before config, for a config that has a DistillHook.
-
-    Raises:
-        UsageError: a bad option, or one that this hook has no use for.
-    """
-    check_options(args)
-    hook, *others = distill_hooks(cfg)
-    if others:
-        raise UsageError(
-            f'the config has {len(others) + 1} DistillHooks, and only one may attach. Join their '
-            'terms in one.'
-        )
-    of_teacher = [flag for flag in _given_options(args) if flag in _OF_TEACHER]
-    if of_teacher:
-        if not isinstance(hook.get('teacher'), dict):
-            raise UsageError(
-                f"the config's DistillHook has teacher={hook.get('teacher')!r}, which takes no "
-                f'checkpoint and no other options of a teacher: leave {", ".join(of_teacher)} out.'
-            )
-        change_teacher(hook['teacher'], args)
-    with _usage_errors():
-        if args.teacher_cfg_options:  # before anything of the student is built
-            load_model_config(hook['teacher']['config'], hook['teacher']['cfg_options'], 'teacher')
-        if args.recipe is not None:
-            replace_recipe(cfg, hook, args.recipe, args.cfg_options)
-    change_method(hook, args)
-    with _usage_errors():
-        check_hook(hook)
-
-
-def change_teacher(teacher: dict, args: argparse.Namespace) -> None:
-    """Puts checkpoint, class map and config options into the ``teacher`` entry of a hook.
-
-    Raises:
-        UsageError: another form of class map, options that contradict each other.
-    """
+def _teacher(args: argparse.Namespace) -> dict:
+    """What the flags say of the teacher, as keys of the hook's ``teacher``."""
+    teacher: dict[str, Any] = {}
+    if args.teacher is not None:
+        teacher['config'] = args.teacher
     if args.teacher_checkpoint is not None or args.teacher_random:
         teacher.update(checkpoint=args.teacher_checkpoint, allow_random=args.teacher_random)
     if args.class_map is not None:
         teacher['class_map'] = parse_class_map(args.class_map)
     if args.teacher_cfg_options:
-        teacher['cfg_options'] = _merged(
-            teacher.get('cfg_options'), args.teacher_cfg_options, '--teacher-cfg-options'
-        )
+        teacher['cfg_options'] = args.teacher_cfg_options
+    return teacher
 
 
-def change_method(hook: dict, args: argparse.Namespace) -> None:
-    """Puts what the options say about terms and weights into a hook.
-
-    Weights become wishes under ``weights``, also those of term options. The command line wins over
-    the config.
-
-    Raises:
-        UsageError: values that cannot be, or two weights for one term.
-    """
-    with _usage_errors():
-        flags = parse_flags(args.weights, args.weight)
-        given = _merged(None, args.term_options or {}, '--term-options')
-        own, options = split_weights(check_term_options(given))
-        refuse_contradictions(flags, own, ('--weight', '--term-options'))
-        before, kept = split_weights(check_term_options(hook.get('term_options')))
-        wishes = joined(check_weights(hook.get('weights')), before, flags, own)
-        options = _merged(kept, options, '--term-options')
-    weights = wishes[ALL] if list(wishes) == [ALL] else wishes
-    for key, value in (('weights', weights), ('term_options', options)):
-        hook.pop(key, None)
-        if value:
-            hook[key] = value
-    if args.task_weight is not None:
-        hook['task_weight'] = args.task_weight
-    if args.init_student is not None:
-        hook['init_student'] = args.init_student
+def _method(args: argparse.Namespace) -> dict:
+    """What the flags say of terms and weights, as keys of the hook."""
+    return dict(
+        recipe=args.recipe,
+        weights=parse_flags(args.weights, args.weight) or None,
+        term_options=args.term_options,
+        task_weight=args.task_weight,
+        init_student=args.init_student,
+    )
 
 
 def parse_class_map(text: str) -> str | dict[str, str] | list[int]:
@@ -291,21 +227,6 @@ def parse_class_map(text: str) -> str | dict[str, str] | list[int]:
             "('student:teacher,student:teacher'), or the teacher's index of each class of the "
             "student ('2,0,-1')."
         ) from None
-
-
-def _merged(old: dict | None, new: dict, flag: str) -> dict:
-    """Options with dots in their keys as nested dicts, on top of what a config has."""
-    options = Config(dict(old or {}))
-    try:
-        options.merge_from_dict(new)
-    except (AssertionError, KeyError, TypeError) as error:
-        raise UsageError(f'{flag} {", ".join(new)}: {error}') from None
-    return options.to_dict()
-
-
-def _given_options(args: argparse.Namespace) -> list[str]:
-    """The distillation options on the command line, apart from --teacher."""
-    return [flag for flag, name in _OPTIONS.items() if getattr(args, name) not in (None, False)]
 
 
 def refuse_lost_options(cfg: Config, cfg_options: dict | None) -> None:

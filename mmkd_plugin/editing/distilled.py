@@ -1,4 +1,4 @@
-"""Distillation put into a config: by :func:`distill` from Python, by flags from ``tools/``."""
+"""Distillation put into a config, or changed there: by :func:`distill`, or by flags of ``mmkd``."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ from ..checkpoints.download import SUFFIXES
 from ..hooks import DistillHook
 from ..hooks.entries import distill_hooks
 from ..model_config import existing_file, load_model_config
+from ..recipes import default_recipe
+from ..teacher.handle import TEACHER_KEYS
 from ..teacher.self_teacher import PREVIOUS_EPOCH
-from .edits import add_import, change_training, is_classifier
+from ..terms.options import check_term_options, refuse_contradictions, split_weights
+from ..terms.task import checked_task_weight
+from ..weights.wishes import ALL, check_weights, joined
+from .edits import add_import, change_training, is_classifier, merged, replace_method
 
 
 def distill(
     cfg: Config,
-    teacher: str | Path | dict | Config,
-    checkpoint: str | None = None,
+    teacher: str | Path | dict | Config | None = None,
+    checkpoint: str | Path | None = None,
     recipe: str | None = None,
     terms: Sequence[dict] | None = None,
     weights: Any = None,
@@ -29,13 +34,14 @@ def distill(
     term_options: dict | None = None,
     **others: Any,
 ) -> Config:
-    """The config of a student with distillation in it, as ``tools/train.py --teacher`` makes it.
+    """The config of a student with distillation in it, as ``mmkd train`` makes it of its flags.
 
     Args:
-        cfg: the config of the student alone. It stays as it is; the result is a copy.
+        cfg: the config of the student. It stays as it is; the result is a copy.
         teacher: the teacher's config as a path, ``'package::path'``, dict or Config; or all that
             the hook takes, ``dict(config=..., checkpoint=..., class_map=...)``; or
-            ``'previous_epoch'``.
+            ``'previous_epoch'``. Without it the config must have a DistillHook, which is changed;
+            so it is by a dict without a ``config``, such as ``dict(class_map='names')``.
         checkpoint: the teacher's weights, a path or URL.
         recipe: the name of a recipe, such as ``'gdd+kd'``; or give
         terms: the terms. Without either the recipe is ``'kd'`` for classifiers, else ``'gdd'``.
@@ -49,8 +55,8 @@ def distill(
         The config to build a Runner from.
 
     Raises:
-        ValueError: a config that has a DistillHook already or is none, a teacher without weights,
-            or anything that the hook refuses.
+        ValueError: a config that has a DistillHook beside a teacher that is given, or has none to
+            change; a teacher without weights; or anything that the hook refuses.
         FileNotFoundError: no such config or checkpoint.
 
     Example:
@@ -63,8 +69,8 @@ def distill(
             f'distill changes a copy of an MMEngine Config, not of a {type(cfg).__name__}. Read '
             'the file first: Config.fromfile(...).'
         )
-    hook: dict[str, Any] = dict(
-        teacher=_teacher(teacher, checkpoint),
+    cfg = copy.deepcopy(cfg)
+    method = dict(
         recipe=recipe,
         terms=terms,
         weights=weights,
@@ -73,81 +79,181 @@ def distill(
         term_options=term_options,
         **others,
     )
-    cfg = copy.deepcopy(cfg)
-    add_hook_to(cfg, copy.deepcopy({k: v for k, v in hook.items() if v is not None}))
+    distill_in_place(cfg, copy.deepcopy(_teacher(teacher, checkpoint)), copy.deepcopy(method))
     return cfg
 
 
-def add_hook_to(cfg: Config, hook: dict, cfg_options: dict | None = None) -> None:
-    """Appends a DistillHook to a config, after a look at everything that can be wrong with it.
+def distill_in_place(
+    cfg: Config,
+    teacher: str | dict,
+    method: dict,
+    cfg_options: dict | None = None,
+    names: tuple[str, str] = ('weights', 'term_options'),
+) -> None:
+    """What :func:`distill` does to its copy, and the command line to the config it has read.
 
     Args:
         cfg: the config of a student, which is changed.
-        hook: keys of the hook, without its type.
+        teacher: ``'previous_epoch'``; keys of the hook's ``teacher`` with a ``config``, which add
+            a hook; or without one, which change the hook that the config has.
+        method: other keys of the hook; what is None says nothing.
         cfg_options: what wins over changes that a recipe makes to the training.
+        names: what weights and term options are called, for messages.
 
     Raises:
         ValueError: see :func:`distill`.
         FileNotFoundError: no such config or checkpoint.
     """
-    if distill_hooks(cfg):
+    method = {key: value for key, value in method.items() if value is not None}
+    hooks = distill_hooks(cfg)
+    if teacher == PREVIOUS_EPOCH or 'config' in teacher:
+        if hooks:
+            raise ValueError(
+                'the config already has a DistillHook in custom_hooks, and only one may attach. '
+                'Name no teacher to change that one, or start from the config of the student alone.'
+            )
+        _add(cfg, teacher, method, cfg_options, names)
+    elif not hooks:
         raise ValueError(
-            'the config already has a DistillHook in custom_hooks, and only one may attach. Start '
-            'from the config of the student alone.'
+            'the config has no DistillHook in custom_hooks and no teacher is named, so there is '
+            'nothing to distil from. Give the config of a teacher and its checkpoint.'
         )
-    if 'terms' not in hook:
-        hook.setdefault('recipe', 'kd' if is_classifier(cfg) else 'gdd')
-    check_hook(hook)
-    check_teacher(hook['teacher'])
+    elif len(hooks) > 1:
+        raise ValueError(
+            f'the config has {len(hooks)} DistillHooks, and only one may attach. Join their '
+            'terms in one.'
+        )
+    else:
+        _change(cfg, hooks[0], teacher, method, cfg_options, names)
+
+
+def _add(
+    cfg: Config,
+    teacher: str | dict,
+    method: dict,
+    cfg_options: dict | None,
+    names: tuple[str, str],
+) -> None:
+    hook: dict[str, Any] = dict(teacher=teacher)
+    if isinstance(teacher, dict):
+        hook['teacher'] = {}
+        _change_teacher(hook['teacher'], teacher)
+    if 'terms' not in method:
+        method.setdefault('recipe', default_recipe(is_classifier(cfg)))
+    _change_method(hook, method, names)
+    _check_hook(hook)
+    _check_teacher(hook['teacher'], ('config', 'checkpoint', 'cfg_options'))
     change_training(cfg, hook.get('recipe'), cfg_options)
     hook = dict(type='mmkd_plugin.DistillHook', **hook)
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
     add_import(cfg, 'mmkd_plugin')
 
 
-def check_hook(hook: dict) -> None:
-    """Refuses what the hook would refuse when the run is built.
+def _change(
+    cfg: Config,
+    hook: dict,
+    teacher: dict,
+    method: dict,
+    cfg_options: dict | None,
+    names: tuple[str, str],
+) -> None:
+    if teacher:
+        if not isinstance(hook.get('teacher'), dict):
+            raise ValueError(
+                f"the config's DistillHook has teacher={hook.get('teacher')!r}, which takes no "
+                f'checkpoint and no other options of a teacher.'
+            )
+        _change_teacher(hook['teacher'], teacher)
+        _check_teacher(hook['teacher'], teacher)
+    if 'recipe' in method or 'terms' in method:
+        replace_method(cfg, hook, method.get('recipe'), cfg_options, 'terms' in method)
+    _change_method(hook, method, names)
+    _check_hook(hook)
+
+
+def _change_teacher(teacher: dict, new: dict) -> None:
+    """Puts what is new into the ``teacher`` of a hook; changes to its config are joined."""
+    old = teacher.get('cfg_options')
+    teacher.update(new)
+    if isinstance(new.get('cfg_options'), dict):
+        teacher['cfg_options'] = merged(old, new['cfg_options'], 'teacher.cfg_options')
+
+
+def _change_method(hook: dict, method: dict, names: tuple[str, str]) -> None:
+    """Puts what is new about terms and weights into a hook, over what it says already.
+
+    Weights become wishes under ``weights``, also those of term options.
 
     Raises:
-        ValueError: saying which key is wrong.
+        ValueError: values that cannot be, or two weights for one term.
     """
+    new = dict(method)
+    wishes = check_weights(new.pop('weights', None))
+    given = new.pop('term_options', None)
+    if isinstance(given, dict):  # the keys may have dots
+        given = merged(None, given, names[1])
+    own, options = split_weights(check_term_options(given))
+    refuse_contradictions(wishes, own, names)
+    before, kept = split_weights(check_term_options(hook.get('term_options')))
+    wishes = joined(check_weights(hook.get('weights')), before, wishes, own)
+    weights = wishes[ALL] if list(wishes) == [ALL] else wishes
+    hook.update(new)
+    for key, value in (
+        ('weights', weights),
+        ('term_options', merged(kept, options, names[1])),
+    ):
+        hook.pop(key, None)
+        if value:
+            hook[key] = value
+
+
+def _check_hook(hook: dict) -> None:
+    """Refuses what the hook would refuse when the run is built."""
     of_registry = ('type', '_scope_', 'priority')
     DistillHook(**{key: value for key, value in hook.items() if key not in of_registry})
+    if hook.get('task_weight') is not None:
+        checked_task_weight(hook['task_weight'], ())
 
 
-def check_teacher(teacher: Any) -> None:
+def _check_teacher(teacher: Any, given: Sequence[str] | dict) -> None:
     """Looks at the config and the file of a teacher before anything of the student is built.
 
-    Raises:
-        ValueError: no weights, a config that is none or has no use for its ``cfg_options``.
-        FileNotFoundError: no such config or checkpoint.
+    Args:
+        teacher: of a hook.
+        given: which of its keys are new.
     """
-    if not (isinstance(teacher, dict) and 'config' in teacher):
+    if not isinstance(teacher, dict):
         return
-    file = teacher.get('checkpoint')
-    if file is None and not teacher.get('allow_random'):
-        raise ValueError(
-            'teacher: a teacher without trained weights teaches noise. Give checkpoint=FILE; only '
-            'to try the mechanics, allow_random=True goes without.'
-        )
-    if file is not None and '://' not in str(file):
-        existing_file(file, 'teacher checkpoint', SUFFIXES)
-    load_model_config(teacher['config'], teacher.get('cfg_options'), 'teacher')
+    if 'checkpoint' in given:
+        checkpoint = teacher.get('checkpoint')
+        if checkpoint is None and not teacher.get('allow_random'):
+            raise ValueError(
+                'teacher: a teacher without trained weights teaches noise. Give checkpoint=FILE; '
+                'only to try the mechanics, allow_random=True goes without.'
+            )
+        if checkpoint is not None and '://' not in str(checkpoint):
+            existing_file(checkpoint, 'teacher checkpoint', SUFFIXES)
+    if 'config' in given or 'cfg_options' in given:
+        load_model_config(teacher['config'], teacher.get('cfg_options'), 'teacher')
 
 
-def _teacher(teacher: Any, checkpoint: str | None) -> str | dict:
-    """The hook's ``teacher`` in plain values."""
+def _teacher(teacher: Any, checkpoint: Any) -> str | dict:
+    """The hook's ``teacher`` in plain values, or what is to be changed of it."""
     if teacher == PREVIOUS_EPOCH:
         if checkpoint is not None:
             raise ValueError(f'teacher={PREVIOUS_EPOCH!r} is the student, and has no checkpoint.')
         return teacher
     if isinstance(teacher, Config):
         teacher = teacher.to_dict()
-    whole = isinstance(teacher, dict) and 'config' in teacher
-    entry = dict(teacher) if whole else dict(config=teacher)
-    if isinstance(entry['config'], Path):
+    if teacher is None:
+        entry = {}
+    elif isinstance(teacher, dict) and ('config' in teacher or set(teacher) <= set(TEACHER_KEYS)):
+        entry = dict(teacher)
+    else:
+        entry = dict(config=teacher)
+    if isinstance(entry.get('config'), Path):
         entry['config'] = str(entry['config'])
-    elif isinstance(entry['config'], Config):
+    elif isinstance(entry.get('config'), Config):
         entry['config'] = entry['config'].to_dict()
     if checkpoint is not None:
         if entry.get('checkpoint') not in (None, checkpoint):

@@ -36,23 +36,54 @@ def add_hook(cfg: Config, key: str, kind: str) -> None:
         add_import(cfg, 'mmkd_plugin')
 
 
-def replace_recipe(cfg: Config, hook: dict, recipe: str, cfg_options: dict | None) -> None:
-    """Another method for a config whose DistillHook names teacher and recipe.
+def replace_method(
+    cfg: Config, hook: dict, recipe: str | None, cfg_options: dict | None, terms: bool = False
+) -> None:
+    """Another method for a config whose DistillHook names its teacher and a method.
+
+    Args:
+        cfg: the config, whose training a recipe may change.
+        hook: the entry of its DistillHook.
+        recipe: the new recipe, if there is one.
+        cfg_options: what wins over the changes that the recipe makes to the training.
+        terms: whether new terms are given.
 
     Raises:
         ValueError: a hook with terms of its own, or a training that the recipe cannot change.
     """
-    if hook.get('terms') is not None:
+    if recipe is not None and hook.get('terms') is not None:
         raise ValueError(
-            f"--recipe {recipe}: the config's DistillHook has terms of its own, which a recipe "
+            f"recipe {recipe}: the config's DistillHook has terms of its own, which a recipe "
             'would throw away (a config that a run wrote has the terms of its recipe). Start from '
             'the config of the pair or of the student instead.'
         )
-    hook['recipe'] = recipe
-    change_training(cfg, recipe, cfg_options)
-    # Of the old recipe; the new one brings its own.
+    if recipe is not None:
+        hook['recipe'] = recipe
+        change_training(cfg, recipe, cfg_options)
+    if terms and recipe is None:
+        hook.pop('recipe', None)
+    # Of the old method; the new one brings its own.
     for key in ('task_weight', 'term_options', 'weights'):
         hook.pop(key, None)
+
+
+def merged(old: dict | None, new: dict, where: str) -> dict:
+    """Options with dots in their keys as nested dicts, on top of what a config has.
+
+    Args:
+        old: what the config has.
+        new: what is put over it.
+        where: key of the config, for the message.
+
+    Raises:
+        ValueError: options that do not fit the old ones.
+    """
+    options = Config(dict(old or {}))
+    try:
+        options.merge_from_dict(new)
+    except (AssertionError, KeyError, TypeError) as error:
+        raise ValueError(f'{where} {", ".join(map(str, new))}: {error}') from None
+    return options.to_dict()
 
 
 def change_training(cfg: Config, recipe: str | None, cfg_options: dict | None = None) -> None:

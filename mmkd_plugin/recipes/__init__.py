@@ -23,8 +23,10 @@ __all__ = [
     'FAMILIES',
     'Choice',
     'choose',
+    'default_recipe',
     'describe',
     'family',
+    'grouped',
     'methods',
     'names',
     'resolve',
@@ -51,6 +53,22 @@ def names(model: nn.Module | None = None) -> list[str]:
     else:
         known = for_classifiers if kind == 'classification' else for_detectors
     return [*features.RECIPES, *known]
+
+
+def grouped() -> dict[str, list[str]]:
+    """The names of all recipes, by what they distil."""
+    for_classifiers, for_detectors = classification.names(), list(detection.RECIPES)
+    return {
+        'method on features': list(features.RECIPES),
+        'on logits': [name for name in for_classifiers if name in for_detectors],
+        'for boxes and masks': [name for name in for_detectors if name not in for_classifiers],
+        'for classifiers': [name for name in for_classifiers if name not in for_detectors],
+    }
+
+
+def default_recipe(classifier: bool) -> str:
+    """The recipe of those who name neither a recipe nor terms."""
+    return 'kd' if classifier else 'gdd'
 
 
 def describe(name: str) -> str:
