@@ -87,6 +87,8 @@ setup(
     install_requires=[],
     extras_require=EXTRAS,
     packages=find_packages(include=['mmkd_plugin', 'mmkd_plugin.*']),
+    py_modules=['mmkd'],
+    entry_points={'console_scripts': ['mmkd = mmkd:main']},
     cmdclass={'build_py': BuildWithConfigs},
     zip_safe=False,
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -15,18 +14,10 @@ import cv2
 import numpy as np
 import pytest
 
+from mmkd_plugin.cli import demo_runs
 from mmkd_plugin.visualization import charts, gallery, report
 
 ROOT = Path(__file__).resolve().parents[1]
-TOOLS = ROOT / 'tools'
-
-
-def load_tool(name: str):
-    spec = importlib.util.spec_from_file_location(name, TOOLS / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def fake_run(role: str, seed: int, ap: float) -> dict:
@@ -178,7 +169,7 @@ def write_log(folder: Path, session: str, lines: list[dict], tail: str = '') -> 
 
 
 def test_curves_of_a_resumed_run_count_each_iteration_once(tmp_path):
-    runs = load_tool('_demo_runs')
+    runs = demo_runs
     step = [dict(loss=4.0 - i, loss_cls=1.0, time=0.5, epoch=1, step=10 * i) for i in (1, 2, 3)]
     write_log(tmp_path, '20010101_000000', step, tail='{"loss": 1.0, "ti')
     again = [dict(loss=0.5, loss_cls=0.2, time=1.0, epoch=2, step=30)]
@@ -197,14 +188,14 @@ def test_curves_of_a_resumed_run_count_each_iteration_once(tmp_path):
 
 
 def test_a_model_that_detects_nothing_has_an_ap_of_zero(tmp_path):
-    runs = load_tool('_demo_runs')
+    runs = demo_runs
     write_log(tmp_path, '20010101_000000', [{'time': 0.1, 'data_time': 0.1, 'step': 1}])
     curves = runs.read_curves(tmp_path)
     assert curves['ap'] == curves['ap75'] == 0.0 and curves['val'] == [[1, 0.0]]
 
 
 def test_a_run_is_reused_only_with_the_same_settings_and_teacher(tmp_path):
-    runs = load_tool('_demo_runs')
+    runs = demo_runs
     teacher = runs.DemoRun('teacher', 0, 'configs/demo/gfl_r18_digits.py', tmp_path / 't', 8, [])
     teacher.folder.mkdir()
     teacher.checkpoint.write_bytes(b'weights')

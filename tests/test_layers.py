@@ -26,6 +26,7 @@ LAYERS = (
     ('hooks',),
     ('editing',),
     ('cli',),
+    ('__main__',),
 )
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 MODULES = {

@@ -44,7 +44,15 @@ def checkout(tmp_path_factory):
     ignore = shutil.ignore_patterns('__pycache__')
     for folder in ('mmkd_plugin', 'configs', 'tools'):
         shutil.copytree(ROOT / folder, copy / folder, ignore=ignore)
-    for file in ('setup.py', 'pyproject.toml', 'LICENSE', 'MANIFEST.in', 'README.md', INDEX):
+    for file in (
+        'setup.py',
+        'mmkd.py',
+        'pyproject.toml',
+        'LICENSE',
+        'MANIFEST.in',
+        'README.md',
+        INDEX,
+    ):
         shutil.copy(ROOT / file, copy / file)
     return copy
 

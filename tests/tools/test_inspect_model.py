@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -13,9 +11,8 @@ from detectors import model_config
 from mmengine.config import Config
 from segmenters import segmenter, segmenter_config
 
+from mmkd_plugin.cli import inspect_model
 from mmkd_plugin.teacher import build_model
-
-TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'inspect_model.py'
 
 CONFIG = """
 _base_ = 'mmdet::gfl/gfl_r50_fpn_1x_coco.py'
@@ -29,13 +26,8 @@ model = dict(
 
 
 @pytest.fixture
-def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(TOOL.parent))
-    spec = importlib.util.spec_from_file_location('tool_inspect_model', TOOL)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # for its dataclass
-    spec.loader.exec_module(module)
-    return module
+def tool() -> ModuleType:
+    return inspect_model
 
 
 @pytest.fixture(scope='module')

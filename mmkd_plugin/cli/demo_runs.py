@@ -1,4 +1,4 @@
-"""The training runs of tools/demo.py: start, resume, watch and recognise them, read their logs."""
+"""The training runs of the demo: start, resume, watch and recognise them, read their logs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = Path(__file__).resolve().parents[1]
 NOTE = 'run.json'  # what a run was started with, and whether it is finished
 LOG = 'train.log'
+# Folders of the package whose code changes no training.
+_NO_PART_OF_A_STEP = {'cli', 'datasets', 'visualization', '.mim'}
 
 
 class DemoError(RuntimeError):
@@ -32,7 +34,7 @@ class DemoRun:
     Args:
         role: 'teacher', 'student' or 'distilled'.
         seed: Seed of the run.
-        config: Path of its config, relative to the repository.
+        config: Its config: a path, or ``'mmkd_plugin::path'``.
         folder: Its work dir.
         epochs: Number of epochs.
         options: ``--cfg-options`` in the form key=value.
@@ -63,7 +65,15 @@ class DemoRun:
 
     def command(self) -> list[str]:
         """The command that trains it, or goes on from its last checkpoint."""
-        command = ['tools/train.py', self.config, '--work-dir', str(self.folder), '--resume']
+        command = [
+            '-m',
+            'mmkd_plugin',
+            'train',
+            self.config,
+            '--work-dir',
+            str(self.folder),
+            '--resume',
+        ]
         options = self.all_options()
         return command + (['--cfg-options', *options] if options else [])
 
@@ -72,9 +82,11 @@ class DemoRun:
 
     def resolved(self):
         """Its config with all options applied."""
-        from mmengine.config import Config, DictAction
+        from mmengine.config import DictAction
 
-        config = Config.fromfile(str(ROOT / self.config))
+        from ..model_config import read_config
+
+        config = read_config(self.config)
         if self.all_options():
             parser = argparse.ArgumentParser()
             parser.add_argument('--cfg-options', nargs='+', action=DictAction)
@@ -99,8 +111,8 @@ class DemoRun:
         digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         if self.teacher is not None:
             digest.update(self.teacher.checkpoint.read_bytes())
-            for source in sorted((ROOT / 'mmkd_plugin').rglob('*.py')):
-                if source.parent.name not in ('datasets', 'visualization'):
+            for source in sorted(PACKAGE.rglob('*.py')):
+                if not set(source.relative_to(PACKAGE).parts) & _NO_PART_OF_A_STEP:
                     digest.update(source.read_bytes())
         return digest.hexdigest()
 
@@ -167,11 +179,13 @@ class DemoRun:
 
     def _run(self, watch: Callable[[dict], None], keep_open: tuple[int, ...]) -> None:
         env = dict(os.environ)
-        env['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT), env.get('PYTHONPATH')]))
+        home = PACKAGE.parent
+        if home.name not in ('site-packages', 'dist-packages'):  # a checkout may not be installed
+            env['PYTHONPATH'] = os.pathsep.join(filter(None, [str(home), env.get('PYTHONPATH')]))
         # Threads that wait by spinning make a shared machine many times slower.
         env.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
         with open(self.folder / LOG, 'a', encoding='utf-8') as log:
-            process = subprocess.Popen([sys.executable, *self.command()], cwd=ROOT, env=env,
+            process = subprocess.Popen([sys.executable, *self.command()], env=env,
                                        stdout=log, stderr=subprocess.STDOUT,
                                        pass_fds=keep_open)  # fmt: skip
             try:

@@ -1,10 +1,11 @@
-"""What tools/demo.py needs of the trained models: their cost, and detections on a few images."""
+"""What the demo needs of the trained models: their cost, and detections on a few images."""
 
 from __future__ import annotations
 
 import cv2
 import torch
-from _demo_runs import DemoRun
+
+from .demo_runs import DemoRun
 
 SHOWN_SCORE = 0.3  # detections below are not drawn
 

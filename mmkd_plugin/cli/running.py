@@ -1,4 +1,4 @@
-"""What train.py, test.py and inspect_model.py share: reading configs and starting processes."""
+"""What the commands share: their parsers, reading configs and starting processes."""
 
 from __future__ import annotations
 
@@ -6,27 +6,35 @@ import argparse
 import os
 from pathlib import Path
 
-try:
-    import mmkd_plugin  # noqa: F401  (checks the environment, before anything else is imported)
-except ImportError as error:
-    missing = error.name == 'mmkd_plugin'
-    how = ' (in its checkout: pip install -e .)' if missing else ''
-    raise SystemExit(f'error: {error}{how}') from None
-
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from torch import nn
 
-from mmkd_plugin.checks import shortened
-from mmkd_plugin.cli.arguments import KeyValueAction
-from mmkd_plugin.cli.errors import UsageError
-from mmkd_plugin.model_config import read_config
+from ..checks import shortened
+from ..model_config import read_config
+from .arguments import KeyValueAction
+from .errors import UsageError
 
 CFG_OPTIONS_HELP = (
     'overrides settings of the config, as key=value; a list is written key="[a,b]" or '
     'key=a,b, nested ones key="[(a,b),(c,d)]" (quotes needed, no white space)'
 )
+
+
+def new_parser(description: str, tool: str, prog: str | None) -> argparse.ArgumentParser:
+    """The parser of a command.
+
+    Args:
+        description: with ``{command}`` where the command stands.
+        tool: the script that is the same command.
+        prog: the command as the user has called it, ``'mmkd train'``; None for the script.
+    """
+    return argparse.ArgumentParser(
+        prog=prog,
+        description=description.replace('{command}', prog or f'python tools/{tool}'),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def add_runner_arguments(parser: argparse.ArgumentParser) -> None:

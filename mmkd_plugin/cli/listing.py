@@ -1,4 +1,4 @@
-"""The tables that inspect_model.py prints."""
+"""The tables that ``mmkd inspect`` prints."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mmkd_plugin.hooks.plan_table import tap_text
-from mmkd_plugin.taps.tappable import Place
-from mmkd_plugin.weights.wishes import wish_text
+from ..hooks.plan_table import tap_text
+from ..taps.tappable import Place
+from ..weights.wishes import wish_text
 
 NARROW = 100  # columns below which the two models share one column
 
@@ -100,7 +100,7 @@ def _shape_text(shape: Sequence[int]) -> str:
 
 def show_recipes(console: Console, found: Sequence[dict], with_teacher: bool) -> None:
     partner = 'this pair' if with_teacher else 'this student and a teacher of the same family'
-    console.print(f'\n[bold]Recipes for {partner}[/bold] (tools/train.py --recipe NAME)')
+    console.print(f'\n[bold]Recipes for {partner}[/bold] (mmkd train --recipe NAME)')
     if all('error' in item for item in found):  # one reason, told once
         console.print(f'  none fits: {found[0]["error"]}', markup=False, highlight=False)
         return
