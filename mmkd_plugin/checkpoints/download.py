@@ -15,6 +15,8 @@ from urllib.parse import unquote, urlparse
 
 import torch
 from mmengine.dist import barrier, get_rank
+from mmengine.fileio import get_file_backend
+from mmengine.fileio.backends.registry_utils import prefix_to_backends
 from mmengine.logging import print_log
 from mmengine.runner import checkpoint as mmengine_files
 
@@ -34,7 +36,8 @@ def fetch(checkpoint: str | Path, key: str, advice: str = '') -> Path:
 
     Args:
         checkpoint: path (``~`` is the home folder), or an address: ``http(s)://``, ``file://``,
-            or a name of MMEngine's lists, as ``torchvision://resnet50``.
+            a name of MMEngine's lists, as ``torchvision://resnet50``, or one that a file backend of
+            MMEngine reads, as ``s3://bucket/file.pth``.
         key: config key, for messages.
         advice: how to get the file, said if it is missing.
 
@@ -53,13 +56,21 @@ def fetch(checkpoint: str | Path, key: str, advice: str = '') -> Path:
         text = _address(scheme, rest, key)
         scheme = text.partition('://')[0] if '://' in text else ''
     if scheme in ('http', 'https'):
-        return _download(text, key)
+        return _download(text, key, _over_http)
     if not scheme:  # a list of the user's own may name a file
         return _local(text, key, advice)
-    if scheme.rpartition(':')[2] in ('s3', 'petrel', 'pavi', 'gs', 'oss'):
-        what = f'lies in an object store ({scheme}), which is not read here'
+    if scheme == 'pavi':
+        return _download(text, key, _from_pavi)
+    store = scheme.rpartition(':')[2]  # as in cluster:s3://
+    if store in prefix_to_backends:
+        return _download(text, key, _from_backend)
+    if store in ('gs', 'oss', 'hdfs'):
+        what = (
+            f'lies in an object store ({scheme}), for which MMEngine has no file backend '
+            '(mmengine.fileio.register_backend adds one)'
+        )
     else:
-        known = ['http', 'https', 'file', *_CATALOGUES]
+        known = ['http', 'https', 'file', 'pavi', *filter(None, prefix_to_backends), *_CATALOGUES]
         what = f'begins with {scheme[:40]!r}, which names no place; {nearest(scheme[:40], known)}'
     raise CheckpointError(
         f'{key}={text[:200]!r} {what}. Copy the file to this machine and give its path.'
@@ -120,36 +131,56 @@ def _address(scheme: str, name: str, key: str) -> str:
 # -- downloads ---------------------------------------------------------------------------------
 
 
-def _download(url: str, key: str) -> Path:
-    """Downloads into torch's cache, once per machine."""
-    try:
-        name = Path(unquote(urlparse(url).path)).name
-        host = urlparse(url).hostname
-    except ValueError as error:
-        raise CheckpointError(f'{key}={url[:200]!r} is no valid URL: {error}.') from None
-    if not host:
-        raise CheckpointError(f'{key}={url[:200]!r} is no valid URL: it names no host.')
+Receive = Callable[[str, Path], str]  # writes what lies at an address to a file; its SHA-256
+
+
+def _download(url: str, key: str, receive: Receive) -> Path:
+    """Downloads into torch's cache: once per machine what the name tells apart or a server has.
+
+    What lies in an object store is written by its user, and may be another file by now.
+    """
+    name = _name(url, key) if receive is _over_http else url.rpartition('/')[2]
     # Published names end in a part of the file's hash: unique, and a check of the download. Any
     # other name (epoch_12.pth) may stand for several files, so it is made unique by the URL.
     published = re.search(r'[-_]([0-9a-f]{8,})\.\w+$', name)
     if not published:
         name = f'{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name[-100:]}'
     path = Path(torch.hub.get_dir()) / 'checkpoints' / name
-    problem = 'another process could not fetch it'
+    changes = receive is not _over_http and not published
+    problem = ''
     try:
-        if int(os.environ.get('LOCAL_RANK', get_rank())) == 0 and not _is_cached(path):
+        first = int(os.environ.get('LOCAL_RANK', get_rank())) == 0
+        if first and (changes or not _is_cached(path)):
             path.parent.mkdir(parents=True, exist_ok=True)
-            _save(url, path, published and published.group(1))
+            _save(url, path, published and published.group(1), receive)
     except (OSError, ValueError, http.client.HTTPException, CheckpointError) as error:
         problem = str(error) or type(error).__name__
     finally:
         barrier()  # also after an error, so that no other process waits for ever
-    if not path.is_file():
+    if not problem and not path.is_file():
+        problem = 'another process could not fetch it'
+    if problem:
         raise CheckpointError(
-            f'{key}={url[:200]!r} could not be downloaded: {problem.rstrip(".")}. '
+            f'{key}={url[:300]!r} could not be downloaded: {problem.rstrip(".")}. '
             'Fetch the file by hand and give its path.'
         )
     return path
+
+
+def _name(url: str, key: str) -> str:
+    """The file's name of an address of the web.
+
+    Raises:
+        CheckpointError: it is no address.
+    """
+    try:
+        parts = urlparse(url)
+        host = parts.hostname
+    except ValueError as error:
+        raise CheckpointError(f'{key}={url[:200]!r} is no valid URL: {error}.') from None
+    if not host:
+        raise CheckpointError(f'{key}={url[:200]!r} is no valid URL: it names no host.')
+    return Path(unquote(parts.path)).name
 
 
 def _is_cached(path: Path) -> bool:
@@ -163,8 +194,8 @@ def _is_cached(path: Path) -> bool:
     return False
 
 
-def _save(url: str, path: Path, published: str | None) -> None:
-    """Writes the answer of a server to ``path``, if it is whole and a checkpoint.
+def _save(url: str, path: Path, published: str | None, receive: Receive) -> None:
+    """Writes what lies at an address to ``path``, if it is whole and a checkpoint.
 
     Args:
         published: how the file's SHA-256 begins, if that is known.
@@ -174,10 +205,8 @@ def _save(url: str, path: Path, published: str | None) -> None:
         CheckpointError: the answer is no checkpoint.
     """
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
-    request = urllib.request.Request(url, headers={'User-Agent': 'mmkd_plugin'})
     try:
-        with urllib.request.urlopen(request, timeout=PATIENCE) as answer, open(part, 'wb') as file:
-            digest = _copy(answer, file, url)
+        digest = receive(url, part)
         if published and not digest.startswith(published):
             raise OSError(f'its hash begins with {digest[:8]}, the name says {published}')
         if not is_checkpoint(part):
@@ -186,6 +215,34 @@ def _save(url: str, path: Path, published: str | None) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _over_http(url: str, part: Path) -> str:
+    request = urllib.request.Request(url, headers={'User-Agent': 'mmkd_plugin'})
+    with urllib.request.urlopen(request, timeout=PATIENCE) as answer, open(part, 'wb') as file:
+        return _copy(answer, file, url)
+
+
+def _from_backend(url: str, part: Path) -> str:
+    """By the file backend of MMEngine that is registered for the prefix, as PetrelBackend."""
+    print_log(f'Reading {url}', 'current')
+    try:
+        content = get_file_backend(url).get(url)
+        part.write_bytes(content)
+    except Exception as error:  # of any client: what it cannot find or reach, or is missing itself
+        store, name = url.partition('://')[0], type(error).__name__
+        raise OSError(f'it lies in an object store ({store}): {name}: {error}') from error
+    return hashlib.sha256(content).hexdigest()
+
+
+def _from_pavi(url: str, part: Path) -> str:
+    try:
+        from pavi import modelcloud
+
+        modelcloud.get(url.removeprefix('pavi://')).download(str(part))
+    except Exception as error:
+        raise OSError(f'the model cloud of pavi: {type(error).__name__}: {error}') from error
+    return hashlib.sha256(part.read_bytes()).hexdigest()
 
 
 def _copy(answer: Any, file: Any, url: str) -> str:

@@ -58,7 +58,9 @@ def add_distillation_arguments(parser: argparse.ArgumentParser) -> None:
         '--teacher', metavar='CONFIG', help="the teacher's config: path or 'package::path'"
     )
     group.add_argument(
-        '--teacher-checkpoint', metavar='FILE', help="the teacher's weights: path or URL"
+        '--teacher-checkpoint',
+        metavar='FILE',
+        help="the teacher's weights: path or URL, or zoo for those published for its config",
     )
     group.add_argument(
         '--teacher-random',

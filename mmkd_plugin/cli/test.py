@@ -12,6 +12,7 @@ from mmengine.registry import METRICS
 from mmengine.runner import Runner
 
 from ..checkpoints.download import SUFFIXES
+from ..checkpoints.zoo import ZOO, published_weights
 from ..hooks.entries import distill_hooks
 from ..hooks.loaded_weights import CheckWeightsHook, read_safely
 from ..model_config import existing_file
@@ -44,7 +45,9 @@ _DRAW_KEYS = {
 def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     parser = new_parser(DESCRIPTION, 'test.py', prog)
     parser.add_argument('config', help="config file: a path or 'package::path'")
-    parser.add_argument('checkpoint', help='checkpoint: path or URL')
+    parser.add_argument(
+        'checkpoint', help='checkpoint: path or URL, or zoo for the file published for the config'
+    )
     parser.add_argument('--work-dir', help='folder for the metrics')
     parser.add_argument('--out', metavar='FILE', help='save the predictions to this pickle file')
     parser.add_argument('--show', action='store_true', help='show the predictions in a window')
@@ -147,7 +150,9 @@ def test(args: argparse.Namespace) -> None:
             f'--out writes a pickle: the name must end in .pkl or .pickle, not {args.out}.'
         )
     cfg = load_config(args.config, args.cfg_options)
-    if '://' not in args.checkpoint:
+    if args.checkpoint == ZOO:
+        args.checkpoint = published_weights(args.config, 'config')
+    elif '://' not in args.checkpoint:
         existing_file(args.checkpoint, 'checkpoint', SUFFIXES)
     scope = prepare_scope(cfg)
     set_work_dir(cfg, args.work_dir, args.config)

@@ -10,11 +10,12 @@ from typing import Any
 from mmengine.config import Config
 
 from ..checkpoints.download import SUFFIXES
+from ..checkpoints.zoo import ZOO, published_weights
 from ..hooks import DistillHook
 from ..hooks.entries import distill_hooks
 from ..model_config import existing_file, load_model_config
 from ..recipes import default_recipe
-from ..teacher.handle import TEACHER_KEYS
+from ..teacher import TEACHER_KEYS
 from ..teacher.self_teacher import PREVIOUS_EPOCH
 from ..terms.options import check_term_options, refuse_contradictions, split_weights
 from ..terms.task import checked_task_weight
@@ -42,7 +43,8 @@ def distill(
             the hook takes, ``dict(config=..., checkpoint=..., class_map=...)``; or
             ``'previous_epoch'``. Without it the config must have a DistillHook, which is changed;
             so it is by a dict without a ``config``, such as ``dict(class_map='names')``.
-        checkpoint: the teacher's weights, a path or URL.
+        checkpoint: the teacher's weights, a path or URL; or ``'zoo'`` for those that a package
+            publishes for its config.
         recipe: the name of a recipe, such as ``'gdd+kd'``; or give
         terms: the terms. Without either the recipe is ``'kd'`` for classifiers, else ``'gdd'``.
         weights: of the terms: ``dict(gdd=20)``, ``'published'`` or ``'auto'``.
@@ -231,7 +233,9 @@ def _check_teacher(teacher: Any, given: Sequence[str] | dict) -> None:
                 'teacher: a teacher without trained weights teaches noise. Give checkpoint=FILE; '
                 'only to try the mechanics, allow_random=True goes without.'
             )
-        if checkpoint is not None and '://' not in str(checkpoint):
+        if checkpoint == ZOO:
+            published_weights(teacher['config'])
+        elif checkpoint is not None and '://' not in str(checkpoint):
             existing_file(checkpoint, 'teacher checkpoint', SUFFIXES)
     if 'config' in given or 'cfg_options' in given:
         load_model_config(teacher['config'], teacher.get('cfg_options'), 'teacher')
@@ -243,7 +247,7 @@ def _teacher(teacher: Any, checkpoint: Any) -> str | dict:
         if checkpoint is not None:
             raise ValueError(f'teacher={PREVIOUS_EPOCH!r} is the student, and has no checkpoint.')
         return teacher
-    if isinstance(teacher, Config):
+    if isinstance(teacher, Config) and 'config' in teacher:
         teacher = teacher.to_dict()
     if teacher is None:
         entry = {}
@@ -251,10 +255,6 @@ def _teacher(teacher: Any, checkpoint: Any) -> str | dict:
         entry = dict(teacher)
     else:
         entry = dict(config=teacher)
-    if isinstance(entry.get('config'), Path):
-        entry['config'] = str(entry['config'])
-    elif isinstance(entry.get('config'), Config):
-        entry['config'] = entry['config'].to_dict()
     if checkpoint is not None:
         if entry.get('checkpoint') not in (None, checkpoint):
             raise ValueError(
@@ -262,4 +262,11 @@ def _teacher(teacher: Any, checkpoint: Any) -> str | dict:
                 f'{entry["checkpoint"]!r}}} name two files. Give one of them.'
             )
         entry['checkpoint'] = str(checkpoint)
+    config = entry.get('config')
+    if isinstance(config, Path):
+        entry['config'] = str(config)
+    elif isinstance(config, Config):
+        entry['config'] = config.to_dict()
+        if entry.get('checkpoint') == ZOO:  # while the name of its file is known
+            entry['checkpoint'] = published_weights(config)
     return entry

@@ -27,7 +27,7 @@ from ..errors import CheckpointError
 
 _PREFIXES = (
     '', 'http://', 'https://', 'file://', 'torchvision://', 'modelzoo://', 'open-mmlab://',
-    'openmmlab://', 'mmcls://',
+    'openmmlab://', 'mmcls://', 'pavi://', r'(\S+\:)?s3://', r'(\S+\:)?petrel://',
 )  # fmt: skip
 
 
@@ -39,8 +39,8 @@ class ForeignFileError(CheckpointError, ValueError):
 def read_safely(trust: bool = False) -> Iterator[None]:
     """Within it MMEngine reads checkpoints of this process by :func:`load_file`.
 
-    That concerns ``load_from``, ``resume`` and the pretrained weights of ``init_cfg``. Object
-    stores (``s3://``) are left to MMEngine.
+    That concerns ``load_from``, ``resume`` and the pretrained weights of ``init_cfg``, from every
+    place that MMEngine's own loaders know.
 
     Args:
         trust: allow pickled objects, which can run code.

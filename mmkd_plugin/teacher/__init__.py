@@ -1,5 +1,5 @@
 """The frozen teacher: loaded, checked, given its inputs, run no further than is needed."""
 
-from .handle import Teacher, build_model, make_teacher
+from .handle import TEACHER_KEYS, Teacher, build_model, make_teacher
 
-__all__ = ['Teacher', 'build_model', 'make_teacher']
+__all__ = ['TEACHER_KEYS', 'Teacher', 'build_model', 'make_teacher']

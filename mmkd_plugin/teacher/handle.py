@@ -19,6 +19,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from ..checkpoints import fit as ckpt
+from ..checkpoints.zoo import ZOO, published_weights
 from ..checks import check_bool, check_keys
 from ..class_map import class_difference, resolve_class_map
 from ..compat import check_stack
@@ -77,8 +78,8 @@ def _how_to_get(config: Any) -> str:
     if not isinstance(config, (str, Path)):
         return ''
     return (
-        f'Train the teacher first (python tools/train.py {config}), or name its file '
-        '(teacher.checkpoint in the config, --teacher-checkpoint of tools/train.py).'
+        f'Train the teacher first (mmkd train {config}), or name its file '
+        '(teacher.checkpoint in the config, --teacher-checkpoint of mmkd train).'
     )
 
 
@@ -194,7 +195,8 @@ class Teacher:
         Args:
             config: path, ``'pkg::path'``, dict or Config.
             checkpoint: path or address of its weights, see
-                :func:`mmkd_plugin.checkpoints.download.fetch`; ``None`` only with ``allow_random``.
+                :func:`mmkd_plugin.checkpoints.download.fetch`; ``'zoo'`` for those that a package
+                publishes for its config; ``None`` only with ``allow_random``.
             allow_random: go on with random weights (for tests of the plumbing).
             allow_partial: go on when some parameters are not in the checkpoint.
             allow_class_mismatch: let terms compare classes although teacher and student know
@@ -235,6 +237,8 @@ class Teacher:
             if not isinstance(cfg.model, nn.Module):  # a network that is given keeps its weights
                 _draw_weights(model)
         else:
+            if checkpoint == ZOO:
+                checkpoint = published_weights(config)
             path = ckpt.fetch(checkpoint, 'teacher.checkpoint', _how_to_get(config))
             loaded, identity['checkpoint'] = ckpt.read_file(
                 path, 'teacher.checkpoint', trust_checkpoint
