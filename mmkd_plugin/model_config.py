@@ -29,9 +29,10 @@ def let_bases_be_found() -> None:
     """Tells MMEngine where ``_base_ = 'package::...'`` lies, of packages that it does not know.
 
     It has a table of the distributions of OpenMMLab. This package is none of them, and OneDL's
-    MMSegmentation is distributed under another name; MMEngine finds that by its import name.
+    MMSegmentation is distributed under another name; MMEngine finds that by its import name. So it
+    finds this package by a module of it: the distribution of an editable checkout lies elsewhere.
     """
-    MODULE2PACKAGE.setdefault(SCOPE, SCOPE)
+    MODULE2PACKAGE.setdefault(SCOPE, __name__)
     try:
         metadata.distribution(MODULE2PACKAGE['mmseg'])
     except metadata.PackageNotFoundError:
@@ -158,7 +159,7 @@ def find_config(name: str, what: str = 'config') -> Path:
     """The file of a config given as a path or as ``'package::path'``.
 
     An installed package carries its configs in ``.mim/configs``; a checkout has them beside the
-    package.
+    package, with or without a link in that place.
 
     Args:
         name: path (``~`` is the home folder), or ``'mmdet::gfl/gfl_r50_fpn_1x_coco.py'``.
@@ -179,7 +180,8 @@ def find_config(name: str, what: str = 'config') -> Path:
     root = Path(spec.submodule_search_locations[0])
     for folder in (root / '.mim' / 'configs', root.parent / 'configs'):
         if folder.is_dir():
-            return existing_file(inside, what, CONFIG_SUFFIXES, root=folder)
+            root = folder.resolve() if folder.is_symlink() else folder
+            return existing_file(inside, what, CONFIG_SUFFIXES, root=root)
     raise FileNotFoundError(
         f'{what} {name!r}: {package} is installed without its configs ({root / ".mim"} does not '
         'exist). Install it with them, or give the path of the file.'

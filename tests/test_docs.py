@@ -23,6 +23,7 @@ from torch import nn
 
 import mmkd_plugin
 from mmkd_plugin import recipes
+from mmkd_plugin.cli import command
 from mmkd_plugin.hooks.entries import distill_hooks
 from mmkd_plugin.model_config import find_config, load_model_config
 from mmkd_plugin.teacher import build_model
@@ -159,7 +160,7 @@ def test_the_blocks_that_are_not_run_here_are_known():
 PLACEHOLDERS = re.compile(r'^(?:[A-Z_]+|(?:my|your)_\w+\.py|teacher_config\.py)$')
 # Commands whose script has no parser of this package: what is checked of them instead.
 OTHERS = ('make', 'pip', 'source', 'export', 'tools/dist_train.sh', 'tools/dist_test.sh')
-OTHERS += ('tools/slurm_train.sh',)
+OTHERS += ('tools/slurm_train.sh', 'torchrun')
 
 
 class Parsed(Exception):  # noqa: N818
@@ -186,6 +187,7 @@ def commands() -> list[tuple[str, list[str]]]:
 
 COMMANDS = commands()
 OF_PYTHON = [(name, words) for name, words in COMMANDS if words[0] == 'python']
+OF_MMKD = [(name, words) for name, words in COMMANDS if words[0] == 'mmkd']
 
 
 @pytest.fixture
@@ -229,10 +231,16 @@ def test_commands_of_the_docs_are_understood(words, parse):
         recipes.describe(args.recipe)
 
 
+@pytest.mark.parametrize('words', [w for _, w in OF_MMKD], ids=[n for n, _ in OF_MMKD])
+def test_commands_of_mmkd_are_understood(words, parse):
+    with pytest.raises(Parsed):
+        command.main(words[1:])
+
+
 def test_the_other_commands_are_known():
     targets = re.findall(r'^([\w-]+):', (ROOT / 'Makefile').read_text(), re.M)
     for name, words in COMMANDS:
-        if words[0] == 'python':
+        if words[0] in ('python', 'mmkd'):
             continue
         assert words[0] in OTHERS, name
         if words[0].startswith('tools/'):

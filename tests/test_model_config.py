@@ -39,6 +39,13 @@ def test_a_package_is_found_in_a_checkout_and_installed(where, tmp_path, monkeyp
         find_config('toymm::net/smal.py')
 
 
+def test_a_config_of_ours_is_a_base_in_a_checkout(tmp_path):
+    (tmp_path / 'own.py').write_text(f'_base_ = {OURS!r}\nown = 1\n')
+    config = read_config(str(tmp_path / 'own.py'))
+    assert config.model.head.num_classes == 10 and config.own == 1
+    assert '_scope_' not in config.model
+
+
 def test_our_own_configs_are_found_by_name():
     assert find_config(OURS) == ROOT / 'configs/classification/digits/resnet14_digits.py'
     assert load_model_config(OURS).model.head.num_classes == 10

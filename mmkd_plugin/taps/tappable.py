@@ -1,4 +1,4 @@
-"""Lists the places of a model that can be tapped, for ``tools/inspect_model.py``."""
+"""Lists the places of a model that can be tapped, for ``mmkd inspect``."""
 
 from __future__ import annotations
 
