@@ -116,7 +116,7 @@ def student_step(
 
 
 def teacher_step(
-    model: nn.Module, view: LogitView, samples: list, student: list[Predictions]
+    model: nn.Module, view: LogitView, samples: list, student: list[Predictions], **more: object
 ) -> list[Predictions]:
     """What `view` reads of a teacher that ran as deep as the view wants."""
     set_inference(model)
@@ -127,6 +127,6 @@ def teacher_step(
         recorder.arm()
         forward(images(samples), samples)
         recorder.disarm()
-        predictions = view.read(recorder, samples, student=student)
+        predictions = view.read(recorder, samples, student=student, **more)
     recorder.close()
     return predictions

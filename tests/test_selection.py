@@ -502,8 +502,7 @@ def test_regions_stand_behind_one_another():
         value, count = evaluate(loss, student, teacher, Selection('all'))
         groups = images[0] if per_image else None
         torch.testing.assert_close(value, F.contrastive(s, t, groups=groups))
-    student.context['num_images'] = 2
-    _, count = evaluate(KDLoss(), student, teacher, Selection('teacher_topk', 3))
+    _, count = evaluate(KDLoss(), student, teacher, Selection('teacher_topk', 3), images=2)
     assert count == 6
     # no RoI at all
     for head in (student, teacher):

@@ -13,7 +13,8 @@ from ..checks import shown
 from ..class_map import fit_class_map
 from ..losses.base import LogitLoss
 from ..taps import Recorder, TapError
-from ..views import HeadSpec, LogitView, Predictions
+from ..views import HeadSpec, LogitView, PairContext, Predictions
+from ..views.base import takes
 from ..views.batch import check_images
 from .base import PlanRow, Term, Watched
 from .config import taps_of
@@ -63,7 +64,7 @@ class LogitTerm(Term):
         self.selections: list[Selection] = []  # one for each head, its loss's own where none is set
         self.specs = student.specs(models[0])
         self.teacher_specs = teacher.specs(models[1])
-        teacher.class_map = class_map
+        self.tells_pair = takes(teacher.read, 'pair')
         table = None if class_map is None else torch.tensor(class_map)
         self.register_buffer('class_map', table, persistent=False)
         self._check(class_map, models)
@@ -106,7 +107,8 @@ class LogitTerm(Term):
                         else "Take a teacher of the student's kind, or distil features."
                     )
                 )
-        self.teacher.check_pair(self.student, models)
+        more = dict(class_map=class_map) if takes(self.teacher.check_pair, 'class_map') else {}
+        self.teacher.check_pair(self.student, models, **more)
 
     def _map_classes(self, class_map: Sequence[int] | None) -> None:
         """Which columns of student and teacher belong together; buffers that are never saved."""
@@ -178,16 +180,12 @@ class LogitTerm(Term):
     ) -> tuple[dict[str, Tensor], list[Watched]]:
         own = self.student.read(student, data_samples)
         images = len(data_samples) if isinstance(data_samples, (list, tuple)) else None
-        for predictions in own:  # a teacher's view may compare classes to find its rows
+        for predictions in own:
             self._check_images(predictions, images)
-            predictions.context.update(
-                columns=self.columns,
-                class_map=self.class_map,
-                copies=self.copies,
-                num_images=self.copies * (images or 1),
-            )
+        pair = PairContext(self.columns, self.class_map, self.copies, self.copies * (images or 1))
+        more = dict(pair=pair) if self.tells_pair else {}
         with torch.no_grad():
-            theirs = self.teacher.read(teacher, data_samples, student=own)
+            theirs = self.teacher.read(teacher, data_samples, student=own, **more)
         if not len(own) == len(theirs) == len(self.losses):
             raise TapError(
                 f'{self.where}: {len(self.losses)} heads were connected, but this step gave '
@@ -196,7 +194,7 @@ class LogitTerm(Term):
         values, counts, entries, watched = [], [], {}, []
         for loss, s, t, selection in zip(self.losses, own, theirs, self.selections):
             self._check_rows(s, t)
-            value, count = evaluate(loss, s, t, selection, self.columns)
+            value, count = evaluate(loss, s, t, selection, pair.columns, pair.images)
             values.append(value)
             counts.append(count)
             watched += [

@@ -34,9 +34,10 @@ class HeadRows:
         teacher: Predictions,
         selection: Selection,
         columns: Columns | None,
+        images: int,
     ) -> None:
         self.loss, self.student, self.teacher = loss, student, teacher
-        self.selection, self.columns = selection, columns
+        self.selection, self.columns, self.images = selection, columns, images
         first = student.levels[0].logits
         self.device = first.device
         self.dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
@@ -56,7 +57,7 @@ class HeadRows:
             return None if missing or not self.hides_classes else self._places(labels)
         if missing:
             who = type(self.loss).__name__ if needed else f'select={by!r}'
-            reason = self.student.context.get('no_labels')
+            reason = self.student.no_labels
             raise ValueError(
                 f'{who} needs labels, but this step brought none for {self.student.label!r}: '
                 + (
@@ -174,7 +175,7 @@ class HeadRows:
         """
         by, k = self.selection.by, self.selection.k
         if self.student.levels[0].images is not None:  # the rows of all images, one after another
-            k *= int(self.student.context.get('num_images', 1))
+            k *= self.images
         if by == 'random':
             images = self.student.levels[0].logits.shape[0]
             random = self.loss.random_generator(self.device)
@@ -304,6 +305,7 @@ def evaluate(
     teacher: Predictions,
     selection: Selection,
     columns: Columns | None = None,
+    images: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """The loss of the selected rows.
 
@@ -315,6 +317,8 @@ def evaluate(
         columns: which columns of student and teacher are compared, for heads that share some of
             their classes only; background columns, where there are any, last. Rows whose label is
             none of them are left out if the loss needs labels.
+        images: how many images there are, for heads that put the rows of all images behind one
+            another.
 
     Returns:
         The mean of the loss over the rows, weighted, or their sum, a scalar with a graph (0 if
@@ -325,7 +329,7 @@ def evaluate(
     """
     # Also for what is in front of the loss: autocast would widen whole maps where it joins levels.
     with torch.autocast(student.levels[0].logits.device.type, enabled=False):
-        mean, amount = _evaluate(HeadRows(loss, student, teacher, selection, columns))
+        mean, amount = _evaluate(HeadRows(loss, student, teacher, selection, columns, images))
         return (mean * amount if selection.reduction == 'sum' else mean), amount
 
 

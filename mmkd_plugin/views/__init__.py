@@ -17,13 +17,14 @@ from ..views import (
     semantic,  # noqa: F401
 )
 from .base import LogitView, TapView, View, fitting, make_view, register_view, view_names, views
-from .predictions import Boxes, HeadSpec, Level, Predictions
+from .predictions import Boxes, HeadSpec, Level, PairContext, Predictions
 
 __all__ = [
     'Boxes',
     'HeadSpec',
     'Level',
     'LogitView',
+    'PairContext',
     'Predictions',
     'TapView',
     'View',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 from ..checks import check_keys, nearest, shown
 from ..taps import Capture, Recorder, TapConfig, TapError, TapPoint, parse_tap
 from ..taps.partial_forward import reads_text
-from .predictions import HeadSpec, Predictions
+from .predictions import ALIKE, HeadSpec, PairContext, Predictions
 
 
 class View:
@@ -91,15 +92,12 @@ class LogitView(View):
         repeats: True for a view that brings a teacher's rows also to a student whose maps hold each
             image several times (TridentNet's branches).
         default_select: which rows a term compares if it does not say; None leaves it to the loss.
-        class_map: set by the term on the teacher's view: the teacher's class, or -1, for each of
-            the student's; None if the classes are the same.
     """
 
     follows: bool = False
     of_classes: bool = True
     repeats: bool = False
     default_select: str | None = None
-    class_map: Sequence[int] | None = None
 
     def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
         raise NotImplementedError
@@ -116,7 +114,12 @@ class LogitView(View):
         """One for each of the Predictions that :meth:`read` will give; runs no forward."""
         raise NotImplementedError
 
-    def check_pair(self, student: LogitView, models: tuple[nn.Module, nn.Module]) -> None:
+    def check_pair(
+        self,
+        student: LogitView,
+        models: tuple[nn.Module, nn.Module],
+        class_map: Sequence[int] | None = None,
+    ) -> None:
         """Refuses, before training, a student whose order of rows this teacher's view cannot take.
 
         Called on the teacher's view. Activations, numbers of classes and of Predictions have been
@@ -125,6 +128,8 @@ class LogitView(View):
         Args:
             student: the student's view.
             models: student and teacher.
+            class_map: the teacher's class, or -1, for each of the student's; None if the classes
+                are the same. A view that does not ask for it leaves it out.
 
         Raises:
             TapError: saying what differs and what to do.
@@ -142,6 +147,7 @@ class LogitView(View):
         recorder: Recorder,
         data_samples: Any,
         student: list[Predictions] | None = None,
+        pair: PairContext = ALIKE,
     ) -> list[Predictions]:
         """What the heads said in this step.
 
@@ -151,11 +157,18 @@ class LogitView(View):
             student: None for the student's own view, which gives labels. A teacher's view gets the
                 student's predictions and gives rows in their order: the same number of Predictions,
                 each with levels of the same (N, P, A). It is called without gradient.
+            pair: what the term tells the teacher's view, such as the classes that both models
+                share. A view that does not ask for it leaves it out.
 
         Raises:
             TapError: rows that cannot be brought to the student's.
         """
         raise NotImplementedError
+
+
+def takes(method: Callable, name: str) -> bool:
+    """Whether a view's method has this argument, which a view may leave out."""
+    return name in inspect.signature(method).parameters
 
 
 _VIEWS: dict[str, list[type[LogitView]]] = {}

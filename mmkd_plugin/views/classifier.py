@@ -33,7 +33,10 @@ class ClassifierLogits(LogitView):
         preprocessor = getattr(model, 'data_preprocessor', None)
         self.mixes = bool(getattr(preprocessor, 'batch_augments', None))
         self.needs = tuple(needs)
-        self.head = read_head(model, where)
+        self.head = head = read_head(model, where)
+        self.spec = HeadSpec(
+            head.label, 'image', head.activation, head.num_classes, feature_dim=head.feature_dim
+        )
         if 'labels' in self.needs and self.head.multi_label:
             raise TapError(
                 f'{where}: the targets of {type(model.head).__name__} are multi-label, an image '
@@ -48,12 +51,7 @@ class ClassifierLogits(LogitView):
         return isinstance(getattr(model, 'head', None), nn.Module) and hasattr(model, 'backbone')
 
     def specs(self, model: nn.Module) -> list[HeadSpec]:
-        head = self.head
-        return [
-            HeadSpec(
-                head.label, 'image', head.activation, head.num_classes, feature_dim=head.feature_dim
-            )
-        ]
+        return [self.spec]
 
     def read(
         self,
@@ -67,15 +65,7 @@ class ClassifierLogits(LogitView):
             level.features = self._features(recorder)[:, None]
         if 'labels' in self.needs and student is None:
             level.labels = self._labels(data_samples, rows)[:, None, None]
-        return [
-            Predictions(
-                label=self.head.label,
-                kind='image',
-                levels=[level],
-                activation=self.head.activation,
-                num_classes=self.head.num_classes,
-            )
-        ]
+        return [Predictions.of(self.spec, [level])]
 
     def _logits(self, recorder: Recorder) -> Tensor:
         output = self._once(recorder, self.head.logits)

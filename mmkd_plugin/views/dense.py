@@ -55,6 +55,21 @@ class DenseLogits(LogitView):
         self.features: list[TapPoint] = []
         if 'features' in self.needs:
             self.features = [TapPoint(p, source='input') for p in self._class_layers(head)]
+        self.spec = HeadSpec(
+            label=HEAD,
+            kind='dense',
+            activation=self.activation,
+            num_classes=head.num_classes,
+            background=head.cls_out_channels > head.num_classes,
+            feature_dim=self._width(model),
+            priors=max(self.priors),
+        )
+
+    def _width(self, model: nn.Module) -> int | None:
+        """Channels of the features; None if no loss asks for them."""
+        if not self.features:
+            return None
+        return model.get_submodule(self.features[0].path).in_channels
 
     @property
     def points(self) -> list[TapPoint]:
@@ -77,21 +92,7 @@ class DenseLogits(LogitView):
         )
 
     def specs(self, model: nn.Module) -> list[HeadSpec]:
-        head = model.bbox_head
-        width = None
-        if self.features:
-            width = model.get_submodule(self.features[0].path).in_channels
-        return [
-            HeadSpec(
-                label=HEAD,
-                kind='dense',
-                activation=self.activation,
-                num_classes=head.num_classes,
-                background=head.cls_out_channels > head.num_classes,
-                feature_dim=width,
-                priors=max(self.priors),
-            )
-        ]
+        return [self.spec]
 
     # -- pairs -------------------------------------------------------------------------------
 
@@ -150,7 +151,7 @@ class DenseLogits(LogitView):
         student: list[Predictions] | None = None,
     ) -> list[Predictions]:
         head = recorder.model.bbox_head
-        groups, context = self._outputs(recorder, head), {}
+        groups, no_labels = self._outputs(recorder, head), None
         if student is not None:
             wanted = student[0].levels
             matches = self._matches([level.stride for level in wanted])
@@ -166,18 +167,8 @@ class DenseLogits(LogitView):
                 try:
                     self._add_labels(recorder, levels)
                 except TapError as error:  # a loss without labels does not mind
-                    context['no_labels'] = str(error)
-        return [
-            Predictions(
-                label=HEAD,
-                kind='dense',
-                levels=levels,
-                activation=self.activation,
-                num_classes=head.num_classes,
-                background=head.cls_out_channels > head.num_classes,
-                context=context,
-            )
-        ]
+                    no_labels = str(error)
+        return [Predictions.of(self.spec, levels, no_labels=no_labels)]
 
     def _outputs(self, recorder: Recorder, head: nn.Module) -> list[list[Tensor]]:
         """The head's outputs, each a list with a map for every level; the first are the classes."""

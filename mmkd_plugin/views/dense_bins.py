@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,13 @@ from .dense import HEAD, DenseLogits
 from .dense_boxes import reg_max
 from .predictions import HeadSpec, Level, Predictions
 from .scores import class_scores
+
+
+@dataclass(frozen=True)
+class ClassRows:
+    """The student's class logits, beside which the teacher's are read first."""
+
+    classes: Predictions
 
 
 @register_view('dfl_logits')
@@ -43,6 +51,13 @@ class DenseBins(DenseLogits):
                 "'dfl_logits' are distances, of which none is the label. Take KDLoss."
             )
         self.bins = reg_max(model.bbox_head) + 1
+        self.side_spec = HeadSpec(
+            label=f'{HEAD} bins',
+            kind='dense',
+            activation='softmax',
+            num_classes=self.bins,
+            priors=4 * max(self.priors),
+        )
 
     def compares_classes(self, model: nn.Module) -> bool:
         return False
@@ -52,15 +67,7 @@ class DenseBins(DenseLogits):
         return super().fits(model) and reg_max(model.bbox_head) is not None
 
     def specs(self, model: nn.Module) -> list[HeadSpec]:
-        return [
-            HeadSpec(
-                label=f'{HEAD} bins',
-                kind='dense',
-                activation='softmax',
-                num_classes=self.bins,
-                priors=4 * max(self.priors),
-            )
-        ]
+        return [self.side_spec]
 
     def check_pair(self, student: LogitView, models: tuple[nn.Module, nn.Module]) -> None:
         super().check_pair(student, models)
@@ -87,18 +94,10 @@ class DenseBins(DenseLogits):
         data_samples: Any,
         student: list[Predictions] | None = None,
     ) -> list[Predictions]:
-        classes = student and [p.context['classes'] for p in student]
+        classes = student and [p.handover.classes for p in student]
         (own,) = super().read(recorder, data_samples, classes)
-        return [
-            Predictions(
-                label=f'{HEAD} bins',
-                kind='dense',
-                levels=[self._sides(level, own) for level in own.levels],
-                activation='softmax',
-                num_classes=self.bins,
-                context=dict(classes=own),
-            )
-        ]
+        levels = [self._sides(level, own) for level in own.levels]
+        return [Predictions.of(self.side_spec, levels, ClassRows(own))]
 
     def _sides(self, level: Level, classes: Predictions) -> Level:
         """The bins of a level's boxes, from its class logits and boxes."""

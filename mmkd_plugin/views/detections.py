@@ -14,7 +14,7 @@ from .assignment import assign, log_odds
 from .base import LogitView, register_view, views
 from .dense import DenseLogits
 from .dense_boxes import box_kind
-from .predictions import HeadSpec, Level, Predictions
+from .predictions import ALIKE, HeadSpec, Level, PairContext, Predictions
 from .regions import pyramid, refuse_fused, stage_arguments
 from .roi import RoILogits
 
@@ -124,7 +124,11 @@ class Detections(LogitView):
             )
 
     def read(
-        self, recorder: Recorder, data_samples: Any, student: list[Predictions] | None = None
+        self,
+        recorder: Recorder,
+        data_samples: Any,
+        student: list[Predictions] | None = None,
+        pair: PairContext = ALIKE,
     ) -> list[Predictions]:
         if data_samples is None:
             raise TapError(
@@ -132,8 +136,8 @@ class Detections(LogitView):
                 'tell: call the student with data_samples.'
             )
         with torch.no_grad():
-            columns = student[0].context.get('columns')
-            found = self.detect(recorder, data_samples, None if columns is None else columns[1])
+            shared = None if pair.columns is None else pair.columns[1]
+            found = self.detect(recorder, data_samples, shared)
             return [self._assigned(own, found) for own in student]
 
     def detect(
@@ -252,13 +256,9 @@ class Detections(LogitView):
     # -- the student's positions ---------------------------------------------------------------
 
     def _assigned(self, own: Predictions, found: list[Found]) -> Predictions:
-        return Predictions(
-            label=f'detections of {self.spec.label}',
-            kind=own.kind,
-            levels=[self._level(level, found) for level in own.levels],
-            activation='sigmoid',
-            num_classes=self.spec.num_classes,
-        )
+        label = f'detections of {self.spec.label}'
+        spec = HeadSpec(label, own.kind, 'sigmoid', self.spec.num_classes)
+        return Predictions.of(spec, [self._level(level, found) for level in own.levels])
 
     def _level(self, own: Level, found: list[Found]) -> Level:
         if own.boxes is None or own.centers is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,11 +13,24 @@ from torch import Tensor, nn
 from ..class_map import fit_class_map
 from ..taps import Recorder, TapError, TapPoint
 from .base import LogitView, register_view
-from .grid_masks import known_rows, mask_level, mask_rows, of_pixels, refuse_features
+from .grid_masks import MASKS, known_rows, mask_level, mask_rows, of_pixels, refuse_features
 from .loss_calls import loss_calls
-from .predictions import HeadSpec, Level, Predictions
+from .predictions import ALIKE, HeadSpec, Level, PairContext, Predictions
 
 _PROBES = 64  # pixels by which a mask is recognised among all of its image
+
+
+@dataclass(frozen=True)
+class Positions:
+    """The positions whose masks a student trains on, handed over image by image.
+
+    Attributes:
+        positives: ``points``, ``strides``, ``pos_inds`` and ``labels`` of an image's positions.
+        sizes: height and width of the student's masks.
+    """
+
+    positives: list[InstanceData]
+    sizes: list[tuple[int, int]]
 
 
 @register_view('mask_logits')
@@ -63,9 +77,14 @@ class DynamicMasks(LogitView):
         )
 
     def specs(self, model: nn.Module) -> list[HeadSpec]:
-        return [HeadSpec('mask_head', 'pixel', 'sigmoid', num_classes=1)]
+        return [MASKS]
 
-    def check_pair(self, student: LogitView, models: tuple[nn.Module, nn.Module]) -> None:
+    def check_pair(
+        self,
+        student: LogitView,
+        models: tuple[nn.Module, nn.Module],
+        class_map: Sequence[int] | None = None,
+    ) -> None:
         if not isinstance(student, DynamicMasks):
             raise TapError(
                 f'{self.where}: {type(models[1]).__name__} makes masks by dynamic kernels, '
@@ -78,20 +97,21 @@ class DynamicMasks(LogitView):
                 f'the teacher {list(self.strides)}: their positions do not correspond. Take a '
                 'teacher of the same strides, or distil features.'
             )
-        if self.class_map is not None:
-            fit_class_map(self.class_map, student.num_classes, self.num_classes, self.where)
+        if class_map is not None:
+            fit_class_map(class_map, student.num_classes, self.num_classes, self.where)
 
     def read(
-        self, recorder: Recorder, data_samples: Any, student: list[Predictions] | None = None
+        self,
+        recorder: Recorder,
+        data_samples: Any,
+        student: list[Predictions] | None = None,
+        pair: PairContext = ALIKE,
     ) -> list[Predictions]:
         if student:
-            context = student[0].context
-            levels = self._following(recorder, context)
-        else:
-            levels, context = self._own(recorder, data_samples)
-        return [Predictions('mask_head', 'pixel', levels, 'sigmoid', 1, context=context)]
+            return [Predictions.of(MASKS, self._at(recorder, student[0].handover, pair))]
+        return [Predictions.of(MASKS, *self._own(recorder, data_samples))]
 
-    def _own(self, recorder: Recorder, data_samples: Any) -> tuple[list[Level], dict]:
+    def _own(self, recorder: Recorder, data_samples: Any) -> tuple[list[Level], Positions]:
         calls = recorder.raw(self.masks)
         if len(calls) != 1:
             raise TapError(
@@ -132,9 +152,9 @@ class DynamicMasks(LogitView):
                 )
             )
             sizes.append(tuple(masks.shape[-2:]))
-        return levels, dict(positives=kept, sizes=sizes)
+        return levels, Positions(kept, sizes)
 
-    def _following(self, recorder: Recorder, context: dict) -> list[Level]:
+    def _at(self, recorder: Recorder, student: Positions, pair: PairContext) -> list[Level]:
         """The teacher's masks at the student's positions."""
         (pyramid,), (outputs,) = recorder.raw(self.pyramid), recorder.raw(self.kernels)
         head = recorder.model.mask_head
@@ -142,10 +162,7 @@ class DynamicMasks(LogitView):
         kernels = torch.cat([x.flatten(2).transpose(1, 2) for x in outputs[-1]], dim=1)
         levels = []
         features = head.mask_feature_head(tuple(pyramid))
-        table = context.get('class_map')
-        for own, params, info, size in zip(
-            features, kernels, context['positives'], context['sizes']
-        ):
+        for own, params, info, size in zip(features, kernels, student.positives, student.sizes):
             positives = InstanceData(
                 points=info.points, strides=info.strides, param_preds=params[info.pos_inds]
             )
@@ -153,7 +170,7 @@ class DynamicMasks(LogitView):
             levels.append(
                 Level(
                     mask_rows(masks.flatten(0, -3), size),
-                    valid=known_rows(info.labels, table, size),
+                    valid=known_rows(info.labels, pair.class_map, size),
                 )
             )
         return levels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +15,24 @@ from ..taps import Recorder, TapError, TapPoint
 from .base import LogitView, register_view
 from .dense_geometry import ignored_boxes
 from .loss_calls import loss_calls
-from .predictions import HeadSpec, Level, Predictions, map_rows
+from .predictions import ALIKE, HeadSpec, Level, PairContext, Predictions, map_rows
+
+MASKS = HeadSpec('mask_head', 'pixel', 'sigmoid', num_classes=1)
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The cells with a mask that a student hands over, each a list with an entry for each grid.
+
+    Attributes:
+        cells: images and positions of the cells, each (K,).
+        classes: the student's class (K,) of each.
+        sizes: height and width of the student's masks.
+    """
+
+    cells: list[tuple[Tensor, ...]]
+    classes: list[Tensor]
+    sizes: list[tuple[int, int]]
 
 
 class _GridView(LogitView):
@@ -33,7 +51,12 @@ class _GridView(LogitView):
         head = getattr(model, 'mask_head', None)
         return hasattr(head, 'num_grids') and isinstance(getattr(head, 'conv_cls', None), nn.Module)
 
-    def check_pair(self, student: LogitView, models: tuple[nn.Module, nn.Module]) -> None:
+    def check_pair(
+        self,
+        student: LogitView,
+        models: tuple[nn.Module, nn.Module],
+        class_map: Sequence[int] | None = None,
+    ) -> None:
         if not isinstance(student, type(self)):
             raise TapError(
                 f'{self.where}: {type(models[1]).__name__} predicts on grids, '
@@ -46,8 +69,8 @@ class _GridView(LogitView):
                 f'teacher {list(self.grids)}: their cells do not correspond. Give both the same '
                 'mask_head.num_grids, or distil features.'
             )
-        if self.class_map is not None:
-            fit_class_map(self.class_map, student.num_classes, self.num_classes, self.where)
+        if class_map is not None:
+            fit_class_map(class_map, student.num_classes, self.num_classes, self.where)
 
     def labels(self, recorder: Recorder, images: int) -> list[Tensor]:
         """Class indices (N, S * S) of each level's cells; ``num_classes`` is background."""
@@ -73,8 +96,14 @@ class GridLogits(_GridView):
     def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
         super().__init__(model, needs, where)
         head = model.mask_head
-        self.activation = 'sigmoid' if head.loss_cls.use_sigmoid else 'softmax'
-        self.background = head.cls_out_channels > head.num_classes
+        self.spec = HeadSpec(
+            label='mask_head.conv_cls',
+            kind='dense',
+            activation='sigmoid' if head.loss_cls.use_sigmoid else 'softmax',
+            num_classes=head.num_classes,
+            background=head.cls_out_channels > head.num_classes,
+            feature_dim=head.feat_channels,
+        )
         self.logits = TapPoint('mask_head.conv_cls')
         self.features = TapPoint('mask_head.conv_cls', source='input')
         self.points = [self.logits, self.cells]
@@ -86,16 +115,7 @@ class GridLogits(_GridView):
         return [self.logits]
 
     def specs(self, model: nn.Module) -> list[HeadSpec]:
-        return [
-            HeadSpec(
-                label='mask_head.conv_cls',
-                kind='dense',
-                activation=self.activation,
-                num_classes=self.num_classes,
-                background=self.background,
-                feature_dim=model.mask_head.feat_channels,
-            )
-        ]
+        return [self.spec]
 
     def read(
         self, recorder: Recorder, data_samples: Any, student: list[Predictions] | None = None
@@ -114,16 +134,7 @@ class GridLogits(_GridView):
         if 'features' in self.needs and not student:
             for level, (args, _) in zip(levels, recorder.raw(self.features)):
                 level.features = map_rows(args[0])
-        return [
-            Predictions(
-                label='mask_head.conv_cls',
-                kind='dense',
-                levels=levels,
-                activation=self.activation,
-                num_classes=self.num_classes,
-                background=self.background,
-            )
-        ]
+        return [Predictions.of(self.spec, levels)]
 
 
 @register_view('mask_logits')
@@ -159,10 +170,14 @@ class GridMasks(_GridView):
         return self.maps
 
     def specs(self, model: nn.Module) -> list[HeadSpec]:
-        return [HeadSpec('mask_head', 'pixel', 'sigmoid', num_classes=1)]
+        return [MASKS]
 
     def read(
-        self, recorder: Recorder, data_samples: Any, student: list[Predictions] | None = None
+        self,
+        recorder: Recorder,
+        data_samples: Any,
+        student: list[Predictions] | None = None,
+        pair: PairContext = ALIKE,
     ) -> list[Predictions]:
         maps = [c.tensor for c in recorder.read(self.maps)]
         if len(maps) != len(self.grids):
@@ -171,24 +186,20 @@ class GridMasks(_GridView):
                 f'in this step, but there are {len(self.grids)} grids.'
             )
         if student:
-            context = student[0].context
-            table = context.get('class_map')
-            levels = [
-                Level(mask_rows(x[cells], size), valid=known_rows(classes, table, size))
-                for x, cells, classes, size in zip(
-                    maps, context['cells'], context['classes'], context['sizes']
-                )
-            ]
-        else:
-            labels = self.labels(recorder, len(maps[0]))
-            cells = [(x < self.num_classes).nonzero(as_tuple=True) for x in labels]
-            levels = self._own_levels(recorder, maps, cells, data_samples)
-            context = dict(
-                cells=cells,
-                classes=[x[own] for x, own in zip(labels, cells)],
-                sizes=[tuple(x.shape[-2:]) for x in maps],
-            )
-        return [Predictions('mask_head', 'pixel', levels, 'sigmoid', 1, context=context)]
+            return [Predictions.of(MASKS, self._of_cells(maps, student[0].handover, pair))]
+        labels = self.labels(recorder, len(maps[0]))
+        cells = [(x < self.num_classes).nonzero(as_tuple=True) for x in labels]
+        levels = self._own_levels(recorder, maps, cells, data_samples)
+        classes = [x[own] for x, own in zip(labels, cells)]
+        handover = Cells(cells, classes, [tuple(x.shape[-2:]) for x in maps])
+        return [Predictions.of(MASKS, levels, handover)]
+
+    def _of_cells(self, maps: list[Tensor], student: Cells, pair: PairContext) -> list[Level]:
+        """The teacher's masks of the student's cells."""
+        return [
+            Level(mask_rows(x[cells], size), valid=known_rows(classes, pair.class_map, size))
+            for x, cells, classes, size in zip(maps, student.cells, student.classes, student.sizes)
+        ]
 
     def _own_levels(
         self, recorder: Recorder, maps: list[Tensor], cells: list[tuple], data_samples: Any

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,41 +69,17 @@ class Level:
     images: Tensor | None = None
 
 
-@dataclass
-class Predictions:
-    """The class logits of one head (or of one stage or decoder layer) for a batch.
-
-    Attributes:
-        label: names the head in messages, such as ``bbox_head``.
-        kind: ``'dense'``, ``'roi'``, ``'query'``, ``'pixel'`` or ``'image'``; losses choose their
-            default selection by it.
-        levels: the levels; student's and teacher's have the same N, P and A.
-        activation: ``'sigmoid'`` or ``'softmax'``.
-        num_classes: foreground classes. C is ``num_classes``, or one more with a background column,
-            which is the last.
-        background: whether there is that column.
-        context: what the teacher's view needs to follow the student, such as its RoIs.
-    """
-
-    label: str
-    kind: str
-    levels: list[Level]
-    activation: str
-    num_classes: int
-    background: bool = False
-    context: dict[str, object] = field(default_factory=dict)
-
-
 @dataclass(frozen=True)
 class HeadSpec:
     """What is known of a head (stage, decoder layer) before any image is seen.
 
     Attributes:
         label: names it in messages.
-        kind: as in :class:`Predictions`.
+        kind: ``'dense'``, ``'roi'``, ``'query'``, ``'pixel'`` or ``'image'``; losses choose their
+            default selection by it.
         activation: ``'sigmoid'`` or ``'softmax'``.
-        num_classes: foreground classes.
-        background: whether the logits have a background column (the last).
+        num_classes: foreground classes. C is ``num_classes``, or one more with a background column.
+        background: whether there is that column, which is the last.
         feature_dim: channels D of ``Level.features``; None if there are none.
         priors: A, predictions per position (anchors, the four sides of a box).
     """
@@ -118,6 +96,82 @@ class HeadSpec:
     def columns(self) -> int:
         """C, the width of a row of logits."""
         return self.num_classes + int(self.background)
+
+
+class Predictions:
+    """The class logits of one head (or of one stage or decoder layer) for a batch.
+
+    ``Predictions('bbox_head', 'dense', levels, 'sigmoid', num_classes)`` says what the head is
+    field by field, as :class:`HeadSpec` has them; :meth:`of` takes the spec that is there already.
+
+    Attributes:
+        spec: what the head is: ``label``, ``kind``, ``activation``, ``num_classes`` and
+            ``background`` can be read from here, too.
+        levels: the levels; student's and teacher's have the same N, P and A.
+        handover: what a student's view hands over to the teacher's so that its rows become the
+            student's, such as the RoIs of this step. The two views agree on its type; None if the
+            rows correspond as they are.
+        no_labels: why a student in training has no labels, where its view knows.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        kind: str,
+        levels: list[Level],
+        activation: str,
+        num_classes: int,
+        background: bool = False,
+        handover: Any = None,
+    ) -> None:
+        self.spec = HeadSpec(label, kind, activation, num_classes, background)
+        self.levels = levels
+        self.handover = handover
+        self.no_labels: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        spec: HeadSpec,
+        levels: list[Level],
+        handover: Any = None,
+        no_labels: str | None = None,
+    ) -> Predictions:
+        """The logits of the head that a spec describes."""
+        made = cls.__new__(cls)
+        made.spec, made.levels, made.handover, made.no_labels = spec, levels, handover, no_labels
+        return made
+
+    label: str = property(attrgetter('spec.label'))
+    kind: str = property(attrgetter('spec.kind'))
+    activation: str = property(attrgetter('spec.activation'))
+    num_classes: int = property(attrgetter('spec.num_classes'))
+    background: bool = property(attrgetter('spec.background'))
+
+    def __repr__(self) -> str:
+        shapes = [tuple(level.logits.shape) for level in self.levels]
+        return f'Predictions({self.spec}, levels of {shapes})'
+
+
+@dataclass(frozen=True)
+class PairContext:
+    """What a term knows of its pair, for a teacher's view that must ask.
+
+    Attributes:
+        columns: columns of student and teacher that mean the same classes; None for all.
+        class_map: the teacher's class, or -1, for each class of the student; None if they are the
+            same.
+        copies: images on the student's maps for one on the teacher's.
+        images: images on the student's maps.
+    """
+
+    columns: tuple[Tensor, Tensor] | None = None
+    class_map: Tensor | None = None
+    copies: int = 1
+    images: int = 1
+
+
+ALIKE = PairContext()  # two models of the same classes that see each image once
 
 
 def map_rows(maps: Tensor) -> Tensor:

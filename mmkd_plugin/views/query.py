@@ -12,7 +12,7 @@ from ..taps import Recorder, TapError, TapPoint
 from ..taps.partial_forward import decodes_queries, reads_text
 from .base import LogitView, register_view
 from .loss_calls import loss_calls
-from .predictions import Boxes, HeadSpec, Level, Predictions
+from .predictions import ALIKE, Boxes, HeadSpec, Level, PairContext, Predictions
 
 # Weights of the three costs, those of Deformable DETR's and DINO's own matcher.
 CLASS_COST, L1_COST, GIOU_COST = 2.0, 5.0, 2.0
@@ -50,9 +50,17 @@ class QueryLogits(LogitView):
             )
         decoder = model.decoder
         self.layers = decoder.num_layers if getattr(decoder, 'return_intermediate', True) else 1
-        self.activation = 'sigmoid' if head.loss_cls.use_sigmoid else 'softmax'
-        self.num_classes = head.num_classes
-        self.background = head.cls_out_channels > head.num_classes
+        self._specs = [
+            HeadSpec(
+                label=f'bbox_head decoder layer {layer}',
+                kind='query',
+                activation='sigmoid' if head.loss_cls.use_sigmoid else 'softmax',
+                num_classes=head.num_classes,
+                background=head.cls_out_channels > head.num_classes,
+                feature_dim=head.embed_dims,
+            )
+            for layer in range(self.layers)
+        ]
         self.outputs = TapPoint('bbox_head')
         self.inputs = TapPoint('bbox_head', source='input')
         self.losses = TapPoint('bbox_head.loss_cls', source='input')
@@ -71,17 +79,7 @@ class QueryLogits(LogitView):
         return decodes_queries(model) and hasattr(head, 'loss_cls') and not reads_text(model)
 
     def specs(self, model: nn.Module) -> list[HeadSpec]:
-        return [
-            HeadSpec(
-                label=self._label(layer),
-                kind='query',
-                activation=self.activation,
-                num_classes=self.num_classes,
-                background=self.background,
-                feature_dim=model.bbox_head.embed_dims,
-            )
-            for layer in range(self.layers)
-        ]
+        return list(self._specs)
 
     def check_pair(self, student: LogitView, models: tuple[nn.Module, nn.Module]) -> None:
         if not isinstance(student, QueryLogits):
@@ -92,7 +90,11 @@ class QueryLogits(LogitView):
             )
 
     def read(
-        self, recorder: Recorder, data_samples: Any, student: list[Predictions] | None = None
+        self,
+        recorder: Recorder,
+        data_samples: Any,
+        student: list[Predictions] | None = None,
+        pair: PairContext = ALIKE,
     ) -> list[Predictions]:
         scores, boxes = self._outputs(recorder)
         # A teacher in eval has no denoising queries, and no loss.
@@ -111,23 +113,10 @@ class QueryLogits(LogitView):
                 level.labels, level.label_weights = target
             if hidden is not None:
                 level.features = hidden[i][:, -queries:]
-            predictions.append(self._predictions(i, [level]))
+            predictions.append(Predictions.of(self._specs[i], [level]))
         if student:
-            follow(predictions, student)
+            reorder(predictions, student, pair.columns)
         return predictions
-
-    def _label(self, layer: int) -> str:
-        return f'bbox_head decoder layer {layer}'
-
-    def _predictions(self, layer: int, levels: list[Level]) -> Predictions:
-        return Predictions(
-            label=self._label(layer),
-            kind='query',
-            levels=levels,
-            activation=self.activation,
-            num_classes=self.num_classes,
-            background=self.background,
-        )
 
     def _outputs(self, recorder: Recorder) -> tuple[Tensor, Tensor]:
         """Class logits and boxes (cx, cy, w, h) of all layers, (L, N, Q, C) and (L, N, Q, 4)."""
@@ -193,14 +182,18 @@ def corners(boxes: Tensor) -> Tensor:
     return torch.cat([center - half, center + half], dim=-1)
 
 
-def follow(teacher: list[Predictions], student: list[Predictions]) -> None:
+def reorder(
+    teacher: list[Predictions],
+    student: list[Predictions],
+    columns: tuple[Tensor, Tensor] | None = None,
+) -> None:
     """Puts the teacher's queries into the student's order, in place.
 
     Args:
         teacher: one Predictions per decoder layer, each of one level.
-        student: as many; ``context['columns']`` may name the columns of both that mean the same.
+        student: as many.
+        columns: columns of both that mean the same; None for all.
     """
-    columns = student[0].context.get('columns')
     pairs = [(s.levels[0], t.levels[0]) for s, t in zip(student, teacher)]
     with torch.no_grad():
         costs = torch.stack([matching_cost(s, t, teacher[0].activation, columns) for s, t in pairs])

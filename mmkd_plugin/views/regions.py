@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,20 @@ from torch import Tensor, nn
 from ..taps import Recorder, TapError, TapPoint
 from .batch import check_images
 from .loss_calls import LossCall, loss_calls
+
+
+@dataclass(frozen=True)
+class Regions:
+    """What a student's view of a RoI head hands over to the teacher's.
+
+    Attributes:
+        rois: (R, 5): image, x1, y1, x2, y2 on the student's maps.
+        images: how many images these maps hold; None if nothing was pooled from them.
+    """
+
+    rois: Tensor
+    images: int | None
+
 
 # What else some RoI heads feed their stages with; each is an attribute ``with_<name>``.
 FUSED = ('semantic', 'glbctx', 'feat_relay')
@@ -109,21 +124,20 @@ def images_of(recorder: Recorder, point: TapPoint) -> int | None:
     return None
 
 
-def rois_on(maps: Sequence[Tensor], rois: Tensor, context: dict, where: str) -> Tensor:
+def rois_on(maps: Sequence[Tensor], student: Regions, copies: int, where: str) -> Tensor:
     """The student's RoIs (R, 5) as RoIs on the maps of a teacher that sees each image once.
 
     Args:
         maps: the teacher's.
-        rois: image, x1, y1, x2, y2 on the student's maps.
-        context: of the student's predictions: ``images`` on its maps, and how many ``copies`` it
-            makes of its batch.
+        student: what its view handed over.
+        copies: images on the student's maps for one on the teacher's.
         where: names the term in messages.
 
     Raises:
         TapError: the student's maps hold other images.
     """
-    own, images = maps[0].shape[0], context.get('images')
-    if images in (None, own):
+    own, rois = maps[0].shape[0], student.rois
+    if student.images in (None, own):
         return rois
-    check_images(images, own * context.get('copies', 1), where)
+    check_images(student.images, own * copies, where)
     return torch.cat([rois[:, :1] % own, rois[:, 1:]], 1)

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from ..taps import Recorder, TapError, TapPoint
 from .base import LogitView, register_view
 from .loss_calls import loss_calls
-from .predictions import Boxes, HeadSpec, Level, Predictions
+from .predictions import ALIKE, Boxes, HeadSpec, Level, PairContext, Predictions
 from .regions import (
+    Regions,
     images_of,
     paths_of,
     pools_rois,
@@ -86,17 +87,19 @@ class RoILogits(LogitView):
         refuse_fused(models[1], self.where)
 
     def read(
-        self, recorder: Recorder, data_samples: Any, student: list[Predictions] | None = None
+        self,
+        recorder: Recorder,
+        data_samples: Any,
+        student: list[Predictions] | None = None,
+        pair: PairContext = ALIKE,
     ) -> list[Predictions]:
         if student is not None:
-            return self._follow(recorder, student)
+            return self._of_students_rois(recorder, student, pair.copies)
         predictions: list[Predictions] = []
-        for stage in range(len(self.heads)):
-            level, rois = self._sampled(recorder, stage, predictions)
-            predictions.append(self._predictions(stage, level, rois))
         images = images_of(recorder, self.rois[0])
-        for own in predictions:
-            own.context['images'] = images
+        for spec in self._specs:
+            level, rois = self._sampled(recorder, len(predictions), predictions)
+            predictions.append(Predictions.of(spec, [level], Regions(rois, images)))
         return predictions
 
     # -- the student's own ---------------------------------------------------------------------
@@ -148,7 +151,7 @@ class RoILogits(LogitView):
 
     def _nothing(self, stage: int, before: Predictions) -> tuple[Level, Tensor]:
         """No rows, but with a gradient, in the form of others."""
-        (last,), rois = before.levels, before.context['rois']
+        (last,), rois = before.levels, before.handover.rois
         columns = self._specs[stage].columns
         level = Level(
             logits=last.logits.flatten()[:0].reshape(1, 0, 1, columns),
@@ -163,7 +166,9 @@ class RoILogits(LogitView):
     # -- the teacher ---------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _follow(self, recorder: Recorder, student: list[Predictions]) -> list[Predictions]:
+    def _of_students_rois(
+        self, recorder: Recorder, student: list[Predictions], copies: int
+    ) -> list[Predictions]:
         if len(student) != len(self.heads):
             raise TapError(
                 f'{self.where}: the student has {len(student)} stages of RoIs and the teacher '
@@ -172,11 +177,11 @@ class RoILogits(LogitView):
         maps = pyramid(recorder, self.pyramid)
         predictions = []
         for stage, own in enumerate(student):
-            rois = rois_on(maps, own.context['rois'], own.context, self.where)
+            rois = rois_on(maps, own.handover, copies, self.where)
             logits, deltas = self._classify(recorder.model, stage, maps, rois)
             level = self._level(recorder.model, stage, logits, deltas, rois)
             level.images = own.levels[0].images
-            predictions.append(self._predictions(stage, level, rois))
+            predictions.append(Predictions.of(self._specs[stage], [level]))
         return predictions
 
     def _classify(
@@ -199,18 +204,6 @@ class RoILogits(LogitView):
         if isinstance(deltas, Tensor) and hasattr(head, 'bbox_coder'):
             boxes = _boxes(head, logits[:, : spec.num_classes], deltas, rois)
         return Level(logits=logits[None, :, None], boxes=boxes)
-
-    def _predictions(self, stage: int, level: Level, rois: Tensor) -> Predictions:
-        spec = self._specs[stage]
-        return Predictions(
-            label=spec.label,
-            kind=spec.kind,
-            levels=[level],
-            activation=spec.activation,
-            num_classes=spec.num_classes,
-            background=spec.background,
-            context=dict(rois=rois),
-        )
 
 
 def _classifies(head: nn.Module) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from torch.nn import functional as nnf
 from ..class_map import fit_class_map
 from ..taps import Recorder, TapError, TapPoint
 from .base import LogitView, register_view
-from .predictions import HeadSpec, Level, Predictions
+from .predictions import ALIKE, HeadSpec, Level, PairContext, Predictions
 from .regions import (
+    Regions,
     images_of,
     paths_of,
     pools_rois,
@@ -25,6 +27,21 @@ from .regions import (
     stage_arguments,
     told,
 )
+
+
+@dataclass(frozen=True)
+class MaskRegions(Regions):
+    """Regions with masks.
+
+    Attributes:
+        classes: the student's class (R,) of each, whose mask counts.
+        size: height and width of the student's masks.
+        agnostic: whether the student has one mask for all classes.
+    """
+
+    classes: Tensor
+    size: tuple[int, int]
+    agnostic: bool
 
 
 @register_view('mask_logits')
@@ -65,6 +82,16 @@ class RoIMasks(LogitView):
         if self.from_boxes:
             self.points += [self.box_output, self.box_loss]
         self.pyramid = pyramid_point(model)
+        self._specs = [
+            HeadSpec(
+                label=path,
+                kind='pixel',
+                activation='sigmoid',
+                num_classes=1,
+                feature_dim=model.get_submodule(path).conv_logits.in_channels,
+            )
+            for path in self.heads
+        ]
 
     @classmethod
     def fits(cls, model: nn.Module) -> bool:
@@ -85,18 +112,14 @@ class RoIMasks(LogitView):
         return [self.pyramid]
 
     def specs(self, model: nn.Module) -> list[HeadSpec]:
-        return [
-            HeadSpec(
-                label=path,
-                kind='pixel',
-                activation='sigmoid',
-                num_classes=1,
-                feature_dim=model.get_submodule(path).conv_logits.in_channels,
-            )
-            for path in self.heads
-        ]
+        return list(self._specs)
 
-    def check_pair(self, student: LogitView, models: tuple[nn.Module, nn.Module]) -> None:
+    def check_pair(
+        self,
+        student: LogitView,
+        models: tuple[nn.Module, nn.Module],
+        class_map: Sequence[int] | None = None,
+    ) -> None:
         if not isinstance(student, RoIMasks):
             raise TapError(
                 f'{self.where}: the teacher ({type(models[1]).__name__}) can mask RoIs, but the '
@@ -105,11 +128,11 @@ class RoIMasks(LogitView):
         refuse_fused(models[1], self.where)
         for own, theirs in zip(student.heads, self.heads):
             s, t = models[0].get_submodule(own), models[1].get_submodule(theirs)
-            if self.class_map is not None and not s.class_agnostic:
+            if class_map is not None and not s.class_agnostic:
                 # What an agnostic head's config says of a number of classes is never read.
-                known = max(self.class_map) + 1 if t.class_agnostic else t.num_classes
-                fit_class_map(self.class_map, s.num_classes, known, self.where)
-            other = s.num_classes != t.num_classes and self.class_map is None
+                known = max(class_map) + 1 if t.class_agnostic else t.num_classes
+                fit_class_map(class_map, s.num_classes, known, self.where)
+            other = s.num_classes != t.num_classes and class_map is None
             if not t.class_agnostic and (s.class_agnostic or other):
                 raise TapError(
                     f'{self.where}: the teacher {theirs!r} has {_masks(t)} and the student '
@@ -119,17 +142,18 @@ class RoIMasks(LogitView):
                 )
 
     def read(
-        self, recorder: Recorder, data_samples: Any, student: list[Predictions] | None = None
+        self,
+        recorder: Recorder,
+        data_samples: Any,
+        student: list[Predictions] | None = None,
+        pair: PairContext = ALIKE,
     ) -> list[Predictions]:
         if student is not None:
-            return self._follow(recorder, student)
+            return self._of_students_rois(recorder, student, pair)
         predictions: list[Predictions] = []
         for stage in range(len(self.heads)):
             before = predictions[-1] if predictions else None
             predictions.append(self._positives(recorder, stage, before))
-        images = images_of(recorder, self.rois[0])
-        for own in predictions:
-            own.context['images'] = images
         return predictions
 
     # -- the student's own ---------------------------------------------------------------------
@@ -170,7 +194,9 @@ class RoIMasks(LogitView):
         if self.features:
             args, _ = recorder.raw(self.features[stage])[-1]
             level.features = args[0].permute(0, 2, 3, 1).reshape(1, -1, args[0].shape[1])
-        return self._predictions(stage, level, rois, classes, (height, width))
+        images = images_of(recorder, self.rois[0])
+        regions = MaskRegions(rois, images, classes, (height, width), self.agnostic[stage])
+        return Predictions.of(self._specs[stage], [level], regions)
 
     def _positive_boxes(self, recorder: Recorder, count: int) -> Tensor:
         """RoIs of the ``count`` positives among those of the boxes, found without waiting."""
@@ -190,15 +216,20 @@ class RoIMasks(LogitView):
         )
         if self.features:
             level.features = last.features[:, :0]
-        context = before.context
-        return self._predictions(
-            stage, level, context['rois'][:0], context['classes'][:0], context['size']
+        regions = replace(
+            before.handover,
+            rois=before.handover.rois[:0],
+            classes=before.handover.classes[:0],
+            agnostic=self.agnostic[stage],
         )
+        return Predictions.of(self._specs[stage], [level], regions)
 
     # -- the teacher ---------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _follow(self, recorder: Recorder, student: list[Predictions]) -> list[Predictions]:
+    def _of_students_rois(
+        self, recorder: Recorder, student: list[Predictions], pair: PairContext
+    ) -> list[Predictions]:
         if len(student) != len(self.heads):
             raise TapError(
                 f'{self.where}: the student has {len(student)} stages of masks and the teacher '
@@ -208,11 +239,11 @@ class RoIMasks(LogitView):
         forward = recorder.model.roi_head._mask_forward
         predictions = []
         for stage, own in enumerate(student):
-            rois, classes, size = (own.context[key] for key in ('rois', 'classes', 'size'))
-            rois = rois_on(maps, rois, own.context, self.where)
-            known, table = None, own.context.get('class_map')
-            if table is not None and not own.context['agnostic']:
-                classes = table[classes]
+            regions, known = own.handover, None
+            rois = rois_on(maps, regions, pair.copies, self.where)
+            classes, size = regions.classes, regions.size
+            if pair.class_map is not None and not regions.agnostic:
+                classes = pair.class_map[classes]
                 known, classes = classes >= 0, classes.clamp(min=0)
             masks = maps[0].new_zeros((0, *size))
             if len(rois):
@@ -225,20 +256,8 @@ class RoIMasks(LogitView):
             level = Level(logits=_rows(masks), images=own.levels[0].images)
             if known is not None:
                 level.valid = known.repeat_interleave(size[0] * size[1]).reshape(1, -1, 1)
-            predictions.append(self._predictions(stage, level, rois, classes, size))
+            predictions.append(Predictions.of(self._specs[stage], [level]))
         return predictions
-
-    def _predictions(
-        self, stage: int, level: Level, rois: Tensor, classes: Tensor, size: tuple[int, int]
-    ) -> Predictions:
-        return Predictions(
-            label=self.heads[stage],
-            kind='pixel',
-            levels=[level],
-            activation='sigmoid',
-            num_classes=1,
-            context=dict(rois=rois, classes=classes, size=size, agnostic=self.agnostic[stage]),
-        )
 
 
 def _shares(roi_head: nn.Module) -> bool:

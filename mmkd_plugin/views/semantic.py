@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,13 @@ from ..taps import Recorder, TapError, TapPoint
 from .base import LogitView, register_view
 from .loss_calls import loss_calls
 from .predictions import HeadSpec, Level, Predictions, map_rows
+
+
+@dataclass(frozen=True)
+class MapSize:
+    """Height and width of the student's map of logits, to which the teacher's is resized."""
+
+    size: torch.Size
 
 
 @register_view('seg_logits', 'cls_logits')
@@ -37,7 +45,14 @@ class SemanticLogits(LogitView):
         if 'features' in self.needs:
             self.points.append(self.features)
         layer = model.get_submodule(self.logits.path)
-        self.num_classes, self.feature_dim = layer.out_channels, layer.in_channels
+        self.num_classes = layer.out_channels
+        self.spec = HeadSpec(
+            label=self.logits.path,
+            kind='pixel',
+            activation=self.activation,
+            num_classes=self.num_classes,
+            feature_dim=layer.in_channels,
+        )
 
     def _find(self, model: nn.Module) -> None:
         """Where the logits and the loss are, and how the head reads its labels."""
@@ -65,15 +80,7 @@ class SemanticLogits(LogitView):
         )
 
     def specs(self, model: nn.Module) -> list[HeadSpec]:
-        return [
-            HeadSpec(
-                label=self.logits.path,
-                kind='pixel',
-                activation=self.activation,
-                num_classes=self.num_classes,
-                feature_dim=self.feature_dim,
-            )
-        ]
+        return [self.spec]
 
     def check_pair(self, student: LogitView, models: tuple[nn.Module, nn.Module]) -> None:
         if not isinstance(student, SemanticLogits):
@@ -87,7 +94,7 @@ class SemanticLogits(LogitView):
         self, recorder: Recorder, data_samples: Any, student: list[Predictions] | None = None
     ) -> list[Predictions]:
         maps = self._map(recorder.raw(self.logits))
-        size = student[0].context['size'] if student else maps.shape[-2:]
+        size = student[0].handover.size if student else maps.shape[-2:]
         if maps.shape[-2:] != size:
             maps = self._resize(maps, size)
         level = Level(map_rows(maps).unsqueeze(2))
@@ -96,16 +103,7 @@ class SemanticLogits(LogitView):
             if 'features' in self.needs:
                 (((features,), _),) = recorder.raw(self.features)
                 level.features = map_rows(features)
-        return [
-            Predictions(
-                label=self.logits.path,
-                kind='pixel',
-                levels=[level],
-                activation=self.activation,
-                num_classes=self.num_classes,
-                context=dict(size=size),
-            )
-        ]
+        return [Predictions.of(self.spec, [level], MapSize(size))]
 
     def _map(self, calls: list) -> Tensor:
         """The logits (N, C, h, w) of the only call."""

@@ -350,7 +350,7 @@ def reason(model) -> str:
     predictions, _, _ = read(model, batch(model))
     assert all(level.labels is None for level in predictions.levels)
     assert all(level.logits.requires_grad for level in predictions.levels)
-    return predictions.context['no_labels']
+    return predictions.no_labels
 
 
 def test_head_that_never_calls_its_loss_is_named():

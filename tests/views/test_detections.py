@@ -15,7 +15,7 @@ from toys import train
 import mmkd_plugin
 from mmkd_plugin.taps import TapError
 from mmkd_plugin.teacher import Teacher
-from mmkd_plugin.views import make_view
+from mmkd_plugin.views import PairContext, make_view
 from mmkd_plugin.views.assignment import assign, log_odds
 from mmkd_plugin.views.detections import PER_IMAGE, Detections, Found
 
@@ -406,8 +406,8 @@ def read_mapped(student, teacher, *classes):
     own, theirs = make_view('cls_logits', student), make_view('detections', teacher)
     predictions, _ = student_step(student, own, [empty()])
     columns = torch.arange(len(classes)), torch.tensor(classes)
-    predictions[0].context['columns'] = columns
-    return predictions, teacher_step(teacher, theirs, [empty()], predictions)
+    pair = PairContext(columns)
+    return predictions, teacher_step(teacher, theirs, [empty()], predictions, pair=pair)
 
 
 @pytest.mark.parametrize('softmax', [True, False])

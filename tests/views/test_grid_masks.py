@@ -17,6 +17,7 @@ import mmkd_plugin
 from mmkd_plugin import functional as F
 from mmkd_plugin.taps import Recorder, TapError
 from mmkd_plugin.teacher import Teacher
+from mmkd_plugin.views import PairContext
 from mmkd_plugin.views.base import make_view
 from mmkd_plugin.views.dynamic_masks import _recognise
 
@@ -238,7 +239,7 @@ def test_condinst_rows_follow_the_subset_that_the_student_trains_on():
     infos, chosen = [], targets_of(student)
     student.mask_head.register_forward_pre_hook(lambda m, args: infos.extend(args[1]))
     own, _ = student_step(student, view_of(student), samples)
-    kept = own[0].context['positives']
+    kept = own[0].handover.positives
     assert [len(x.pos_inds) for x in kept] == [3, 3]
     assert all(len(info.pos_inds) > 3 for info in infos)
     everything, _ = student_step(whole, view_of(whole), samples)
@@ -271,7 +272,7 @@ def test_a_mask_that_the_head_did_not_make_is_not_paired_with_that_of_another_ob
 
     student.mask_head.loss_mask.register_forward_pre_hook(change)
     (p,), _ = student_step(student, view_of(student), [sample(), sample()])
-    for level, positives in zip(p.levels, p.context['positives']):
+    for level, positives in zip(p.levels, p.handover.positives):
         valid = level.valid.reshape(len(positives), -1)
         assert len(valid) > 1 and not valid[0].any() and valid[1:].all()
 
@@ -301,8 +302,8 @@ def test_known_rows_are_those_of_objects_of_known_classes(kind, subset):
     samples, student, teacher = batch(), MODELS[kind](**subset), MODELS[kind](32, 1)
     seen = targets_of(student)
     own, _ = student_step(student, view_of(student), samples)
-    own[0].context['class_map'] = torch.tensor([0, 1, -1, -1])
-    (theirs,) = teacher_step(teacher, view_of(teacher, role='t'), samples, own)
+    pair = PairContext(class_map=torch.tensor([0, 1, -1, -1]))
+    (theirs,) = teacher_step(teacher, view_of(teacher, role='t'), samples, own, pair=pair)
     filled = [x for x in zip(own[0].levels, theirs.levels) if x[1].logits.numel()]
     for (s, t), (masks, targets) in zip(filled, seen, strict=True):
         known = t.valid.reshape(len(masks), -1)
@@ -406,7 +407,7 @@ def test_masks_of_another_size_are_resized():
     own, _ = student_step(student, view_of(student), samples)
     theirs = teacher_step(teacher, view_of(teacher, role='t'), samples, own)
     assert [x.logits.shape for x in theirs[0].levels] == [x.logits.shape for x in own[0].levels]
-    cells, size = own[0].context['cells'][0], own[0].context['sizes'][0]
+    cells, size = own[0].handover.cells[0], own[0].handover.sizes[0]
     with torch.no_grad():
         maps, _ = teacher.mask_head(teacher.extract_feat(images(samples)))
         expected = nnf.interpolate(maps[0][cells][:, None], size=size, mode='bilinear')

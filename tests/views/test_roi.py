@@ -70,7 +70,7 @@ def test_the_teacher_classifies_the_students_rois_in_their_order(family):
     taught = teacher_step(teacher, theirs, samples, predictions)
     assert len(predictions) == len(taught) == len(specs) == len(heads(student))
     for stage, (spec, s, t) in enumerate(zip(specs, predictions, taught)):
-        (a,), (b,), rois = s.levels, t.levels, s.context['rois']
+        (a,), (b,), rois = s.levels, t.levels, s.handover.rois
         assert a.logits.shape == b.logits.shape == (1, len(rois), 1, CLASSES + 1)
         assert (s.kind, s.activation, s.background) == ('roi', 'softmax', True)
         assert spec.columns == a.logits.shape[-1] and spec.num_classes == s.num_classes == CLASSES
@@ -124,7 +124,7 @@ def test_the_loss_is_the_formula_and_trains_the_student_only():
     view = make_view('cls_logits', student)
     samples = batch()
     ((own,), _) = student_step(student, view, samples)
-    rois, (level,) = own.context['rois'], own.levels
+    rois, (level,) = own.handover.rois, own.levels
     target = classify(teacher, 0, images(samples), rois)
     expected = F.kl_divergence(level.logits[0, :, 0], target, 1.0)
     mmkd_plugin.attach(student, teacher, [dict(KD, weight=0.5)])
@@ -150,12 +150,12 @@ def test_cascade_is_the_mean_over_its_stages():
     parts = [
         F.kl_divergence(
             own.levels[0].logits[0, :, 0],
-            classify(teacher, stage, images(samples), own.context['rois']),
+            classify(teacher, stage, images(samples), own.handover.rois),
             1.0,
         )
         for stage, own in enumerate(predictions)
     ]
-    rois = [own.context['rois'] for own in predictions]
+    rois = [own.handover.rois for own in predictions]
     assert not torch.equal(rois[0], rois[1]), 'each stage has regions of its own'
     mmkd_plugin.attach(student, teacher, [KD])
     losses = step(student, samples)
@@ -207,7 +207,7 @@ def test_boxes_are_those_of_the_best_class_by_the_heads_own_coder(agnostic):
     student.roi_head.bbox_head.register_forward_hook(lambda m, a, out: outputs.append(out))
     samples = [sample(), sample()]
     ((own,), _) = student_step(student, view, samples)
-    (level,), rois = own.levels, own.context['rois']
+    (level,), rois = own.levels, own.handover.rois
     ((scores, deltas),) = outputs
     best = scores[:, :CLASSES].argmax(1)
     expected = student.roi_head.bbox_head.regress_by_class(
@@ -252,7 +252,7 @@ def test_samplers_that_try_the_head_first_do_not_confuse_the_rows(sampler):
     samples = batch()
     ((own,), _) = student_step(student, view, samples)
     assert len(calls) > 1
-    (level,), rois = own.levels, own.context['rois']
+    (level,), rois = own.levels, own.handover.rois
     torch.testing.assert_close(level.logits[0, :, 0], given[-1][0], rtol=0, atol=0)
     torch.testing.assert_close(head.fc_cls(level.features[0]), level.logits[0, :, 0])
     expected = classify(teacher, 0, images(samples), rois)
@@ -424,7 +424,7 @@ def test_branches_of_a_student_are_the_teachers_images_again():
     student, teacher = c4(BRANCHES), c4(seed=1)
     samples = two()
     ((own,), _) = student_step(student, make_view('cls_logits', student), samples)
-    rois = own.context['rois']
+    rois = own.handover.rois
     assert set(rois[:, 0].tolist()) == set(range(BRANCHES * 2)), 'a whole batch for each branch'
     with torch.no_grad():
         maps = [torch.cat([x] * BRANCHES) for x in teacher.eval().extract_feat(images(samples))]

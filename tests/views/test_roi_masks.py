@@ -106,7 +106,7 @@ def test_rows_are_the_own_classs_pixels_and_the_teacher_masks_the_same_rois(form
         picked = torch.stack([mask[c] for mask, c in zip(masks, classes)])
         torch.testing.assert_close(a.logits.flatten(), picked.flatten(), rtol=0, atol=0)
         assert torch.equal(a.labels.flatten() == 0, truth.flatten() > 0.5)
-        rois = s.context['rois']
+        rois = s.handover.rois
         owners = rois[:, 0].long()
         assert torch.equal(a.images.reshape(count, -1), owners[:, None].expand(-1, side * side))
         assert set(owners.tolist()) == {0, 1}
@@ -133,7 +133,7 @@ def test_rois_of_a_shared_extractor_are_the_positive_ones():
 
     student.roi_head.mask_head.loss_and_target = spy
     ((own,), _) = student_step(student, view, batch())
-    torch.testing.assert_close(own.context['rois'][:, 1:], seen[0])
+    torch.testing.assert_close(own.handover.rois[:, 1:], seen[0])
 
 
 @pytest.mark.parametrize('form', FORMS)
@@ -189,7 +189,7 @@ def test_features_are_what_the_mask_logits_are_made_of():
     assert level.features.shape == (1, level.logits.shape[1], spec.feature_dim)
     layer = student.roi_head.mask_head.conv_logits
     rows = level.features[0] @ layer.weight[:, :, 0, 0].t() + layer.bias
-    classes = own.context['classes'].repeat_interleave(SIDE * SIDE)
+    classes = own.handover.classes.repeat_interleave(SIDE * SIDE)
     torch.testing.assert_close(
         rows.gather(1, classes[:, None]), level.logits[0, :, 0], rtol=1e-4, atol=1e-4
     )
