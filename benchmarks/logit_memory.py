@@ -146,7 +146,7 @@ def make_step(name: str, select: str | dict, maps: Maps) -> Callable[[], Tensor]
     """The forward of a term with a loss of ``LOSSES``."""
     loss = LOSSES[name][0]()
     classes = maps.shape[2]
-    loss.adopt('sigmoid')
+    loss.set_activation('sigmoid')
     loss.connect((1, classes), (1, classes), (1, FEATURES), priors=maps.shape[1])
     loss.to(maps.device)
     selection = parse_select(select, 'select')

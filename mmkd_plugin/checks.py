@@ -7,8 +7,10 @@ train something else without a word.
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
@@ -83,6 +85,25 @@ def nearest(name: str, names: Iterable[str], count: int = 4) -> str:
     if close:
         return 'nearest: ' + ', '.join(repr(n) for n in close)
     return 'valid: ' + ', '.join(repr(n) for n in sorted(names)[:20])
+
+
+def carry_old_names(cls: type, **names: str) -> None:
+    """Gives what a class defines under an old name to the new one, and warns.
+
+    Args:
+        cls: a class of a user, just made.
+        names: old names with the new ones.
+    """
+    for old, new in names.items():
+        if old in vars(cls) and new not in vars(cls):
+            setattr(cls, new, vars(cls)[old])
+            warnings.warn(f'{cls.__name__}.{old} is called {new} now.', DeprecationWarning, 3)
+
+
+def arguments(function: Callable) -> list[str]:
+    """The names that a function (or a class, of its constructor) takes as arguments."""
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 def check_keys(cfg: dict, valid: Iterable[str], where: str) -> None:

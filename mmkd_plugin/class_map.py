@@ -168,30 +168,26 @@ def _tell_shared(indices: Sequence[int]) -> None:
         )
 
 
-def fit_class_map(class_map: Sequence[int], student: int, teacher: int, where: str) -> list[int]:
+def fit_class_map(class_map: Sequence[int], student: int, teacher: int) -> list[int]:
     """The student's classes that the teacher knows.
 
     Args:
         class_map: the teacher's index, or -1, for each class of the student.
         student: number of the student's classes.
         teacher: number of the teacher's.
-        where: names the term in messages.
 
     Raises:
         TapError: a map that does not fit the numbers of classes, or in which nothing is shared.
     """
     if len(class_map) != student:
-        raise TapError(
-            f'{where}: class_map names {len(class_map)} classes, but the student has {student}.'
-        )
+        raise TapError(f'class_map names {len(class_map)} classes, but the student has {student}.')
     if max(class_map) >= teacher:
         raise TapError(
-            f'{where}: class_map points to class {max(class_map)} of the teacher, which has '
-            f'{teacher}.'
+            f'class_map points to class {max(class_map)} of the teacher, which has {teacher}.'
         )
     own = [i for i, c in enumerate(class_map) if c != UNKNOWN]
     if not own:
-        raise TapError(f'{where}: class_map shares no class with the teacher.')
+        raise TapError('class_map shares no class with the teacher.')
     return own
 
 

@@ -16,6 +16,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .checks import check_int
+from .errors import put_place
 from .functional.compiling import is_compiling
 from .images.pixels import Pixels
 from .images.size import teacher_size
@@ -272,7 +273,11 @@ class Distiller(nn.Module):
             self._refuse_overwritten()
         names, finite = [], []
         for term in active:
-            entries, watched = term.compute(self.recorder, self.teacher.recorder, self._samples)
+            try:  # no context manager: the compiler would stop at it
+                entries, watched = term.compute(self.recorder, self.teacher.recorder, self._samples)
+            except ValueError as error:
+                put_place(error, term.where)
+                raise
             names += [item.name for item in watched]
             finite += [
                 torch.isfinite(item.tensor.detach().sum(dtype=torch.float32)) for item in watched

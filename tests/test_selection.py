@@ -10,7 +10,7 @@ from waiting import Waits
 from mmkd_plugin import functional as F
 from mmkd_plugin.functional import checks
 from mmkd_plugin.losses import CKDLoss, DKDLoss, IPWDLoss, KDLoss, LoCaLoss, LogitLoss, chunked
-from mmkd_plugin.terms import selected_loss as head_rows
+from mmkd_plugin.terms import pairing
 from mmkd_plugin.terms.selected_loss import evaluate
 from mmkd_plugin.terms.selection import Selection, parse_select
 from mmkd_plugin.views.predictions import Level, Predictions
@@ -562,7 +562,7 @@ def test_compiled_like_eager():
 
 def test_too_many_rows_for_a_loss_that_needs_all_at_once(monkeypatch):
     head = Head()
-    monkeypatch.setattr(head_rows, 'MAX_ROWS', IMAGES * ROWS - 1)
+    monkeypatch.setattr(pairing, 'MAX_ROWS', IMAGES * ROWS - 1)
     evaluate(made(KDLoss(), head), *head.predictions(), Selection('all'))
     message = rf"IPWDLoss would compare {IMAGES * ROWS} rows of 'bbox_head' at once.*teacher_topk"
     with pytest.raises(ValueError, match=message):

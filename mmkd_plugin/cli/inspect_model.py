@@ -144,7 +144,7 @@ def fitting_views(model: nn.Module) -> list[dict]:
     for name in view_names():
         with contextlib.suppress(TapError):
             view = make_view(name, model)
-            if view.follows:  # a teacher's only
+            if view.teacher_only:  # a teacher's only
                 continue
             specs = view.specs(model)
             unit = 'classes' if view.of_classes else 'columns'

@@ -82,28 +82,28 @@ def contrastive(
             similar = (s / temperature @ s.T).diagonal_scatter((s * t).sum(1))
         else:
             similar = t @ s.T
-        apart = _apart(rows, weights, groups)
-        loss = cross_entropy(_without(similar, apart), rows, reduction=inner)
+        excluded = _not_compared(rows, weights, groups)
+        loss = cross_entropy(_excluding(similar, excluded), rows, reduction=inner)
         if variant == 'sym':
-            loss = loss + cross_entropy(_without(similar.T, apart), rows, reduction=inner)
+            loss = loss + cross_entropy(_excluding(similar.T, excluded), rows, reduction=inner)
     if weights is None or reduction == 'none':
         return loss
     return weighted_mean(loss, weights)
 
 
-def _apart(rows: Tensor, weights: Tensor | None, groups: Tensor | None) -> Tensor | None:
+def _not_compared(rows: Tensor, weights: Tensor | None, groups: Tensor | None) -> Tensor | None:
     """Which pairs (anchor, other) are not compared, (B, B) bool; a row always is with itself."""
-    apart = None
+    excluded = None
     if groups is not None:
-        apart = groups[:, None] != groups
+        excluded = groups[:, None] != groups
     if weights is not None:
         out = weights <= 0
-        apart = out.expand(len(rows), -1) if apart is None else apart | out
-    return None if apart is None else apart & (rows[:, None] != rows)
+        excluded = out.expand(len(rows), -1) if excluded is None else excluded | out
+    return None if excluded is None else excluded & (rows[:, None] != rows)
 
 
-def _without(similar: Tensor, apart: Tensor | None) -> Tensor:
-    return similar if apart is None else similar.masked_fill(apart, -math.inf)
+def _excluding(similar: Tensor, excluded: Tensor | None) -> Tensor:
+    return similar if excluded is None else similar.masked_fill(excluded, -math.inf)
 
 
 def _unit(x: Tensor, temperature: float = 1.0) -> Tensor:

@@ -12,7 +12,7 @@ from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
 from torch import nn
 
 from ..attachment import attach, detach
-from ..checks import check_keys
+from ..checks import arguments, check_keys
 from ..class_map import dataset_classes
 from ..distiller import Distiller
 from ..recipes.method import Method
@@ -22,6 +22,7 @@ from ..teacher import Teacher, make_teacher
 from ..teacher.init_student import copy_teacher_weights, parse_parts
 from ..teacher.self_teacher import PREVIOUS_EPOCH, SelfTeacher
 from .compiled_step_hook import CompiledStepHook
+from .coupled_batches import warn_of_parts
 from .loaded_weights import check_training, file_of, verify_file_of
 from .loops import length_of, limit_calibration, refuse_epochs, refuse_first_epoch
 from .rest_of_epoch import resume_within_epoch
@@ -30,19 +31,6 @@ from .run_files import PlanFile, keep_resolved
 from .runner_model import include_connectors, refuse_traced, refuse_unfit_model, student_of
 from .safe_checkpoint_hook import guard, intact
 from .watch import Watch
-
-_KEYS = (
-    'teacher',
-    'terms',
-    'recipe',
-    'weights',
-    'term_options',
-    'task_weight',
-    'init_student',
-    'seed',
-    'probe_size',
-    'student_inputs',
-)
 
 
 @HOOKS.register_module()
@@ -102,7 +90,7 @@ class DistillHook(Hook):
         weights: Any = None,
         **unknown: Any,
     ) -> None:
-        check_keys(unknown, _KEYS, 'DistillHook')
+        check_keys(unknown, arguments(DistillHook), 'DistillHook')
         if teacher is None:
             raise ValueError(
                 'DistillHook needs teacher=dict(config=..., checkpoint=...), or '
@@ -164,6 +152,7 @@ class DistillHook(Hook):
         if runner.cfg.get('compile'):
             self.distiller.rng.hide()
         limit_calibration(runner, self.distiller)
+        warn_of_parts(runner, self.distiller)
         resume_within_epoch(runner)
         # With load_from this has happened before loading, so that the loaded weights win.
         if self.init_student and not runner._has_loaded:

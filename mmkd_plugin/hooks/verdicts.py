@@ -73,7 +73,7 @@ class Watched:
     def advice(self, number: float) -> str:
         """What to type, with two digits."""
         term = self.term
-        plain_auto = term.config_weight.is_auto and term.config_weight.ratio is None
+        plain_auto = term.config.weight.is_auto and term.config.weight.ratio is None
         auto = '' if plain_auto else f' or --weight {term.name}=auto'
         return (
             f'Try --weight {term.name}={float(f"{number:.2g}"):g}{auto} (weight in {term.where}).'

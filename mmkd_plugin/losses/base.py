@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from mmkd_plugin.checks import carry_old_names
 from mmkd_plugin.functional.checks import check_choice, weighted_mean, widen
 
 ACTIVATIONS = ('softmax', 'sigmoid')
@@ -16,6 +19,20 @@ KINDS = ('dense', 'roi', 'query', 'pixel', 'image')  # of heads
 def select_by_kind(**others: str | dict) -> dict[str, str | dict]:
     """A selection for every kind of head: those given, and ``'all'`` for the others."""
     return {kind: others.get(kind, 'all') for kind in KINDS}
+
+
+class LossResult(NamedTuple):
+    """All that a loss says of a step.
+
+    Attributes:
+        value: the scalar loss, with a graph.
+        auxiliary: see :attr:`DistillLoss.auxiliary`.
+        report: see :attr:`DistillLoss.report`.
+    """
+
+    value: Tensor
+    auxiliary: dict[str, Tensor]
+    report: dict[str, Tensor]
 
 
 class DistillLoss(nn.Module):
@@ -87,6 +104,18 @@ class DistillLoss(nn.Module):
         return None if self.rng is None else self.rng.generator(device)
 
 
+def measure(loss: DistillLoss, *args: Tensor, **extras: Tensor) -> LossResult:
+    """Calls a loss, and takes what it has to say beside its value."""
+    return taken(loss, loss(*args, **extras))
+
+
+def taken(loss: DistillLoss, value: Tensor) -> LossResult:
+    """The value of a loss with what it left on itself, which it would keep with its graph."""
+    result = LossResult(value, loss.auxiliary, loss.report)
+    loss.auxiliary, loss.report = {}, {}
+    return result
+
+
 class LogitLoss(DistillLoss):
     """A loss on class logits: rows (N, C), or maps (N, C, H, W) whose positions are the rows.
 
@@ -100,8 +129,10 @@ class LogitLoss(DistillLoss):
             rows may be computed one part after the other.
         closed_form: a separable loss without extras that knows its gradient, by
             :meth:`values_along` and :meth:`slope_along`; saves whole maps a detour through rows.
-        alone: why it refuses rows of one column; None if it takes them.
-        contrasts: rows are compared with each other, so copies of a row tell nothing.
+        one_column_refusal: why it refuses rows of one column; None if it takes them;
+            formerly ``alone``.
+        compares_rows: rows are compared with each other, so copies of a row tell nothing;
+            formerly ``contrasts``.
         default_select: which rows a term gives to the loss if it does not say, by the kind of the
             head; see :mod:`mmkd_plugin.terms.selection`.
         activation: ``'softmax'`` or ``'sigmoid'``, what turns the logits into probabilities.
@@ -110,8 +141,8 @@ class LogitLoss(DistillLoss):
 
     separable: bool = False
     closed_form: bool = False
-    alone: str | None = None
-    contrasts: bool = False
+    one_column_refusal: str | None = None
+    compares_rows: bool = False
     default_select: dict[str, str | dict] = select_by_kind()
     activation: str = 'softmax'
     background: bool = False
@@ -120,7 +151,18 @@ class LogitLoss(DistillLoss):
         super().__init__()
         self._noted: dict[str, tuple[Tensor, Tensor | None]] = {}
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        carry_old_names(cls, alone='one_column_refusal', contrasts='compares_rows')
+        if 'adopt' in vars(cls):
+            _use_adopt(cls)
+
     def adopt(self, activation: str, background: bool = False) -> None:
+        """The old name of :meth:`set_activation`."""
+        if type(self).adopt is LogitLoss.adopt:
+            self.set_activation(activation, background)
+
+    def set_activation(self, activation: str, background: bool = False) -> None:
         """Takes over what the head does with its logits; a term tells it once.
 
         Args:
@@ -164,10 +206,10 @@ class LogitLoss(DistillLoss):
                 f'{name} needs the same classes (dimension 1) in student and teacher, got student '
                 f'{tuple(student_shape)} and teacher {tuple(teacher_shape)}.'
             )
-        if self.alone and student_shape[1] < 2:
+        if self.one_column_refusal and student_shape[1] < 2:
             raise ValueError(
-                f'{name} {self.alone}: these rows have one column (masks, or a single class). Use '
-                'KDLoss there.'
+                f'{name} {self.one_column_refusal}: these rows have one column (masks, or a '
+                'single class). Use KDLoss there.'
             )
 
     def forward(
@@ -219,8 +261,10 @@ class LogitLoss(DistillLoss):
             weights = widen(_rows(weights, 'weights', shape).detach())
             # In front of the loss: behind it, a NaN would come back through the gradient, times 0.
             counted = weights != 0  # which NaN is, too: it shall be noticed
-            weights, student, teacher = (keep(x, counted) for x in (weights, student, teacher))
-            extras = {name: keep(x, counted) for name, x in extras.items()}
+            weights, student, teacher = (
+                zero_uncounted(x, counted) for x in (weights, student, teacher)
+            )
+            extras = {name: zero_uncounted(x, counted) for name, x in extras.items()}
             extras['weights'] = weights
         return super().forward(student, teacher, **extras)
 
@@ -271,7 +315,19 @@ class LogitLoss(DistillLoss):
         return dict(super().__getstate__(), _noted={})
 
 
-def keep(x: Tensor, counted: Tensor) -> Tensor:
+def _use_adopt(cls: type[LogitLoss]) -> None:
+    """Lets a user's loss that overrides ``adopt`` hear by it what it is told by the new name."""
+    warnings.warn(f'{cls.__name__}.adopt is called set_activation now.', DeprecationWarning, 4)
+    adopt = vars(cls)['adopt']
+
+    def set_activation(self: LogitLoss, activation: str, background: bool = False) -> None:
+        super(cls, self).set_activation(activation, background)
+        adopt(self, activation, background)  # its own super().adopt() does nothing more
+
+    cls.set_activation = cls.adopt = set_activation
+
+
+def zero_uncounted(x: Tensor, counted: Tensor) -> Tensor:
     """``x`` (N, ...) with zeros in the rows that do not count, (N,) bool."""
     return torch.where(
         counted.view(-1, *[1] * (x.ndim - 1)), x, torch.zeros((), dtype=x.dtype, device=x.device)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmkd_plugin.functional.checks import widen
 
-from .base import LogitLoss, keep
+from .base import LogitLoss, zero_uncounted
 
 # A part has this many logits at least. Larger ones launch fewer kernels, but the temporary tensors
 # of a part are as large as it is; hence at most so many parts, whatever the size of the batch.
@@ -94,8 +94,8 @@ class _Plan:
             return s, t, extras, None
         w = part.of(self.weights[part.level]).reshape(-1)
         counted = w != 0
-        s, t = keep(s, counted), keep(t, counted)
-        return s, t, {k: keep(x, counted) for k, x in extras.items()}, w
+        s, t = zero_uncounted(s, counted), zero_uncounted(t, counted)
+        return s, t, {k: zero_uncounted(x, counted) for k, x in extras.items()}, w
 
     def value(self, part: _Part, s: Tensor, t: Tensor, notes: dict) -> Tensor:
         """The part's share in the mean; adds to the sums of what the loss noted."""
@@ -127,7 +127,7 @@ class _Plan:
             (grad,) = torch.autograd.grad(value, s_rows, upstream.to(value.dtype))
         self.loss.take_notes(w)  # noted in the forward already
         if w is not None:
-            grad = keep(grad, w != 0)
+            grad = zero_uncounted(grad, w != 0)
         target = part.of(whole)
         if self.columns is None:
             target.copy_(grad.view(target.shape))

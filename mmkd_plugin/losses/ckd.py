@@ -71,8 +71,8 @@ class CKDLoss(LogitLoss):
     """
 
     batch_coupled = True
-    contrasts = True
-    alone = 'compares the directions of logit vectors, which these have not'
+    compares_rows = True
+    one_column_refusal = 'compares the directions of logit vectors, which these have not'
     default_select = select_by_kind(
         dense=dict(by='teacher_topk', k=512, positives=True), pixel=dict(by='random', k=512)
     )

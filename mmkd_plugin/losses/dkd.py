@@ -79,8 +79,8 @@ class DKDLoss(LogitLoss):
         self.beta = beta
         self.calibrate = calibrate
 
-    def adopt(self, activation: str, background: bool = False) -> None:
-        super().adopt(activation, background)
+    def set_activation(self, activation: str, background: bool = False) -> None:
+        super().set_activation(activation, background)
         if activation == 'sigmoid':
             raise ValueError(
                 'DKDLoss splits a softmax distribution into the target and the others, but the '

@@ -130,8 +130,8 @@ class IPWDLoss(LogitLoss):
         self.cls_head: nn.Linear | None = None
         self.priors = 1
 
-    def adopt(self, activation: str, background: bool = False) -> None:
-        super().adopt(activation, background)
+    def set_activation(self, activation: str, background: bool = False) -> None:
+        super().set_activation(activation, background)
         if activation == 'sigmoid' and self.base == 'dkd':
             raise ValueError(
                 "IPWDLoss: base='dkd' needs softmax logits, but the head's are sigmoid logits, "

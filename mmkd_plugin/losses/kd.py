@@ -62,8 +62,8 @@ class KDLoss(LogitLoss):
         """Whether every class is on its own."""
         return self.activation == 'sigmoid' if self.use_sigmoid is None else self.use_sigmoid
 
-    def adopt(self, activation: str, background: bool = False) -> None:
-        super().adopt(activation, background)
+    def set_activation(self, activation: str, background: bool = False) -> None:
+        super().set_activation(activation, background)
         if self.sigmoid != (activation == 'sigmoid'):
             raise ValueError(
                 f'KDLoss: use_sigmoid={self.use_sigmoid} contradicts the head, whose logits are '

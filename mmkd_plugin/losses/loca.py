@@ -68,7 +68,7 @@ class LoCaLoss(LogitLoss):
     needs = ('labels',)
     report_keys = ('mis_instruction',)
     separable = True
-    alone = 'raises the true class above the others, of which there are none'
+    one_column_refusal = 'raises the true class above the others, of which there are none'
     default_select = select_by_kind(dense='positive', roi='positive', query='positive')
 
     def __init__(

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from mmkd_plugin.functional.checks import widen
 
-from ..checks import check_keys, nearest
+from ..checks import arguments, check_keys, nearest
 from ..registry import MODELS
 from .heads import as_batch
 
-_KEYS = ('backbone', 'head', 'data_preprocessor', 'init_cfg')
 # How other projects call the last linear layer of a classifier.
 _CLASSIFIER = re.compile(
     r'(fc|linear|head|head\.fc|heads\.head|classifier(\.\d+)?)\.(?P<kind>weight|bias)'
@@ -58,7 +57,7 @@ class ImageClassifier(BaseModel):
         init_cfg: dict | None = None,
         **unknown: Any,
     ) -> None:
-        check_keys(unknown, _KEYS, 'ImageClassifier')
+        check_keys(unknown, arguments(ImageClassifier), 'ImageClassifier')
         if isinstance(data_preprocessor, dict):
             data_preprocessor = _build(
                 dict(data_preprocessor), 'data_preprocessor', 'ClsDataPreprocessor'

@@ -202,7 +202,7 @@ def plan(name: str, student: nn.Module, teacher: nn.Module, length: dict[str, in
     rows = dict(student=_view_name(recipe.view, spec, student))
     if not _same_rows(name, recipe.view, view, (student, teacher)):
         rows['teacher'] = 'detections'
-        boxes = make_view('detections', teacher, (), f'recipe {name!r}: teacher')
+        boxes = make_view('detections', teacher, (), f'recipe {name!r}: teacher', 'teacher')
         boxes.check_loss(loss)
     term = dict(name=name.replace('-', '_'), **rows, **term)
     return dict(terms=[term], task_weight=1.0, kind=spec.kind)
@@ -238,7 +238,7 @@ def _same_rows(name: str, view: str, own: LogitView, models: tuple[nn.Module, nn
     """
     student, teacher = models
     try:
-        theirs = make_view(view, teacher, (), f'recipe {name!r}: teacher')
+        theirs = make_view(view, teacher, (), f'recipe {name!r}: teacher', 'teacher')
         _compare(own.specs(student), theirs.specs(teacher), name, models)
         theirs.check_pair(own, models)
         return True
@@ -246,7 +246,7 @@ def _same_rows(name: str, view: str, own: LogitView, models: tuple[nn.Module, nn
         if view != 'cls_logits' or own.specs(student)[0].kind != 'dense':
             raise
         try:
-            boxes = make_view('detections', teacher, (), f'recipe {name!r}: teacher')
+            boxes = make_view('detections', teacher, (), f'recipe {name!r}: teacher', 'teacher')
             boxes.check_pair(own, models)
         except TapError:
             raise error from None

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..checkpoints import fit as ckpt
 from ..checkpoints.zoo import ZOO, published_weights
-from ..checks import check_bool, check_keys
+from ..checks import arguments, check_bool, check_keys
 from ..class_map import class_difference, resolve_class_map
 from ..compat import check_stack
 from ..images.pipelines import training_data
@@ -31,18 +31,6 @@ from ..taps import Crop, Recorder, TapPoint
 from ..taps.partial_forward import PartialForward, set_inference
 from .inputs import InputConverter
 
-TEACHER_KEYS = (
-    'config',
-    'cfg_options',
-    'checkpoint',
-    'allow_random',
-    'allow_partial',
-    'allow_class_mismatch',
-    'class_map',
-    'trust_checkpoint',
-    'compile',
-    'inputs',
-)
 _LIVE_KEYS = ('model', 'compile', 'inputs')
 
 
@@ -396,6 +384,10 @@ class Teacher:
         if self.recorder is not None:
             self.recorder.close()
             self.recorder = None
+
+
+# What a config may say of a teacher; the student's classes are its data set's.
+TEACHER_KEYS = tuple(key for key in arguments(Teacher.build) if key != 'student_classes')
 
 
 def make_teacher(teacher: Any, student_classes: Sequence[str] | None = None) -> Teacher:

@@ -6,7 +6,7 @@ class logits that views read. :class:`Term` is what they share.
 
 from .base import PlanRow, Term, Watched
 from .build import make_term
-from .config import check_term
+from .config import TermConfig
 from .logit_term import LogitTerm
 from .selection import Selection, parse_select
 from .tap_term import TapTerm
@@ -17,8 +17,8 @@ __all__ = [
     'Selection',
     'TapTerm',
     'Term',
+    'TermConfig',
     'Watched',
-    'check_term',
     'make_term',
     'parse_select',
 ]

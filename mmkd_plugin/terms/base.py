@@ -11,13 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..registry import build_loss
+from ..errors import placed
+from ..losses.base import LossResult
 from ..taps import Recorder, TapPoint
 from ..views import View
-from ..weights import parse_weight
-from .schedule import Schedule
-
-_SCHEDULE_KEYS = ('begin', 'end', 'warmup', 'by_epoch', 'interval')
+from .config import TermConfig
 
 
 class PlanRow(NamedTuple):
@@ -44,27 +42,19 @@ class Term(nn.Module):
     """A loss module (with connectors) for each level or head, a weight and a schedule.
 
     Args:
-        config: a term as written in a config (see ``docs/usage.md``); its keys are checked.
+        config: the term.
         student: reads the student.
         teacher: reads the teacher.
-        name: what it is logged as, see :func:`check_term`.
         where: names the term in messages, such as ``terms[0] ('kd')``.
-
-    Raises:
-        ValueError: bad weight or schedule.
     """
 
-    def __init__(self, config: dict, student: View, teacher: View, name: str, where: str) -> None:
+    def __init__(self, config: TermConfig, student: View, teacher: View, where: str) -> None:
         super().__init__()
-        self.loss_config = dict(config['loss'])
-        self.name = name
+        self.config = config
+        self.name = config.name
         self.where = where
-        self.config_weight = parse_weight(config.get('weight', 1.0), f'{self.where}: weight')
-        self.weight = 1.0 if self.config_weight.is_auto else self.config_weight.number
-        try:
-            self.schedule = Schedule(**{k: config[k] for k in _SCHEDULE_KEYS if k in config})
-        except ValueError as error:
-            raise ValueError(f'{self.where}: {error}') from None
+        self.weight = 1.0 if config.weight.is_auto else config.weight.number
+        self.schedule = config.schedule
         self.student = student
         self.teacher = teacher
         self.losses = nn.ModuleList()
@@ -83,7 +73,8 @@ class Term(nn.Module):
     @property
     def target(self) -> float | None:
         """The gradient ratio to which its weight is calibrated; None for a given weight."""
-        return self.config_weight.target(self.kind) if self.config_weight.is_auto else None
+        weight = self.config.weight
+        return weight.target(self.kind) if weight.is_auto else None
 
     @property
     def weight_text(self) -> str:
@@ -97,16 +88,25 @@ class Term(nn.Module):
         """Points of the student whose shapes a probe image must tell before connecting."""
         return []
 
-    def connect(self, student: Recorder, teacher: Recorder, rng: Any) -> list[PlanRow]:
+    def connect(
+        self, student_recorder: Recorder, teacher_recorder: Recorder, rng: Any
+    ) -> list[PlanRow]:
         """Builds the loss modules; the recorders hold what a probe image gave, if it was asked for.
 
         Raises:
             TapError: places that cannot be compared.
         """
+        with placed(self.where):
+            return self.build_losses(student_recorder, teacher_recorder, rng)
+
+    def build_losses(
+        self, student_recorder: Recorder, teacher_recorder: Recorder, rng: Any
+    ) -> list[PlanRow]:
+        """What a kind of term does to connect."""
         raise NotImplementedError
 
     def compute(
-        self, student: Recorder, teacher: Recorder, data_samples: Any
+        self, student_recorder: Recorder, teacher_recorder: Recorder, data_samples: Any
     ) -> tuple[dict[str, Tensor], list[Watched]]:
         """The term's entries in the loss dict for this step, and what must be finite.
 
@@ -148,27 +148,26 @@ class Term(nn.Module):
 
     def add_loss(self, rng: Any) -> nn.Module:
         """A new loss module for one more level or head, not connected yet."""
-        loss = build_loss(self.loss_config, f'{self.where}.loss')
+        loss = self.config.new_loss()
         loss.rng = rng
         self.losses.append(loss)
         return loss
 
-    def collect(
+    def add_extras(
         self,
-        loss: nn.Module,
+        result: LossResult,
         entries: dict[str, Tensor],
-        share: float,
+        fraction: float,
         factor: Tensor | float = 1.0,
     ) -> None:
-        """Moves what a loss has to say beside its value into the entries of the step.
+        """Adds what a loss has to say beside its value to the entries of the step.
 
-        Auxiliary losses are added up, times ``factor``; diagnostics averaged, ``share`` being one
-        loss's part.
+        Auxiliary losses are added up, times ``factor``; diagnostics averaged, ``fraction`` being
+        one loss's part.
         """
-        for key, value in loss.auxiliary.items():
+        for key, value in result.auxiliary.items():
             key = f'loss_{self.name}_{key}'
             entries[key] = entries.get(key, 0.0) + value * factor
-        for key, value in loss.report.items():
+        for key, value in result.report.items():
             key = f'{self.name}_{key}'
-            entries[key] = entries.get(key, 0.0) + value * share
-        loss.auxiliary, loss.report = {}, {}  # or they would keep the graph of this step
+            entries[key] = entries.get(key, 0.0) + value * fraction

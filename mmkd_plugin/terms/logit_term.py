@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from ..checks import shown
 from ..class_map import fit_class_map
-from ..losses.base import LogitLoss
-from ..taps import Recorder, TapError
+from ..errors import TapError
+from ..losses.base import LogitLoss, taken
+from ..taps import Recorder
 from ..views import HeadSpec, LogitView, PairContext, Predictions
 from ..views.base import takes
-from ..views.batch import check_images
 from .base import PlanRow, Term, Watched
-from .config import taps_of
-from .pairing import refuse_gradient_free
+from .config import TermConfig
+from .pairing import check_batch, check_count, check_heads, check_rows, refuse_sum
 from .selected_loss import evaluate
 from .selection import Selection, parse_select
 
@@ -30,10 +30,9 @@ class LogitTerm(Term):
     (see ``selection.py``); that of several stages or layers is the mean of theirs.
 
     Args:
-        config: a term as written in a config.
+        config: the term.
         student: reads the student's rows.
         teacher: reads the teacher's, in the student's order.
-        name: what it is logged as.
         where: names the term in messages.
         models: student and teacher.
         class_map: for each class of the student that of the teacher, or -1; None if they agree.
@@ -42,125 +41,65 @@ class LogitTerm(Term):
 
     def __init__(
         self,
-        config: dict,
+        config: TermConfig,
         student: LogitView,
         teacher: LogitView,
-        name: str,
         where: str,
         models: tuple[nn.Module, nn.Module],
         class_map: Sequence[int] | None,
         copies: int = 1,
     ) -> None:
-        super().__init__(config, student, teacher, name, where)
+        super().__init__(config, student, teacher, where)
         self.copies = copies
-        if config.get('resize') is not None:
+        if config.resize is not None:
             raise ValueError(
-                f'{self.where}: resize={shown(config["resize"])} belongs to maps at module paths; '
+                f'resize={shown(config.resize)} belongs to maps at module paths; '
                 'the rows of a view are matched by position.'
             )
-        names = [tap['view'] if isinstance(tap, dict) else tap for tap in taps_of(config)]
+        names = [
+            tap['view'] if isinstance(tap, dict) else tap
+            for tap in (config.student, config.teacher)
+        ]
         self.views = ' <- '.join(dict.fromkeys(names))
-        self.selection = parse_select(config.get('select'), f'{self.where}.select')
+        self.selection = config.selection(where)
         self.selections: list[Selection] = []  # one for each head, its loss's own where none is set
-        self.specs = student.specs(models[0])
-        self.teacher_specs = teacher.specs(models[1])
+        self.specs, self.teacher_specs = student.specs(models[0]), teacher.specs(models[1])
+        check_heads((student, teacher), (self.specs, self.teacher_specs), models, class_map)
+        more = dict(class_map=class_map) if takes(teacher.check_pair, 'class_map') else {}
+        teacher.check_pair(student, models, **more)
         self.tells_pair = takes(teacher.read, 'pair')
-        table = None if class_map is None else torch.tensor(class_map)
-        self.register_buffer('class_map', table, persistent=False)
-        self._check(class_map, models)
-        self._map_classes(class_map if student.of_classes else None)
-
-    def _check(self, class_map: Sequence[int] | None, models: tuple[nn.Module, nn.Module]) -> None:
-        """Compares the two heads as far as they tell before any image."""
-        names = [type(model).__name__ for model in models]
-        follows = self.teacher.follows
-        if len(self.specs) != len(self.teacher_specs) and not follows:
-            lists = [_labels(specs) for specs in (self.specs, self.teacher_specs)]
-            raise TapError(
-                f'{self.where}: the student ({names[0]}) has {len(self.specs)} heads to distil '
-                f'({lists[0]}) and the teacher ({names[1]}) has {len(self.teacher_specs)} '
-                f'({lists[1]}): stages and decoder layers are compared one by one. Take a teacher '
-                'with as many, or distil features.'
-            )
-        pairs = (
-            zip(self.specs, self.teacher_specs[:1] * len(self.specs))
-            if follows
-            else zip(self.specs, self.teacher_specs)
-        )
-        for s, t in pairs:
-            differ = self.student.of_classes and s.num_classes != t.num_classes
-            if differ and class_map is None:
-                raise TapError(
-                    f'{self.where}: the student ({names[0]}, {s.label!r}) has {s.num_classes} '
-                    f'classes and the teacher ({names[1]}, {t.label!r}) {t.num_classes}. Their '
-                    'logits do not correspond: take a teacher of the same classes, or say which '
-                    "classes they share: teacher=dict(..., class_map='names') or a dict of names."
-                )
-            if not follows and (s.activation, s.background) != (t.activation, t.background):
-                by_boxes = s.kind == 'dense' and s.activation == 'sigmoid'
-                raise TapError(
-                    f'{self.where}: the logits of the student ({names[0]}, {s.label!r}) are for a '
-                    f'{_form(s)}, those of the teacher ({names[1]}, {t.label!r}) for a {_form(t)}. '
-                    + (
-                        "Let the teacher's boxes speak instead: teacher='detections'."
-                        if by_boxes and self.student.of_classes
-                        else "Take a teacher of the student's kind, or distil features."
-                    )
-                )
-        more = dict(class_map=class_map) if takes(self.teacher.check_pair, 'class_map') else {}
-        self.teacher.check_pair(self.student, models, **more)
-
-    def _map_classes(self, class_map: Sequence[int] | None) -> None:
-        """Which columns of student and teacher belong together; buffers that are never saved."""
-        self.mapped = class_map is not None
-        if not self.mapped:
-            return
-        spec = self.specs[0]
-        known = self.teacher_specs[0].num_classes
-        own = fit_class_map(class_map, spec.num_classes, known, self.where)
-        theirs = [class_map[i] for i in own]
-        if spec.background:
-            own, theirs = [*own, spec.num_classes], [*theirs, known]
-        self.register_buffer('student_columns', torch.tensor(own), persistent=False)
-        self.register_buffer('teacher_columns', torch.tensor(theirs), persistent=False)
+        heads = self.specs[0], self.teacher_specs[0]
+        self.classes = SharedClasses(class_map, *heads, in_columns=student.of_classes)
 
     @property
     def kind(self) -> str:
         return self.specs[0].kind
 
-    @property
-    def columns(self) -> tuple[Tensor, Tensor] | None:
-        """Columns of student and teacher that are compared; None for all."""
-        return (self.student_columns, self.teacher_columns) if self.mapped else None
-
-    def connect(self, student: Recorder, teacher: Recorder, rng: Any) -> list[PlanRow]:
-        parameter = next(student.model.parameters())
+    def build_losses(
+        self, student_recorder: Recorder, teacher_recorder: Recorder, rng: Any
+    ) -> list[PlanRow]:
+        parameter = next(student_recorder.model.parameters())
         wide = torch.promote_types(parameter.dtype, torch.float32)
-        rows = []
+        plan = []
         for i, spec in enumerate(self.specs):
             loss = self.add_loss(rng)
-            columns = len(self.student_columns) if self.mapped else spec.columns
+            columns = self.classes.width or spec.columns
             features = (1, spec.feature_dim) if 'features' in loss.needs else None
             try:
-                loss.adopt(spec.activation, spec.background)
+                loss.set_activation(spec.activation, spec.background)
                 loss.connect((1, columns), (1, columns), features, priors=spec.priors)
             except ValueError as error:
-                raise TapError(f'{self.where}: {spec.label!r}: {error}') from error
+                raise TapError(f'{spec.label!r}: {error}') from error
             loss.to(device=parameter.device, dtype=wide)
             self.selections.append(self.selection or self._default_select(loss, spec))
-            if self.selections[-1].reduction == 'sum' and not loss.separable:
-                raise TapError(
-                    f"{self.where}: select.reduction='sum' adds up the values of single rows, and "
-                    f'{type(loss).__name__} has none: it looks at rows together. Take KDLoss, '
-                    "DKDLoss or LoCaLoss, or reduction='mean'."
-                )
+            refuse_sum(loss, self.selections[-1])
             target = self.teacher_specs[min(i, len(self.teacher_specs) - 1)]
             shapes = ('rows', spec.columns), ('rows', target.columns)
             count = sum(p.numel() for p in loss.parameters())
             how = f'{self.views}, select={self.selections[-1]}'
             labels = self.name, spec.label, target.label
-            rows.append(PlanRow(*labels, *shapes, count, self.weight_text, how))
-        return rows
+            plan.append(PlanRow(*labels, *shapes, count, self.weight_text, how))
+        return plan
 
     def _default_select(self, loss: LogitLoss, spec: HeadSpec) -> Selection:
         by_view = self.teacher.default_select or self.student.default_select
@@ -176,79 +115,98 @@ class LogitTerm(Term):
         return self.specs[0].kind != 'image'
 
     def compute(
-        self, student: Recorder, teacher: Recorder, data_samples: Any
+        self, student_recorder: Recorder, teacher_recorder: Recorder, data_samples: Any
     ) -> tuple[dict[str, Tensor], list[Watched]]:
-        own = self.student.read(student, data_samples)
-        images = len(data_samples) if isinstance(data_samples, (list, tuple)) else None
-        for predictions in own:
-            self._check_images(predictions, images)
-        pair = PairContext(self.columns, self.class_map, self.copies, self.copies * (images or 1))
-        more = dict(pair=pair) if self.tells_pair else {}
-        with torch.no_grad():
-            theirs = self.teacher.read(teacher, data_samples, student=own, **more)
-        if not len(own) == len(theirs) == len(self.losses):
-            raise TapError(
-                f'{self.where}: {len(self.losses)} heads were connected, but this step gave '
-                f'{len(own)} (student) and {len(theirs)} (teacher).'
-            )
-        values, counts, entries, watched = [], [], {}, []
+        own, theirs, pair = self._read(student_recorder, teacher_recorder, data_samples)
+        check_count('heads', len(self.losses), own, theirs)
+        results, counts, watched = [], [], []
         for loss, s, t, selection in zip(self.losses, own, theirs, self.selections):
-            self._check_rows(s, t)
+            check_rows(s, t)
             value, count = evaluate(loss, s, t, selection, pair.columns, pair.images)
-            values.append(value)
+            results.append(taken(loss, value))
             counts.append(count)
             watched += [
                 Watched(f'{role} logits {p.label!r} of term {self.name!r}', _sum(p))
                 for role, p in (('student', s), ('teacher', t))
             ]
-        counts = torch.stack(counts)
-        summed = [selection.reduction == 'sum' for selection in self.selections]
-        shares = share(counts, summed)
-        for loss, part in zip(self.losses, shares):
-            self.collect(loss, entries, 1 / len(self.losses), part)
+        counts, entries = torch.stack(counts), {}
+        factors = rank_factors(counts, [x.reduction == 'sum' for x in self.selections])
+        for result, factor in zip(results, factors):
+            self.add_extras(result, entries, 1 / len(self.losses), factor)
         if self.counts_rows:
             entries[f'{self.name}_rows'] = counts.mean()
-        total = (torch.stack(values) * shares).mean()
+        total = (torch.stack([result.value for result in results]) * factors).mean()
         return {f'loss_{self.name}': total * self.factor, **entries}, watched
 
-    def _check_images(self, own: Predictions, images: int | None) -> None:
-        """Refuses rows of other images than the batch has, where rows are counted by image."""
-        level = own.levels[0]
-        if images is not None and level.images is None:
-            check_images(level.logits.shape[0], images, self.where)
-
-    def _check_rows(self, s: Predictions, t: Predictions) -> None:
-        for level in s.levels:
-            refuse_gradient_free(level.logits, s.label, self.where)
-        shapes = [[tuple(x.logits.shape[:3]) for x in p.levels] for p in (s, t)]
-        if shapes[0] != shapes[1]:
-            raise TapError(
-                f'{self.where}: the rows of student {s.label!r} {shapes[0]} and teacher '
-                f'{t.label!r} {shapes[1]} (images, positions, predictions at each, level by level) '
-                'do not correspond.'
-            )
+    def _read(
+        self, student_recorder: Recorder, teacher_recorder: Recorder, data_samples: Any
+    ) -> tuple[list[Predictions], list[Predictions], PairContext]:
+        """What both views say of this step, and what was told to the teacher's."""
+        own = self.student.read(student_recorder, data_samples)
+        images = len(data_samples) if isinstance(data_samples, (list, tuple)) else None
+        check_batch(own, images)
+        copies = self.copies
+        pair = PairContext(self.classes.columns, self.classes.table, copies, copies * (images or 1))
+        more = dict(pair=pair) if self.tells_pair else {}
+        with torch.no_grad():
+            theirs = self.teacher.read(teacher_recorder, data_samples, student=own, **more)
+        return own, theirs, pair
 
 
-def share(counts: Tensor, summed: Sequence[bool]) -> Tensor:
+class SharedClasses(nn.Module):
+    """The class_map of a term, as buffers that move with it and are never saved.
+
+    Args:
+        class_map: for each class of the student that of the teacher, or -1; None if they agree.
+        student: one of the student's heads.
+        teacher: one of the teacher's.
+        in_columns: whether the columns of the rows are classes.
+
+    Attributes:
+        table: the class_map, (K,), or None.
+        width: how many columns are compared, or None for all.
+
+    Raises:
+        TapError: a map that does not fit the heads.
+    """
+
+    def __init__(
+        self,
+        class_map: Sequence[int] | None,
+        student: HeadSpec,
+        teacher: HeadSpec,
+        in_columns: bool,
+    ) -> None:
+        super().__init__()
+        own = theirs = None
+        if class_map is not None and in_columns:
+            own = fit_class_map(class_map, student.num_classes, teacher.num_classes)
+            theirs = [class_map[i] for i in own]
+            if student.background:
+                own, theirs = [*own, student.num_classes], [*theirs, teacher.num_classes]
+        self.width = None if own is None else len(own)
+        for name, indices in (('table', class_map), ('own', own), ('theirs', theirs)):
+            values = None if indices is None else torch.tensor(indices)
+            self.register_buffer(name, values, persistent=False)
+
+    @property
+    def columns(self) -> tuple[Tensor, Tensor] | None:
+        """Columns of student and teacher that mean the same; None for all."""
+        return None if self.width is None else (self.own, self.theirs)
+
+
+def rank_factors(counts: Tensor, summed: Sequence[bool]) -> Tensor:
     """A rank's rows (H,) over the mean of all ranks': DDP's average of gradients then is that of a
     mean over all rows. Of a sum it is the mean over the ranks, with 1. Waits for no device."""
     if get_world_size() == 1 or all(summed):
         return torch.ones_like(counts)
     mean = counts.clone()
     all_reduce(mean, 'mean')
-    shares = counts / mean.clamp(min=torch.finfo(mean.dtype).tiny)
-    return torch.stack([torch.ones_like(x) if s else x for x, s in zip(shares, summed)])
+    factors = counts / mean.clamp(min=torch.finfo(mean.dtype).tiny)
+    return torch.stack([torch.ones_like(x) if s else x for x, s in zip(factors, summed)])
 
 
 def _sum(predictions: Predictions) -> Tensor:
     """Sum of all logits: not finite if one of them is not, and cheaper than looking at each."""
     sums = [level.logits.detach().sum(dtype=torch.float32) for level in predictions.levels]
     return torch.stack(sums).sum()
-
-
-def _labels(specs: Sequence[HeadSpec]) -> str:
-    return ', '.join(spec.label for spec in specs)
-
-
-def _form(spec: HeadSpec) -> str:
-    return spec.activation + (' with a background column' if spec.background else '')

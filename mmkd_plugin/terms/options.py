@@ -8,7 +8,7 @@ from typing import Any
 
 from ..checks import check_keys
 from ..weights.wishes import check_names, check_wish
-from .config import TERM_KEYS, check_term
+from .config import TermConfig, check_term
 
 
 def check_term_options(options: Any) -> dict[str, dict]:
@@ -32,7 +32,7 @@ def check_term_options(options: Any) -> dict[str, dict]:
             raise ValueError(
                 f'term_options[{name!r}]={changes!r} must be a dict of keys of that term {_FORM}.'
             )
-        check_keys(changes, TERM_KEYS, f'term_options[{name!r}]')
+        check_keys(changes, TermConfig.keys(), f'term_options[{name!r}]')
     return options
 
 

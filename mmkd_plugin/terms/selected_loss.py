@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,11 +13,9 @@ from ..losses.base import LogitLoss
 from ..losses.chunked import PART, chunked_mean
 from ..views.predictions import Level, Predictions
 from ..views.scores import class_scores
+from .pairing import check_needs, refuse_many_rows
+from .selection import Selection
 
-if TYPE_CHECKING:
-    from .selection import Selection
-
-MAX_ROWS = 2**17  # put behind one another for a loss that cannot take them in parts
 # Where nearly all rows are compared anyway or all of them are few, weights do what copies would.
 SMALL = ('roi', 'query', 'image')
 Columns = tuple[Tensor, Tensor]
@@ -41,7 +38,8 @@ class HeadRows:
         first = student.levels[0].logits
         self.device = first.device
         self.dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
-        self.rows = sum(x.logits.shape[1:3].numel() for x in student.levels)  # per image
+        self.per_image = sum(x.logits.shape[1:3].numel() for x in student.levels)  # rows
+        self.count = first.shape[0] * self.per_image  # of all rows
         self.classes = student.num_classes
         if columns is not None:
             self.classes = len(columns[0]) - int(student.background)
@@ -50,25 +48,17 @@ class HeadRows:
 
     def _labels(self) -> list[Tensor] | None:
         """Labels of the levels, as indices into the compared columns; -1 for none of them."""
-        by, needed = self.selection.by, 'labels' in self.loss.needs
         labels = [x.labels for x in self.student.levels]
-        missing = any(x is None for x in labels)
-        if not needed and by != 'positive' and not self.selection.positives:
-            return None if missing or not self.hides_classes else self._places(labels)
-        if missing:
-            who = type(self.loss).__name__ if needed else f'select={by!r}'
-            reason = self.student.no_labels
-            raise ValueError(
-                f'{who} needs labels, but this step brought none for {self.student.label!r}: '
-                + (
-                    reason + " A loss without labels, such as KDLoss with select='score_weighted', "
-                    'can be used.'
-                    if reason
-                    else 'call the student with data_samples that hold its ground truth; a view of '
-                    'your own must give Level.labels in training.'
-                )
-            )
-        return labels if self.columns is None else self._places(labels)
+        if 'labels' in self.loss.needs or self.by_label:
+            return labels if self.columns is None else self._places(labels)
+        if any(x is None for x in labels) or not self.hides_classes:
+            return None
+        return self._places(labels)
+
+    @property
+    def by_label(self) -> bool:
+        """Whether labels choose the rows."""
+        return self.selection.by == 'positive' or self.selection.positives
 
     def _places(self, labels: Sequence[Tensor]) -> list[Tensor]:
         """Labels as indices into the compared columns; -1 for none of them."""
@@ -122,7 +112,7 @@ class HeadRows:
         if self.selection.by != 'positive':
             return False
         k = self.selection.k
-        if k is None or self.student.kind in SMALL or self.rows <= k:
+        if k is None or self.student.kind in SMALL or self.per_image <= k:
             return True
         return self.student.kind == 'pixel' and self.loss.separable  # nearly all pixels are
 
@@ -180,7 +170,7 @@ class HeadRows:
             images = self.student.levels[0].logits.shape[0]
             random = self.loss.random_generator(self.device)
             key = torch.rand(
-                images, self.rows, generator=random, device=self.device, dtype=self.dtype
+                images, self.per_image, generator=random, device=self.device, dtype=self.dtype
             )
         else:
             key = self.flat(self.scores())
@@ -197,24 +187,23 @@ class HeadRows:
         factors = self.factors()
         weights = torch.ones_like(key) if factors is None else self.flat(factors)
         weights = torch.where(key != -1, weights, torch.zeros_like(weights))
-        if k >= self.rows:
+        if k >= self.per_image:
             return None, weights
         index = key.detach().topk(k, dim=1, sorted=False).indices
         return index, weights.gather(1, index)
 
     def compare(self, index: Tensor | None, weights: Tensor | None) -> Tensor:
         """The loss of all rows, or of those of an index (N, K)."""
-        rows = self.student.levels[0].logits.shape[0] * self.rows
-        if index is None and rows > MAX_ROWS and not self.loss.separable:
-            self._refuse_rows()
-        rows = [
+        if index is None:
+            refuse_many_rows(self.loss, self.student, self.count)
+        logits = [
             _rows([x.logits for x in head.levels], index, which)
             for head, which in zip((self.student, self.teacher), self.columns or (None, None))
         ]
         extras = {name: self._extra(name, index) for name in self.loss.needs}
         if weights is not None:
             extras['weights'] = weights.reshape(-1)
-        return self.loss(*rows, **extras)
+        return self.loss(*logits, **extras)
 
     def _extra(self, name: str, index: Tensor | None) -> Tensor:
         """What else a loss needs, row by row."""
@@ -226,24 +215,12 @@ class HeadRows:
         elif name == 'priors':
             grid = (torch.arange(x.logits.shape[2], device=self.device) for x in levels)
             values = self.flat([a.expand(x.logits.shape[:3]) for a, x in zip(grid, levels)])
-        elif name == 'images':
-            values = self.flat([_images(x) for x in levels])
         else:
-            raise ValueError(
-                f'{type(self.loss).__name__} needs {name}, which no view gives; a loss on logits '
-                "may need 'labels', 'features', 'images' and 'priors'."
-            )
+            values = self.flat([_images(x) for x in levels])
         return (values if index is None else values.gather(1, index)).reshape(-1)
 
     def _features(self, index: Tensor | None) -> Tensor:
         levels = self.student.levels
-        missing = [x for x in levels if x.features is None]
-        if missing:
-            raise ValueError(
-                f'{type(self.loss).__name__} needs features, which the view on '
-                f'{self.student.label!r} does not give; take a loss that needs none (KDLoss, '
-                'LoCaLoss), or the view of another head.'
-            )
         if index is None:
             return torch.cat(
                 [
@@ -253,11 +230,12 @@ class HeadRows:
                 1,
             ).flatten(0, 1)
         images = torch.arange(index.shape[0], device=self.device)[:, None]
-        rows = levels[0].features.new_zeros(*index.shape, levels[0].features.shape[-1])
+        features = levels[0].features.new_zeros(*index.shape, levels[0].features.shape[-1])
         for x, (inside, position, _) in zip(levels, places([x.logits for x in levels], index)):
             if x.logits.shape[1]:
-                rows = torch.where(inside[..., None], x.features[images, position], rows)
-        return rows.flatten(0, 1)
+                own = x.features[images, position]
+                features = torch.where(inside[..., None], own, features)
+        return features.flatten(0, 1)
 
     @staticmethod
     def flat(values: Sequence[Tensor]) -> Tensor:
@@ -267,17 +245,8 @@ class HeadRows:
     def amount(self, weights: Sequence[Tensor] | None) -> Tensor:
         """The sum of the weights."""
         if weights is None:
-            rows = self.student.levels[0].logits.shape[0] * self.rows
-            return torch.full((), float(rows), dtype=self.dtype, device=self.device)
+            return torch.full((), float(self.count), dtype=self.dtype, device=self.device)
         return sum(w.detach().sum() for w in weights)
-
-    def _refuse_rows(self) -> None:
-        rows = self.student.levels[0].logits.shape[0] * self.rows
-        raise ValueError(
-            f'{type(self.loss).__name__} would compare {rows} rows of {self.student.label!r} at '
-            f'once, more than {MAX_ROWS}; choose some of them in the term: '
-            "select=dict(by='teacher_topk', k=512, positives=True), or select='positive'."
-        )
 
 
 def _rows(maps: Sequence[Tensor], index: Tensor | None, columns: Tensor | None) -> Tensor:
@@ -327,6 +296,7 @@ def evaluate(
     Raises:
         ValueError: something is missing, or there are too many rows.
     """
+    check_needs(loss, student, selection)
     # Also for what is in front of the loss: autocast would widen whole maps where it joins levels.
     with torch.autocast(student.levels[0].logits.device.type, enabled=False):
         mean, amount = _evaluate(HeadRows(loss, student, teacher, selection, columns, images))

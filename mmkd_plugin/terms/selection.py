@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..checks import check_bool, check_keys, shown
+from ..checks import arguments, check_bool, check_keys, shown
 from ..functional.checks import check_choice
 
 SELECTIONS = ('all', 'positive', 'score_weighted', 'teacher_topk', 'random')
@@ -79,7 +79,7 @@ def parse_select(config: str | dict | None, where: str) -> Selection | None:
             f'{where} must be one of {", ".join(map(repr, SELECTIONS))}, or a dict such as '
             f"dict(by='teacher_topk', k=512, positives=True), got {shown(config)}."
         )
-    check_keys(config, ('by', 'k', 'positives', 'weights', 'reduction'), where)
+    check_keys(config, arguments(Selection), where)
     by = config['by']
     check_choice(f'{where}.by' if len(config) > 1 else where, by, SELECTIONS)
     weights, reduction = config.get('weights'), config.get('reduction', 'mean')

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ..checks import check_keys, nearest, shown
+from ..checks import carry_old_names, check_keys, nearest, shown
 from ..taps import Capture, Recorder, TapConfig, TapError, TapPoint, parse_tap
 from ..taps.partial_forward import reads_text
 from .predictions import ALIKE, HeadSpec, PairContext, Predictions
@@ -85,8 +85,8 @@ class LogitView(View):
         where: names the config entry in error messages.
 
     Attributes:
-        follows: True for a teacher's view that brings any head to the student's activation and
-            number of Predictions.
+        teacher_only: True for a view that reads a teacher only, and brings any head to the
+            student's activation and number of Predictions; formerly ``follows``.
         of_classes: False where columns are no classes (bins of distances): a class_map then leaves
             them as they are.
         repeats: True for a view that brings a teacher's rows also to a student whose maps hold each
@@ -94,13 +94,22 @@ class LogitView(View):
         default_select: which rows a term compares if it does not say; None leaves it to the loss.
     """
 
-    follows: bool = False
+    teacher_only: bool = False
     of_classes: bool = True
     repeats: bool = False
     default_select: str | None = None
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        carry_old_names(cls, follows='teacher_only')
+
     def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
         raise NotImplementedError
+
+    @property
+    def follows(self) -> bool:
+        """The old name of ``teacher_only``."""
+        return self.teacher_only
 
     def compares_classes(self, model: nn.Module) -> bool:
         return True
@@ -198,9 +207,20 @@ def views(name: str) -> list[type[LogitView]]:
 
 
 def make_view(
-    config: TapConfig, model: nn.Module, needs: Sequence[str] = (), where: str = 'tap'
+    config: TapConfig,
+    model: nn.Module,
+    needs: Sequence[str] = (),
+    where: str = 'tap',
+    role: str = 'student',
 ) -> TapView | LogitView:
     """The view of a config entry: a view's name, ``dict(view=name)``, or whatever a tap may be.
+
+    Args:
+        config: the entry.
+        model: the model to look at.
+        needs: what the loss wants beside the tensors.
+        where: names the entry in messages.
+        role: ``'student'`` or ``'teacher'``, which of them the model is.
 
     Raises:
         TapError: no such view or module, or no view of that name fits the model.
@@ -234,7 +254,7 @@ def make_view(
             "Distil features instead, such as student='neck'."
         )
     kinds = ', '.join(cls.__name__ for cls in _VIEWS[name])
-    others = [n for n in fitting(model, student=not where.endswith('teacher')) if n != name]
+    others = [n for n in fitting(model, student=role == 'student') if n != name]
     hint = f' Views that fit it: {", ".join(others)}.' if others else ''
     raise TapError(
         f'{where}: no view {name!r} fits {type(model).__name__} (there are: {kinds}).{hint} Tap a '
@@ -248,12 +268,12 @@ def fitting(model: nn.Module, student: bool = True) -> list[str]:
     return [
         name
         for name, classes in _VIEWS.items()
-        if any(cls.fits(model) and not (student and cls.follows) for cls in classes)
+        if any(cls.fits(model) and not (student and cls.teacher_only) for cls in classes)
     ]
 
 
 def _check_features(view: LogitView, model: nn.Module, needs: Sequence[str], what: str) -> None:
-    if 'features' not in needs or view.follows:
+    if 'features' not in needs or view.teacher_only:
         return
     for spec in view.specs(model):
         if spec.feature_dim is None:

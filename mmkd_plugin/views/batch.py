@@ -18,7 +18,7 @@ def branches(model: nn.Module, training: bool) -> int:
     return count if known else 1
 
 
-def copies_of(student: nn.Module, teacher: nn.Module, where: str) -> int:
+def copies_of(student: nn.Module, teacher: nn.Module) -> int:
     """How many images of the student's maps belong to one of the teacher's.
 
     Raises:
@@ -27,7 +27,7 @@ def copies_of(student: nn.Module, teacher: nn.Module, where: str) -> int:
     own, theirs = branches(student, True), branches(teacher, False)
     if own % theirs:
         raise TapError(
-            f'{where}: the teacher ({type(teacher).__name__}) sees each image in {theirs} branches '
+            f'the teacher ({type(teacher).__name__}) sees each image in {theirs} branches '
             f'also in a test (test_branch_idx=-1), the student ({type(student).__name__}) in '
             f'{own}: their images do not correspond. Choose a branch of the teacher: '
             'test_branch_idx=1 in its backbone and roi_head.'
@@ -42,7 +42,7 @@ def repeated(teacher: Tensor, student: Tensor, copies: int) -> Tensor:
     return teacher.repeat(copies, *[1] * (teacher.dim() - 1))
 
 
-def check_images(images: int, expected: int, where: str) -> None:
+def check_images(images: int, expected: int) -> None:
     """Refuses maps that hold other images than they should.
 
     Raises:
@@ -50,7 +50,7 @@ def check_images(images: int, expected: int, where: str) -> None:
     """
     if images != expected:
         raise TapError(
-            f'{where}: the maps of the student hold {images} images where the batch '
+            f'the maps of the student hold {images} images where the batch '
             f'makes {expected}: it repeats them in an order that is not known. Known are '
             'the branches of TridentNet (num_branch). Distil features from in front of the '
             'repetition, such as an early stage of the backbone.'

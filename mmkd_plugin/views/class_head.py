@@ -55,7 +55,7 @@ class ClassHead:
     multi_label: bool
 
 
-def read_head(model: nn.Module, where: str) -> ClassHead:
+def read_head(model: nn.Module) -> ClassHead:
     """Reads ``model.head``.
 
     The logits are the output of the head, which is what its loss is given. A margin head
@@ -66,13 +66,13 @@ def read_head(model: nn.Module, where: str) -> ClassHead:
         TapError: a head that does not classify images, or does not tell how.
     """
     head, name = model.head, type(model.head).__name__
-    _refuse_others(head, name, where)
+    _refuse_others(head, name)
     layers = _layers(head)
-    classes = _num_classes(model, layers, where)
+    classes = _num_classes(model, layers)
     fitting = [path for path, width in layers.items() if width == classes]
     logits, scale = TapPoint('head'), 1.0
     if _takes_targets(head):
-        logits, scale = TapPoint('head.norm_product'), _scale(head, name, where)
+        logits, scale = TapPoint('head.norm_product'), _scale(head, name)
     layer = model.get_submodule(fitting[-1]) if fitting else None
     several = len(fitting) > 1 and _is(head, _SEVERAL)
     single = isinstance(layer, nn.Linear) and not several  # a convolution reads a map
@@ -83,7 +83,7 @@ def read_head(model: nn.Module, where: str) -> ClassHead:
         features=features,
         scale=scale,
         summed=_is(head, _SUMMED),
-        activation=_activation(head, classes, where),
+        activation=_activation(head, classes),
         num_classes=classes,
         feature_dim=layer.in_features if single else None,
         multi_label=_is(head, _MULTI_LABEL),
@@ -94,10 +94,10 @@ def _is(head: nn.Module, names: Sequence[str]) -> bool:
     return any(cls.__name__ in names for cls in type(head).__mro__)
 
 
-def _refuse_others(head: nn.Module, name: str, where: str) -> None:
+def _refuse_others(head: nn.Module, name: str) -> None:
     for cls in type(head).__mro__:
         if cls.__name__ in _OTHERS:
-            raise TapError(f"{where}: the model's head, {name}, {_OTHERS[cls.__name__]}.")
+            raise TapError(f"the model's head, {name}, {_OTHERS[cls.__name__]}.")
     required = [
         p.name
         for p in inspect.signature(head.forward).parameters.values()
@@ -106,7 +106,7 @@ def _refuse_others(head: nn.Module, name: str, where: str) -> None:
     if type(head).forward is nn.Module.forward or len(required) > 1:
         reads = 'has no forward' if len(required) < 2 else f'reads {" and ".join(required)}'
         raise TapError(
-            f"{where}: the model's head, {name}, does not turn image features into class logits "
+            f"the model's head, {name}, does not turn image features into class logits "
             f'(it {reads}). Distil features, such as the backbone.'
         )
 
@@ -121,7 +121,7 @@ def _layers(head: nn.Module) -> dict[str, int]:
     }
 
 
-def _num_classes(model: nn.Module, layers: dict[str, int], where: str) -> int:
+def _num_classes(model: nn.Module, layers: dict[str, int]) -> int:
     """As the head says, or as wide as its last layer; of a head without layers as the backbone."""
     name, told = type(model.head).__name__, getattr(model.head, 'num_classes', None)
     if not isinstance(told, int) and layers:
@@ -131,7 +131,7 @@ def _num_classes(model: nn.Module, layers: dict[str, int], where: str) -> int:
     if isinstance(told, int) and told > 0 and (not layers or told in layers.values()):
         return told
     raise TapError(
-        f"{where}: the view 'cls_logits' looks for a linear layer with num_classes={told} "
+        f"the view 'cls_logits' looks for a linear layer with num_classes={told} "
         f'outputs in {name}, which has '
         + (', '.join(f'{path} ({width})' for path, width in layers.items()) or 'none')
         + '. Tap its module path instead (tools/inspect_model.py lists them).'
@@ -144,20 +144,20 @@ def _takes_targets(head: nn.Module) -> bool:
     return any(part in name for name in names for part in _TARGETS)
 
 
-def _scale(head: nn.Module, name: str, where: str) -> float:
+def _scale(head: nn.Module, name: str) -> float:
     scale = getattr(head, 'scale', None)
     if isinstance(getattr(head, 'norm_product', None), nn.Module) and isinstance(
         scale, (int, float)
     ):
         return float(scale)
     raise TapError(
-        f'{where}: {name} treats the true class in another way in training (its forward takes the '
+        f'{name} treats the true class in another way in training (its forward takes the '
         'labels), and has not the parts norm_product and scale of an ArcFaceClsHead from which its '
         'logits could be had without that. Distil features, such as the backbone.'
     )
 
 
-def _activation(head: nn.Module, classes: int, where: str) -> str:
+def _activation(head: nn.Module, classes: int) -> str:
     """A head whose loss is no module is a softmax, unless it says ``use_sigmoid``."""
     loss, name = class_loss(head), type(head).__name__
     if loss is None:
@@ -167,7 +167,7 @@ def _activation(head: nn.Module, classes: int, where: str) -> str:
         factor = getattr(loss, key, 1)
         if isinstance(factor, (int, float)) and factor != 1:
             raise TapError(
-                f'{where}: {kind} of {name} multiplies the logits by {key}={factor} before its '
+                f'{kind} of {name} multiplies the logits by {key}={factor} before its '
                 "softmax, so that the head's own output is not what it predicts from. Let the "
                 "head's forward do that, or distil features, such as the backbone."
             )
@@ -175,7 +175,7 @@ def _activation(head: nn.Module, classes: int, where: str) -> str:
     found = activation_of(loss, classes, None if tensor is None else tensor.device)
     if found is None:
         raise TapError(
-            f'{where}: {kind} of {name} does not tell whether the logits go through a softmax or '
+            f'{kind} of {name} does not tell whether the logits go through a softmax or '
             'through a sigmoid for each class. Give the loss an attribute use_sigmoid, True or '
             'False, or distil features, such as the backbone.'
         )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import nearest
+from ..errors import placed
 from ..taps import Recorder, TapError, TapPoint
 from .base import LogitView, register_view
 from .class_head import read_head
@@ -33,7 +34,8 @@ class ClassifierLogits(LogitView):
         preprocessor = getattr(model, 'data_preprocessor', None)
         self.mixes = bool(getattr(preprocessor, 'batch_augments', None))
         self.needs = tuple(needs)
-        self.head = head = read_head(model, where)
+        with placed(where):
+            self.head = head = read_head(model)
         self.spec = HeadSpec(
             head.label, 'image', head.activation, head.num_classes, feature_dim=head.feature_dim
         )

@@ -23,7 +23,7 @@ CANDIDATES = 1000  # boxes of an image, by score, that enter the NMS
 IOU = 0.6  # of the NMS where the teacher's own test_cfg names none
 
 
-class Found(NamedTuple):
+class ImageBoxes(NamedTuple):
     """Boxes of one image, as the teacher sees it.
 
     Attributes:
@@ -62,7 +62,7 @@ class Detections(LogitView):
     The rows are a tensor of the size of the student's logits.
     """
 
-    follows = True
+    teacher_only = True
     default_select = 'positive'  # near an object most boxed positions are the student's background
 
     def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
@@ -117,7 +117,7 @@ class Detections(LogitView):
             refuse_fused(models[1], self.where)
 
     def check_loss(self, loss: nn.Module) -> None:
-        if loss.contrasts:
+        if loss.compares_rows:
             raise TapError(
                 f"{self.where}: 'detections' gives all positions in a box the same logits, and "
                 f'{type(loss).__name__} would contrast copies of one row. Take KDLoss.'
@@ -142,7 +142,7 @@ class Detections(LogitView):
 
     def detect(
         self, recorder: Recorder, data_samples: Any, shared: Tensor | None = None
-    ) -> list[Found]:
+    ) -> list[ImageBoxes]:
         """The detections of each image, the best first.
 
         Args:
@@ -161,7 +161,7 @@ class Detections(LogitView):
 
     def _from_regions(
         self, recorder: Recorder, data_samples: Any, shared: Tensor | None
-    ) -> list[Found]:
+    ) -> list[ImageBoxes]:
         """Every proposal, regressed for its best class that is shared.
 
         Runs in the precision of the teacher's weights also under autocast: mmcv's NMS and RoIAlign
@@ -179,7 +179,7 @@ class Detections(LogitView):
         maps: tuple[Tensor, ...],
         data_samples: Any,
         shared: Tensor | None,
-    ) -> list[Found]:
+    ) -> list[ImageBoxes]:
         from mmdet.structures.bbox import bbox2roi, get_box_tensor
 
         metas = [sample.metainfo for sample in data_samples]
@@ -190,7 +190,7 @@ class Detections(LogitView):
         rois, counts = bbox2roi(proposals), [len(boxes) for boxes in proposals]
         if not len(rois):
             nothing = maps[0].new_zeros((0, self.spec.columns))
-            return [Found(rois[:, 1:], nothing, None, taint) for _ in metas]
+            return [ImageBoxes(rois[:, 1:], nothing, None, taint) for _ in metas]
         head = model.roi_head
         if stage_arguments(head._bbox_forward, 0):
             rois, logits, deltas = head._refine_roi(maps, rois, metas, counts)
@@ -204,10 +204,10 @@ class Detections(LogitView):
             known = z[:, : self.spec.num_classes]
             best = known.argmax(1) if shared is None else shared[known[:, shared].argmax(1)]
             boxes = box_head.regress_by_class(own[:, 1:], best, delta, meta)
-            found.append(Found(get_box_tensor(boxes), z, None, taint + _taint(z)))
+            found.append(ImageBoxes(get_box_tensor(boxes), z, None, taint + _taint(z)))
         return found
 
-    def _from_maps(self, recorder: Recorder, data_samples: Any) -> list[Found]:
+    def _from_maps(self, recorder: Recorder, data_samples: Any) -> list[ImageBoxes]:
         """The predictions at all positions within the images."""
         (own,) = self.inner.read(recorder, data_samples)
         levels = own.levels
@@ -225,9 +225,9 @@ class Detections(LogitView):
         quality = [None] * len(boxes)
         if all(level.quality is not None for level in levels):
             quality = torch.cat([level.quality.flatten(1) for level in levels], dim=1)
-        return [Found(b, z, q, _taint(z)) for b, z, q in zip(boxes, logits, quality)]
+        return [ImageBoxes(b, z, q, _taint(z)) for b, z, q in zip(boxes, logits, quality)]
 
-    def _best(self, found: Found, size: tuple[int, int], shared: Tensor | None) -> Found:
+    def _best(self, found: ImageBoxes, size: tuple[int, int], shared: Tensor | None) -> ImageBoxes:
         """Drops what is no box, and of boxes of a class that overlap all but the best."""
         from mmcv.ops import batched_nms
 
@@ -242,7 +242,7 @@ class Detections(LogitView):
         usable &= boxes.isfinite().all(1) & logits.isfinite().all(1)
         boxes, logits = clipped[usable], logits[usable]
         if not len(boxes):
-            return Found(boxes, logits, None, taint)
+            return ImageBoxes(boxes, logits, None, taint)
         scores, labels = (logits if shared is None else logits[:, shared]).sigmoid().max(1)
         if quality is not None:
             scores = scores * quality[usable].float().sigmoid()
@@ -251,16 +251,16 @@ class Detections(LogitView):
         nms = dict(type='nms', iou_threshold=self.iou)
         _, kept = batched_nms(boxes, scores, labels, nms)
         kept = kept[:PER_IMAGE]
-        return Found(boxes[kept], logits[kept], None, taint)
+        return ImageBoxes(boxes[kept], logits[kept], None, taint)
 
     # -- the student's positions ---------------------------------------------------------------
 
-    def _assigned(self, own: Predictions, found: list[Found]) -> Predictions:
+    def _assigned(self, own: Predictions, found: list[ImageBoxes]) -> Predictions:
         label = f'detections of {self.spec.label}'
         spec = HeadSpec(label, own.kind, 'sigmoid', self.spec.num_classes)
         return Predictions.of(spec, [self._level(level, found) for level in own.levels])
 
-    def _level(self, own: Level, found: list[Found]) -> Level:
+    def _level(self, own: Level, found: list[ImageBoxes]) -> Level:
         if own.boxes is None or own.centers is None:
             raise TapError(
                 f"{self.where}: the student's head tells no boxes that could be compared with the "

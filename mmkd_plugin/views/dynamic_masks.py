@@ -11,6 +11,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ..class_map import fit_class_map
+from ..errors import placed
 from ..taps import Recorder, TapError, TapPoint
 from .base import LogitView, register_view
 from .grid_masks import MASKS, known_rows, mask_level, mask_rows, of_pixels, refuse_features
@@ -98,7 +99,8 @@ class DynamicMasks(LogitView):
                 'teacher of the same strides, or distil features.'
             )
         if class_map is not None:
-            fit_class_map(class_map, student.num_classes, self.num_classes, self.where)
+            with placed(self.where):
+                fit_class_map(class_map, student.num_classes, self.num_classes)
 
     def read(
         self,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 from ..class_map import fit_class_map
+from ..errors import placed
 from ..taps import Recorder, TapError, TapPoint
 from .base import LogitView, register_view
 from .dense_geometry import ignored_boxes
@@ -70,7 +71,8 @@ class _GridView(LogitView):
                 'mask_head.num_grids, or distil features.'
             )
         if class_map is not None:
-            fit_class_map(class_map, student.num_classes, self.num_classes, self.where)
+            with placed(self.where):
+                fit_class_map(class_map, student.num_classes, self.num_classes)
 
     def labels(self, recorder: Recorder, images: int) -> list[Tensor]:
         """Class indices (N, S * S) of each level's cells; ``num_classes`` is background."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -142,11 +141,27 @@ class Predictions:
         made.spec, made.levels, made.handover, made.no_labels = spec, levels, handover, no_labels
         return made
 
-    label: str = property(attrgetter('spec.label'))
-    kind: str = property(attrgetter('spec.kind'))
-    activation: str = property(attrgetter('spec.activation'))
-    num_classes: int = property(attrgetter('spec.num_classes'))
-    background: bool = property(attrgetter('spec.background'))
+    # Written out: the compiler of PyTorch stops at a getter from `operator`, and what follows a
+    # stop within no_grad would then get no gradient.
+    @property
+    def label(self) -> str:
+        return self.spec.label
+
+    @property
+    def kind(self) -> str:
+        return self.spec.kind
+
+    @property
+    def activation(self) -> str:
+        return self.spec.activation
+
+    @property
+    def num_classes(self) -> int:
+        return self.spec.num_classes
+
+    @property
+    def background(self) -> bool:
+        return self.spec.background
 
     def __repr__(self) -> str:
         shapes = [tuple(level.logits.shape) for level in self.levels]

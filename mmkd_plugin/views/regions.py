@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import placed
 from ..taps import Recorder, TapError, TapPoint
 from .batch import check_images
 from .loss_calls import LossCall, loss_calls
@@ -88,7 +89,7 @@ def refuse_fused(model: nn.Module, where: str) -> None:
         )
 
 
-def told(recorder: Recorder, point: TapPoint, rows: int) -> LossCall | None:
+def last_loss_call(recorder: Recorder, point: TapPoint, rows: int) -> LossCall | None:
     """The last call of a loss with ``rows`` predictions; None if there was no such call.
 
     A head calls its loss once, or a second time with weights that came of the first (PISA).
@@ -139,5 +140,6 @@ def rois_on(maps: Sequence[Tensor], student: Regions, copies: int, where: str) -
     own, rois = maps[0].shape[0], student.rois
     if student.images in (None, own):
         return rois
-    check_images(student.images, own * copies, where)
+    with placed(where):
+        check_images(student.images, own * copies)
     return torch.cat([rois[:, :1] % own, rois[:, 1:]], 1)

@@ -20,6 +20,7 @@ from .predictions import ALIKE, Boxes, HeadSpec, Level, PairContext, Predictions
 from .regions import (
     Regions,
     images_of,
+    last_loss_call,
     paths_of,
     pools_rois,
     pyramid,
@@ -28,7 +29,6 @@ from .regions import (
     rois_of,
     rois_on,
     stage_arguments,
-    told,
 )
 
 
@@ -122,7 +122,7 @@ class RoILogits(LogitView):
         rois = rois_of(recorder, self.rois[stage], count, last=len(outputs) > 1)
         level = self._level(recorder.model, stage, logits, deltas, rois)
         level.images = rois[None, :, 0].long()
-        call = told(recorder, self.losses[stage], count)
+        call = last_loss_call(recorder, self.losses[stage], count)
         if call is None and count:
             raise TapError(
                 f'{self.where}: {self.losses[stage].path!r} was not given the {count} predictions '

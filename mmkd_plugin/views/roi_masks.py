@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 from ..class_map import fit_class_map
+from ..errors import placed
 from ..taps import Recorder, TapError, TapPoint
 from .base import LogitView, register_view
 from .predictions import ALIKE, HeadSpec, Level, PairContext, Predictions
 from .regions import (
     Regions,
     images_of,
+    last_loss_call,
     paths_of,
     pools_rois,
     pyramid,
@@ -25,7 +27,6 @@ from .regions import (
     rois_of,
     rois_on,
     stage_arguments,
-    told,
 )
 
 
@@ -131,7 +132,8 @@ class RoIMasks(LogitView):
             if class_map is not None and not s.class_agnostic:
                 # What an agnostic head's config says of a number of classes is never read.
                 known = max(class_map) + 1 if t.class_agnostic else t.num_classes
-                fit_class_map(class_map, s.num_classes, known, self.where)
+                with placed(self.where):
+                    fit_class_map(class_map, s.num_classes, known)
             other = s.num_classes != t.num_classes and class_map is None
             if not t.class_agnostic and (s.class_agnostic or other):
                 raise TapError(
@@ -170,7 +172,7 @@ class RoIMasks(LogitView):
         # Later stages of HTC call the heads of earlier ones again, for their features.
         masks = _first(outputs[0])
         count, _, height, width = masks.shape
-        call = told(recorder, self.losses[stage], count)
+        call = last_loss_call(recorder, self.losses[stage], count)
         if call is None and count:
             raise TapError(
                 f'{self.where}: {self.losses[stage].path!r} was not given the {count} masks of its '
@@ -203,7 +205,7 @@ class RoIMasks(LogitView):
         outputs = recorder.raw(self.box_output)
         total = len(outputs[-1][0])
         rois = rois_of(recorder, self.rois[0], total)
-        call = told(recorder, self.box_loss, total)
+        call = last_loss_call(recorder, self.box_loss, total)
         if call is None:
             return rois[:0]
         background = call.target >= recorder.model.roi_head.bbox_head.num_classes

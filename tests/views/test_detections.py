@@ -17,7 +17,7 @@ from mmkd_plugin.taps import TapError
 from mmkd_plugin.teacher import Teacher
 from mmkd_plugin.views import PairContext, make_view
 from mmkd_plugin.views.assignment import assign, log_odds
-from mmkd_plugin.views.detections import PER_IMAGE, Detections, Found
+from mmkd_plugin.views.detections import PER_IMAGE, Detections, ImageBoxes
 
 KD = dict(
     loss=dict(type='KDLoss', temperature=1.0),
@@ -423,7 +423,7 @@ def test_classes_that_the_student_lacks_take_no_place_from_others(softmax, monke
         known = log_odds(logits)[144, :CLASSES]
     else:
         teacher, known = detector('FCOS', width=32, seed=1), logits[144]
-        found = Found(boxes, logits, None, torch.zeros(()))
+        found = ImageBoxes(boxes, logits, None, torch.zeros(()))
         monkeypatch.setattr(Detections, '_from_maps', lambda self, *_: [found])
     _, taught = read_mapped(pupil, teacher, 2, 0)
     rows = torch.cat([level.logits[level.valid] for level in taught[0].levels])
