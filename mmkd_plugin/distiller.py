@@ -27,7 +27,7 @@ from .student_losses import COMPLEMENT, add_zero, checked_task_weight, refuse_ta
 from .taps import Recorder, TapError, TapPoint, is_loss_input, refuse_checkpointed
 from .teacher import Teacher
 from .terms import PlanRow, Term
-from .weights import Calibration
+from .weights import Calibration, CalibrationError
 
 ATTRIBUTE = 'distiller'  # of a student, where its distiller is
 TEACHER_INPUTS = 'teacher_inputs'
@@ -295,7 +295,11 @@ class Distiller(nn.Module):
                 'steps without torch.compile, while distiller.calibrates is true (DistillHook '
                 'does), or give the terms numbers.'
             )
-        self.calibration.step(self.recorder.model, task, losses, active)
+        try:
+            self.calibration.step(self.recorder.model, task, losses, active)
+        except CalibrationError:
+            self.raise_if_not_finite()  # then the place that holds NaN says more
+            raise
 
     def _refuse_overwritten(self) -> None:
         for recorder in (self.recorder, self.teacher.recorder):
