@@ -23,6 +23,7 @@ from .views import TapView, View
 from .views.activation import activation_of, class_loss
 from .views.batch import repeated
 from .weights import parse_weight
+from .weights.wishes import ALL
 
 TERM_KEYS = (
     'loss',
@@ -322,6 +323,11 @@ def check_term(config: Any, where: str) -> tuple[str, DistillLoss]:
         raise ValueError(
             f'{where}: name={shown(name)} must be a short string (1 to 100 characters); it is '
             'logged as loss_<name>.'
+        )
+    if name == ALL:
+        raise ValueError(
+            f'{where}: name={name!r} stands for all terms where weights are said (weights='
+            'dict(...)). Give the term another name.'
         )
     if 'loss' in name:
         raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shlex
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,32 @@ def test_a_hook_refuses_them_before_any_model_is_built(given, words):
     assert all(word in str(error.value) for word in words), error.value
 
 
+def test_odd_names_can_be_typed_as_the_run_prints_them(tmp_path):
+    names = ['kd=2', 'it is $HOME']
+    terms = [dict(loss=dict(type='CWDLoss'), student='neck.convs.*', name=name) for name in names]
+    train(runner_config(tmp_path, hook_config(*terms, weights='auto')))
+    (line,) = [
+        line
+        for line in (tmp_path / 'distillation.txt').read_text().splitlines()
+        if '--weight' in line
+    ]
+    typed = shlex.split(line.partition(': ')[2])
+    assert typed[::2] == ['--weight', '--weight']
+    assert parse_flags(None, typed[1::2]) == state(tmp_path)['distiller']['weights']
+
+
+def test_no_term_is_called_as_all_of_them_are():
+    with pytest.raises(ValueError, match=r"name='\*' stands for all terms"):
+        mmkd_plugin.attach(toy_model(0), toy_model(1), [dict(TERM, name='*')])
+
+
+def test_capital_letters_are_a_near_match():
+    with pytest.raises(ValueError, match="nearest: 'gdd'"):
+        recipes.describe('GDD')
+    with pytest.raises(ValueError, match="nearest: 'kd'"):
+        DistillHook(teacher=dict(config='none.py'), recipe='gdd+kd', weights=dict(KD=1))
+
+
 # -- which one wins ----------------------------------------------------------------------------
 
 
@@ -171,6 +198,8 @@ def test_the_dumped_config_repeats_the_run_when_the_tables_change(tmp_path, monk
     train(config(tmp_path / 'run', hook(weights=dict(gdd=2))))
     saved = dumped(tmp_path / 'run')
     (entry,) = saved.custom_hooks
+    (other,) = (tmp_path / 'run').rglob('vis_data/config.py')
+    assert Config.fromfile(other).custom_hooks == saved.custom_hooks
     assert not {'recipe', 'weights', 'term_options'} & set(entry)
     assert [term.weight for term in entry.terms] == [2, 0.9]
     assert entry.task_weight == pytest.approx(0.1)
