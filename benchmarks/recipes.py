@@ -79,7 +79,7 @@ def table(rows: list[dict[str, Any]], runs: list[dict[str, Any]], task: Task) ->
     lines = [f'| {" | ".join(heads)} |', '|---|---|' + '---:|' * (len(heads) - 2)]
     for row in rows:
         own = [run for run in runs if run['method'] == row['method']]
-        cells = [row['method'] if row['method'] != BASELINE else 'student alone', _weights(own)]
+        cells = [row['method'] if row['method'] != BASELINE else 'student alone', weights_text(own)]
         if row['incomplete']:
             cells += [f'incomplete: {row["incomplete"]}', *[''] * (len(task.metrics) + 1)]
         else:
@@ -92,7 +92,7 @@ def table(rows: list[dict[str, Any]], runs: list[dict[str, Any]], task: Task) ->
     return '\n'.join(lines) + '\n'
 
 
-def _weights(runs: list[dict[str, Any]]) -> str:
+def weights_text(runs: list[dict[str, Any]]) -> str:
     """The weights that the runs had: of each term the smallest and the largest."""
     found: dict[str, list[float]] = {}
     for run in runs:
