@@ -68,7 +68,7 @@ format: $(VENV)/.ready
 $(VENV_DOCS)/.ready: setup.py
 	$(PYTHON) -m venv --clear $(VENV_DOCS)
 	$(VENV_DOCS)/bin/python -m pip install --quiet --upgrade pip
-	$(VENV_DOCS)/bin/python -m pip install --quiet '.[docs]'
+	$(VENV_DOCS)/bin/python -m pip install --quiet -e '.[docs]'
 	@touch $@
 
 docs: $(VENV_DOCS)/.ready
