@@ -8,8 +8,8 @@
 
 Every run has the hook that ``tools/train.py --recipe NAME`` writes. A recipe may give its weights
 (``gdd:20+kd:auto``), which is how a grid of fixed weights is compared with the default. Pairs,
-teachers and data are those of ``detection.py`` and, for classifiers, ``classification.py``. A run that ends in NaN is a result: its metrics are
-0, and the table says in how many seeds.
+teachers and data are those of ``detection.py`` and, for classifiers, ``classification.py``. A run
+that ends in NaN is a result: its metrics are 0, and the table says in how many seeds.
 """
 
 from __future__ import annotations
