@@ -27,6 +27,7 @@ from .terms import (
 )
 from .views import HeadSpec, LogitView, Predictions, TapView, make_view
 from .views.batch import check_images, copies_of
+from .views.classifier import ClassifierLogits
 
 
 class LogitTerm(Term):
@@ -270,7 +271,8 @@ def make_term(config: Any, student: nn.Module, teacher: Teacher, index: int) -> 
     copies = copies_of(student, teacher.model, where)
     if all(taps_only):
         refuse_sigmoid_head(loss, views[0], student, where)
-        return TapTerm(config, *views, name, where, copies)
+        kind = 'image_feature' if ClassifierLogits.fits(student) else 'feature'
+        return TapTerm(config, *views, name, where, copies, kind)
     if any(taps_only):
         raise TapError(
             f'{where}: student={taps[0]!r} and teacher={taps[1]!r} are a view and a module path: '

@@ -99,8 +99,8 @@ class Term(nn.Module):
 
     @property
     def kind(self) -> str:
-        """What it compares: ``'feature'``, or the kind of the head whose rows it reads."""
-        return 'feature'
+        """What it compares, a key of :data:`mmkd_plugin.weights.TARGETS`."""
+        raise NotImplementedError
 
     @property
     def target(self) -> float | None:
@@ -207,9 +207,11 @@ class TapTerm(Term):
         name: str,
         where: str,
         copies: int = 1,
+        kind: str = 'feature',
     ) -> None:
         super().__init__(config, student, teacher, name, where)
         self.copies = copies  # images of the student's maps for one of the teacher's
+        self._kind = kind
         if config.get('select') is not None:
             raise ValueError(
                 f'{self.where}: select={shown(config["select"])} chooses among the rows of a view '
@@ -220,6 +222,10 @@ class TapTerm(Term):
             raise ValueError(
                 f"{self.where}: resize is None or 'bilinear', not {shown(self.resize)}."
             )
+
+    @property
+    def kind(self) -> str:
+        return self._kind
 
     @property
     def probed(self) -> list[TapPoint]:

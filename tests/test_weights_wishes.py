@@ -24,6 +24,7 @@ import mmkd_plugin
 from mmkd_plugin import recipes
 from mmkd_plugin.hooks import DistillHook
 from mmkd_plugin.recipes import classification, defaults, features
+from mmkd_plugin.weights import TARGETS
 from mmkd_plugin.weights.wishes import joined, parse_flags, parse_text, wish_text
 
 PAIR = dict(config=dict(type='ToyClassifier', width=8), allow_random=True)
@@ -227,7 +228,7 @@ def test_the_dumped_config_repeats_the_run_when_the_tables_change(tmp_path, monk
 def test_automatic_weights_are_written_down_as_their_targets(tmp_path):
     train(config(tmp_path, hook('gdd:auto+kd:ratio:0.2')))
     gdd, kd = (term.weight for term in dumped(tmp_path).custom_hooks[0].terms)
-    assert gdd == dict(ratio=1.0) and kd == dict(ratio=0.2)
+    assert gdd == dict(ratio=TARGETS['image_feature']) and kd == dict(ratio=0.2)
 
 
 @pytest.mark.parametrize('how', ['recipe', 'dumped'])
@@ -290,7 +291,7 @@ def test_the_plan_has_every_weight_before_and_after_it_is_found(tmp_path):
     before, after = reads.text, (tmp_path / 'distillation.txt').read_text()
     rows = [' '.join(line.split()) for line in before.splitlines()]
     assert 'term loss student <- teacher weight schedule' in rows
-    assert "gdd GDDLoss backbone (levels [-1]) auto (1 x the task's gradient) always" in rows
+    assert "gdd GDDLoss backbone (levels [-1]) auto (0.3 x the task's gradient) always" in rows
     schedule = 'iterations 2 to 8, ramp over 4 iterations, every 2 iterations'
     assert f'kd KDLoss cls_logits 0.5 {schedule}' in rows
     assert 'task_weight=0.1 is the smallest of their wishes (gdd 1, kd 0.1)' in before
@@ -298,7 +299,7 @@ def test_the_plan_has_every_weight_before_and_after_it_is_found(tmp_path):
     assert '(1, 8, 4, 4)' in before
     found = state(tmp_path, 12)['distiller']['weights']
     assert found['kd'] == 0.5
-    assert f'{found["gdd"]:g}, found (1 x' in after
+    assert f'{found["gdd"]:g}, found (0.3 x' in after
     assert f'--weight gdd={found["gdd"]:g} --weight kd=0.5' in after
 
 
