@@ -63,6 +63,8 @@ EXTRAS = {
     'shampoo': ['pytorch-optimizer'],
     'demo': ['scikit-learn', 'matplotlib', 'rich', 'tensorboard'],
     'dev': ['pytest', 'pytest-xdist', 'pytest-timeout', 'ruff'],
+    # the site reads the sources and imports nothing of them; ruff formats the signatures
+    'docs': ['mkdocs>=1.6,<2', 'mkdocs-material>=9.5', 'mkdocstrings[python]>=0.29', 'ruff'],
 }
 
 setup(
@@ -77,10 +79,17 @@ setup(
         'MMDetection': 'https://github.com/open-mmlab/mmdetection',
         'GDD (paper)': 'https://arxiv.org/abs/2401.08332',
     },
+    keywords='knowledge distillation, object detection, MMDetection, MMEngine, PyTorch',
     classifiers=[
+        'Development Status :: 4 - Beta',
+        'Intended Audience :: Science/Research',
+        'License :: OSI Approved :: Apache Software License',
+        'Operating System :: POSIX :: Linux',
         'Programming Language :: Python :: 3',
         'Programming Language :: Python :: 3.10',
         'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Programming Language :: Python :: 3.13',
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
     python_requires='>=3.10',

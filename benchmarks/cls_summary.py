@@ -91,7 +91,7 @@ def _table(name: str, pair: dict[str, Any], benchmark: Benchmark) -> str:
     lines.append(f'| {" | ".join(head)} |')
     lines.append('|---|' + '---:|' * (len(head) - 1))
     for row in pair['rows']:
-        cells = _cells(row)
+        cells = row_cells(row)
         if benchmark.published:
             number = '–' if row['published'] is None else f'{row["published"]:.2f}'
             cells[3:3] = [number, '' if row['incomplete'] else row['verdict']]
@@ -112,7 +112,7 @@ def _about_teacher(pair: dict[str, Any], published: dict[str, float]) -> str:
     return text + '.'
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def row_cells(row: dict[str, Any]) -> list[str]:
     """Title, best, last, gain, wins, seconds."""
     title = METHODS[row['method']].title
     seconds = f'{row["seconds"]:.1f}' if 'seconds' in row else ''

@@ -70,10 +70,12 @@ def prepare_data(dataset: str, select: bool, pair: Pair | None = None) -> dict[s
 class Study:
     """The runs of one data set, or of one pair on it, under one work directory."""
 
+    pairs = PAIRS
+
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.select = bool(args.select_weights)
-        self.pair: Pair | None = PAIRS[args.dataset][args.pair] if args.pair else None
+        self.pair: Pair | None = self.pairs[args.dataset][args.pair] if args.pair else None
         self.benchmark = self.pair or BENCHMARKS[args.dataset]
         self.task = self.pair.measured if self.pair else DETECTION
         self.options = prepare_data(args.dataset, self.select, self.pair)
@@ -90,7 +92,6 @@ class Study:
 
     def spec(self, method: str, seed: int, weight: float | None, **changes: Any) -> dict[str, Any]:
         """What ``run.json`` says: everything a result depends on."""
-        has_test = self.args.dataset == 'bccd'
         terms = (
             self.pair.terms(method, weight, self.args.epochs)
             if self.pair
@@ -103,7 +104,7 @@ class Study:
             weight=weight,
             terms=terms,
             seed=seed,
-            split='test' if has_test and not self.select else 'val',
+            split='val' if self.select else self.benchmark.split,
             epochs=self.epochs(),
             options=self.options,
             teacher=None,
@@ -119,8 +120,7 @@ class Study:
         of = self.pair.teacher_of if self.pair else None
         folder = self.folder(of or self.args.pair) / ('teacher-select' if own else 'teacher')
         config = self.benchmark.teacher
-        split = 'test' if self.args.dataset == 'bccd' else 'val'
-        changes = dict(config=config, split=split, epochs=self.epochs(teacher=True))
+        changes = dict(config=config, split=self.benchmark.split, epochs=self.epochs(teacher=True))
         run = {**self.spec(BASELINE, 0, None, **changes), 'method': 'teacher'}
         if self.pair:
             run['options'] = {}  # the same teacher whatever the students are measured on
@@ -242,13 +242,15 @@ def parse_grid(
     return grid
 
 
-def make_parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser with what every study of detectors may be told."""
+def make_parser(
+    description: str | None, datasets: Iterable[str] = BENCHMARKS
+) -> argparse.ArgumentParser:
+    """A parser with what every study of pairs may be told."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add('--dataset', choices=list(BENCHMARKS), required=True)
+    add('--dataset', choices=list(datasets), required=True)
     add('--seeds', nargs='+', type=int, default=[0, 1, 2])
     add('--jobs', type=int, default=2, help='runs at a time (default 2)')
     add('--threads', type=int, default=1, help='threads of each run (default 1)')

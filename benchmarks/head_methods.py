@@ -115,6 +115,7 @@ class Pair:
         views: Changes of ``PARTS`` for this pair, by part.
         teacher_of: The pair whose teacher this is, where it is another's.
         student_of: The pair whose student alone this is, where it is another's.
+        split: Which of the config's loaders is reported.
     """
 
     teacher: str
@@ -128,6 +129,7 @@ class Pair:
     views: dict[str, Term] | None = None
     teacher_of: str | None = None
     student_of: str | None = None
+    split: str = 'val'
 
     @property
     def measured(self) -> Task:
@@ -213,6 +215,20 @@ PAIRS: dict[str, dict[str, Pair]] = {
             (*DENSE, 'gdd_channel+kd', 'ckd_strong'),
             (5, 10),
         ),
+        'retinanet': _digits(
+            f'{DETECTION}/retinanet_r18-half_digits.py',
+            f'{DETECTION}/retinanet_r18-quarter_digits.py',
+            'dense',
+            (BASELINE, 'gdd_channel', 'kd', 'gdd_channel+kd'),
+            (4, 8),
+        ),
+        'rtmdet': _digits(
+            f'{DETECTION}/rtmdet-tiny_digits.py',
+            f'{DETECTION}/rtmdet-half_digits.py',
+            'dense',
+            (BASELINE, 'gdd_channel', 'kd', 'gdd_channel+kd'),
+            (3, 6),
+        ),
         'faster': _digits(
             f'{DETECTION}/faster-rcnn_r18-half_digits.py',
             f'{DETECTION}/faster-rcnn_r18-quarter_digits.py',
@@ -278,6 +294,7 @@ PAIRS: dict[str, dict[str, Pair]] = {
             (9, None),
             'test split (72 images)',
             'val split (87 images)',
+            split='test',
         ),
         'faster': Pair(
             'configs/detection/bccd/faster-rcnn_r18-half_bccd.py',
@@ -287,6 +304,7 @@ PAIRS: dict[str, dict[str, Pair]] = {
             (9, None),
             'test split (72 images)',
             'val split (87 images)',
+            split='test',
         ),
     },
 }

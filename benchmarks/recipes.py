@@ -4,11 +4,12 @@
     python benchmarks/recipes.py --dataset digits --pair gfl
     python benchmarks/recipes.py --dataset digits --pair gfl --optimizer sgd
     python benchmarks/recipes.py --dataset digits --pair gfl --recipes gdd gdd:published gdd:1
+    python benchmarks/recipes.py --dataset clothing10 --pair resnet18_shufflenet
 
 Every run has the hook that ``tools/train.py --recipe NAME`` writes. A recipe may give its weights
 (``gdd:20+kd:auto``), which is how a grid of fixed weights is compared with the default. Pairs,
-teachers and data are those of ``detection.py``. A run that ends in NaN is a result: its metrics are
-0, and the table says in how many seeds.
+teachers and data are those of ``detection.py`` and, for classifiers, ``classification.py``. A run
+that ends in NaN is a result: its metrics are 0, and the table says in how many seeds.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # started as a script
 
 from benchmarks import summary  # noqa: E402
+from benchmarks.cls_methods import BENCHMARKS as CLASSIFIERS  # noqa: E402
 from benchmarks.detection import Study, make_parser  # noqa: E402
-from benchmarks.head_methods import PAIRS  # noqa: E402
+from benchmarks.head_methods import PAIRS, Pair  # noqa: E402
 from benchmarks.methods import BASELINE, OPTIMIZERS, Task  # noqa: E402
 from benchmarks.pool import machine  # noqa: E402
 from mmkd_plugin import recipes  # noqa: E402
@@ -33,15 +35,38 @@ from mmkd_plugin import recipes  # noqa: E402
 DEFAULT = ('gdd', 'kd', 'gdd+kd')
 
 
+def all_pairs() -> dict[str, dict[str, Pair]]:
+    """The pairs of detectors and segmenters, and those of classifiers, by data set."""
+    pairs = {dataset: dict(known) for dataset, known in PAIRS.items()}
+    for dataset, study in CLASSIFIERS.items():
+        for name, networks in study.pairs.items():
+            pairs.setdefault(dataset, {})[name] = Pair(
+                *map(study.config, networks),
+                kind='image',
+                methods=(BASELINE,),
+                epochs=(None, None),
+                report=study.report,
+                select=study.select or 'nothing',
+                task='classification',
+                split=study.split,
+            )
+    return pairs
+
+
 class RecipeStudy(Study):
     """The runs of one pair with one optimizer."""
 
+    pairs = all_pairs()
+
     def spec(self, method: str, seed: int, weight: float | None, **changes: Any) -> dict[str, Any]:
         run = super().spec(BASELINE, seed, weight, **changes)
+        if changes.get('config') is not None:  # the teacher is the one of the other studies
+            return run
+        run['evaluations'] = 1
+        if self.args.optimizer != 'own':
+            run['optimizer'] = self.args.optimizer
         if method != BASELINE:
             run.update(method=method, recipe=method)
-        if self.args.optimizer != 'own' and changes.get('config') is None:  # not of the teacher
-            run['optimizer'] = self.args.optimizer
         return run
 
     def plan(self, teacher: dict[str, str] | None) -> dict[Path, dict[str, Any]]:
@@ -79,7 +104,7 @@ def table(rows: list[dict[str, Any]], runs: list[dict[str, Any]], task: Task) ->
     lines = [f'| {" | ".join(heads)} |', '|---|---|' + '---:|' * (len(heads) - 2)]
     for row in rows:
         own = [run for run in runs if run['method'] == row['method']]
-        cells = [row['method'] if row['method'] != BASELINE else 'student alone', _weights(own)]
+        cells = [row['method'] if row['method'] != BASELINE else 'student alone', weights_text(own)]
         if row['incomplete']:
             cells += [f'incomplete: {row["incomplete"]}', *[''] * (len(task.metrics) + 1)]
         else:
@@ -92,7 +117,7 @@ def table(rows: list[dict[str, Any]], runs: list[dict[str, Any]], task: Task) ->
     return '\n'.join(lines) + '\n'
 
 
-def _weights(runs: list[dict[str, Any]]) -> str:
+def weights_text(runs: list[dict[str, Any]]) -> str:
     """The weights that the runs had: of each term the smallest and the largest."""
     found: dict[str, list[float]] = {}
     for run in runs:
@@ -106,9 +131,9 @@ def _weights(runs: list[dict[str, Any]]) -> str:
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, RecipeStudy.pairs)
     add = parser.add_argument
-    add('--pair', required=True, help='a pair of detection.py: gfl, fcos, faster, mask ...')
+    add('--pair', required=True, help='gfl, fcos, faster, mask ... or a pair of classifiers')
     add('--recipes', nargs='+', default=list(DEFAULT), help=f'default: {" ".join(DEFAULT)}')
     add(
         '--optimizer',
@@ -117,10 +142,9 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         help='; '.join(f'{name}: {text}' for name, (text, _) in OPTIMIZERS.items()),
     )
     args = parser.parse_args(argv)
-    if args.pair not in PAIRS[args.dataset]:
-        raise SystemExit(
-            f'--pair {args.pair}: {args.dataset} has {", ".join(PAIRS[args.dataset])}.'
-        )
+    known = RecipeStudy.pairs[args.dataset]
+    if args.pair not in known:
+        raise SystemExit(f'--pair {args.pair}: {args.dataset} has {", ".join(known)}.')
     for name in args.recipes:
         try:
             recipes.methods(name)

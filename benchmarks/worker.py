@@ -105,7 +105,8 @@ def build_config(run: dict[str, Any], folder: Path) -> Config:
     cfg.resume = True
     cfg.randomness = dict(seed=run['seed'])
     epochs = cfg.train_cfg.max_epochs
-    evaluations = TASKS[run.get('task', 'detection')].evaluations or epochs
+    task = TASKS[run.get('task', 'detection')]
+    evaluations = run.get('evaluations') or task.evaluations or epochs
     cfg.train_cfg.val_interval = max(1, -(-epochs // evaluations))
     if run['split'] == 'test':
         cfg.val_dataloader, cfg.val_evaluator = cfg.test_dataloader, cfg.test_evaluator

@@ -79,9 +79,13 @@ def _at_least(minimum: float | None) -> str:
 
 
 def nearest(name: str, names: Iterable[str], count: int = 4) -> str:
-    """Formats the valid names most like ``name``, for an error message."""
+    """Formats the valid names most like ``name``, for an error message; 'GDD' is like 'gdd'."""
     names = list(names)
     close = difflib.get_close_matches(str(name)[:200], names, n=count, cutoff=0.4)
+    if not close:
+        lower = {known.lower(): known for known in names}
+        found = difflib.get_close_matches(str(name)[:200].lower(), lower, n=count, cutoff=0.4)
+        close = [lower[known] for known in found]
     if close:
         return 'nearest: ' + ', '.join(repr(n) for n in close)
     return 'valid: ' + ', '.join(repr(n) for n in sorted(names)[:20])

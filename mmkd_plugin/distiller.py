@@ -29,7 +29,7 @@ from .terms.base import PlanRow, Term
 from .terms.build import make_term
 from .terms.config import check_terms
 from .terms.task import COMPLEMENT, add_zero, checked_task_weight, refuse_taken, weighted
-from .weights import Calibration
+from .weights import Calibration, CalibrationError
 
 ATTRIBUTE = 'distiller'  # of a student, where its distiller is
 TEACHER_INPUTS = 'teacher_inputs'
@@ -301,7 +301,11 @@ class Distiller(nn.Module):
                 'steps without torch.compile, while distiller.calibrates is true (DistillHook '
                 'does), or give the terms numbers.'
             )
-        self.calibration.step(self.recorder.model, task, losses, active)
+        try:
+            self.calibration.step(self.recorder.model, task, losses, active)
+        except CalibrationError:
+            self.raise_if_not_finite()  # then the place that holds NaN says more
+            raise
 
     def _refuse_overwritten(self) -> None:
         for recorder in (self.recorder, self.teacher.recorder):

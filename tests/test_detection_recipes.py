@@ -53,7 +53,7 @@ CKD = dict(type='CKDLoss', temperature=1.0)
 
 def resolved(name: str, student: str, teacher: str | None = None, **length: int) -> list[dict]:
     pair = detector(student), detector(teacher or student)
-    plan = recipes.resolve(name, *pair, length)
+    plan = recipes.resolve(name, *pair, length, weights='published')
     assert plan['task_weight'] == 1.0
     return plan['terms']
 
@@ -85,6 +85,31 @@ def test_numbers(name, family, loss, weight, select):
     assert term['student'] == ('seg_logits' if family == SEGMENTER else 'cls_logits')
     assert 'teacher' not in term, 'both heads have the same rows'
     assert term['name'] == name.replace('-', '_')
+
+
+@pytest.mark.parametrize(
+    'length, begin',
+    [
+        (dict(epochs=5), dict(begin=2, by_epoch=True)),
+        (dict(iterations=40000), dict(begin=16000)),
+        (dict(epochs=2), {}),
+        ({}, {}),
+    ],
+)
+def test_pixels_are_distilled_once_the_student_knows_some(length, begin):
+    for name in ('kd', 'dkd', 'loca', 'dkd-loca', 'ipwd', 'ipwd-inverse', 'ckd'):
+        (term,) = resolved(name, SEGMENTER, **length)
+        own = {key: term[key] for key in ('begin', 'by_epoch') if key in term}
+        assert own == ({} if name == 'ckd' else begin), name
+    for name, family in (('kd', 'Faster R-CNN'), ('kd', 'GFL'), ('kd-masks', 'Mask R-CNN')):
+        (term,) = resolved(name, family, **length)
+        assert 'begin' not in term
+
+
+def test_kd_of_regions_and_dense_heads_finds_its_weight():
+    for family, weight in (('Faster R-CNN', 'auto'), ('GFL', 'auto'), ('Deformable DETR', 2.0)):
+        (term,) = recipes.resolve('kd', detector(family), detector(family))['terms']
+        assert term['weight'] == weight
 
 
 @pytest.mark.parametrize(
@@ -165,7 +190,8 @@ def test_teachers_that_cannot_speak(teacher, student, said):
 def test_joined_recipes():
     terms = resolved('gdd+kd+kd-bins', 'GFL')
     assert [term.get('name', 'gdd') for term in terms] == ['gdd', 'kd', 'kd_bins']
-    assert terms[0] == recipes.resolve('gdd', detector('GFL'), detector('GFL'))['terms'][0]
+    published = recipes.resolve('gdd', detector('GFL'), detector('GFL'), weights='published')
+    assert terms[0] == published['terms'][0]
     assert recipes.describe('gdd+kd') == f'{recipes.describe("gdd")}; {recipes.describe("kd")}'
     told = recipes.source('gdd+kd-bins', detector('GFL'))
     assert told == 'gdd: official code, RepPoints; kd-bins: LD'

@@ -1,4 +1,4 @@
-"""Every code block of README.md and docs/ that can run runs here; links lead somewhere.
+"""Every code block of README, CONTRIBUTING and docs/ that can runs here; links lead somewhere.
 
 A block of Python defines terms, a hook or a call: it is attached to tiny models and trained for a
 step in each of five epochs. A command is read by the parser of its own script, its configs are
@@ -29,8 +29,13 @@ from mmkd_plugin.model_config import find_config, load_model_config
 from mmkd_plugin.teacher import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
-WITH_LINKS = [*PAGES, ROOT / 'configs' / 'README.md', ROOT / 'benchmarks' / 'README.md']
+PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').rglob('*.md'))]
+WITH_LINKS = [
+    *PAGES,
+    ROOT / 'CHANGELOG.md',
+    ROOT / 'configs' / 'README.md',
+    ROOT / 'benchmarks' / 'README.md',
+]
 
 
 class Block(NamedTuple):
@@ -70,7 +75,9 @@ ELSEWHERE = {
 PAIRS = {
     "teacher='detections'": ('GFL', 'Faster R-CNN'),
     'levels=[1, 2, 3, 4]), teacher=dict(path': ('Faster R-CNN', 'RetinaNet'),
+    'levels=[0, 1, 2, 3]), teacher=dict(path': ('GFL', 'Faster R-CNN'),
     'classification/cifar100/resnet56': ('classifier', 'classifier'),
+    "dict(loss=dict(type='DKDLoss'": ('classifier', 'classifier'),
 }
 
 
@@ -159,7 +166,15 @@ def test_the_blocks_that_are_not_run_here_are_known():
 # Words that stand for a file of the reader's.
 PLACEHOLDERS = re.compile(r'^(?:[A-Z_]+|(?:my|your)_\w+\.py|teacher_config\.py)$')
 # Commands whose script has no parser of this package: what is checked of them instead.
-OTHERS = ('make', 'pip', 'source', 'export', 'tools/dist_train.sh', 'tools/dist_test.sh')
+OTHERS = (
+    'make',
+    'pip',
+    'pre-commit',
+    'source',
+    'export',
+    'tools/dist_train.sh',
+    'tools/dist_test.sh',
+)
 OTHERS += ('tools/slurm_train.sh', 'torchrun')
 
 
@@ -274,8 +289,8 @@ PAGES_TEXT = {page.name: page.read_text() for page in PAGES}
 def test_the_first_commands_of_the_classifiers_train(tmp_path, monkeypatch):
     """The two of the README that need no download, an epoch instead of 80."""
     pytest.importorskip('sklearn')
-    (first,) = [w for _, w in OF_PYTHON if w[-1].endswith('/resnet14_digits.py')]
-    (second,) = [w for _, w in OF_PYTHON if w[-1].endswith('/resnet14_resnet8-narrow_digits.py')]
+    names = '/resnet14_digits.py', '/resnet14_resnet8-narrow_digits.py'
+    first, second = (next(w for _, w in OF_PYTHON if w[-1].endswith(name)) for name in names)
     monkeypatch.syspath_prepend(str(ROOT / 'tools'))
     train = runpy.run_path(str(ROOT / first[1]))['main']
     monkeypatch.chdir(tmp_path)

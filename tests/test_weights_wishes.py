@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import shlex
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ import mmkd_plugin
 from mmkd_plugin import recipes
 from mmkd_plugin.hooks import DistillHook
 from mmkd_plugin.recipes import classification, defaults, features
+from mmkd_plugin.weights import TARGETS
 from mmkd_plugin.weights.wishes import joined, parse_flags, parse_text, wish_text
 
 PAIR = dict(config=dict(type='ToyClassifier', width=8), allow_random=True)
@@ -116,6 +118,32 @@ def test_a_hook_refuses_them_before_any_model_is_built(given, words):
     assert all(word in str(error.value) for word in words), error.value
 
 
+def test_odd_names_can_be_typed_as_the_run_prints_them(tmp_path):
+    names = ['kd=2', 'it is $HOME']
+    terms = [dict(loss=dict(type='CWDLoss'), student='neck.convs.*', name=name) for name in names]
+    train(runner_config(tmp_path, hook_config(*terms, weights='auto')))
+    (line,) = [
+        line
+        for line in (tmp_path / 'distillation.txt').read_text().splitlines()
+        if '--weight' in line
+    ]
+    typed = shlex.split(line.partition(': ')[2])
+    assert typed[::2] == ['--weight', '--weight']
+    assert parse_flags(None, typed[1::2]) == state(tmp_path)['distiller']['weights']
+
+
+def test_no_term_is_called_as_all_of_them_are():
+    with pytest.raises(ValueError, match=r"name='\*' stands for all terms"):
+        mmkd_plugin.attach(toy_model(0), toy_model(1), [dict(TERM, name='*')])
+
+
+def test_capital_letters_are_a_near_match():
+    with pytest.raises(ValueError, match="nearest: 'gdd'"):
+        recipes.describe('GDD')
+    with pytest.raises(ValueError, match="nearest: 'kd'"):
+        DistillHook(teacher=dict(config='none.py'), recipe='gdd+kd', weights=dict(KD=1))
+
+
 # -- which one wins ----------------------------------------------------------------------------
 
 
@@ -172,6 +200,8 @@ def test_the_dumped_config_repeats_the_run_when_the_tables_change(tmp_path, monk
     train(config(tmp_path / 'run', hook(weights=dict(gdd=2))))
     saved = dumped(tmp_path / 'run')
     (entry,) = saved.custom_hooks
+    (other,) = (tmp_path / 'run').rglob('vis_data/config.py')
+    assert Config.fromfile(other).custom_hooks == saved.custom_hooks
     assert not {'recipe', 'weights', 'term_options'} & set(entry)
     assert [term.weight for term in entry.terms] == [2, 0.9]
     assert entry.task_weight == pytest.approx(0.1)
@@ -199,7 +229,7 @@ def test_the_dumped_config_repeats_the_run_when_the_tables_change(tmp_path, monk
 def test_automatic_weights_are_written_down_as_their_targets(tmp_path):
     train(config(tmp_path, hook('gdd:auto+kd:ratio:0.2')))
     gdd, kd = (term.weight for term in dumped(tmp_path).custom_hooks[0].terms)
-    assert gdd == dict(ratio=1.0) and kd == dict(ratio=0.2)
+    assert gdd == dict(ratio=TARGETS['image_feature']) and kd == dict(ratio=0.2)
 
 
 @pytest.mark.parametrize('how', ['recipe', 'dumped'])
@@ -262,7 +292,7 @@ def test_the_plan_has_every_weight_before_and_after_it_is_found(tmp_path):
     before, after = reads.text, (tmp_path / 'distillation.txt').read_text()
     rows = [' '.join(line.split()) for line in before.splitlines()]
     assert 'term loss student <- teacher weight schedule' in rows
-    assert "gdd GDDLoss backbone (levels [-1]) auto (1 x the task's gradient) always" in rows
+    assert "gdd GDDLoss backbone (levels [-1]) auto (0.3 x the task's gradient) always" in rows
     schedule = 'iterations 2 to 8, ramp over 4 iterations, every 2 iterations'
     assert f'kd KDLoss cls_logits 0.5 {schedule}' in rows
     assert 'task_weight=0.1 is the smallest of their wishes (gdd 1, kd 0.1)' in before
@@ -270,7 +300,7 @@ def test_the_plan_has_every_weight_before_and_after_it_is_found(tmp_path):
     assert '(1, 8, 4, 4)' in before
     found = state(tmp_path, 12)['distiller']['weights']
     assert found['kd'] == 0.5
-    assert f'{found["gdd"]:g}, found (1 x' in after
+    assert f'{found["gdd"]:g}, found (0.3 x' in after
     assert f'--weight gdd={found["gdd"]:g} --weight kd=0.5' in after
 
 

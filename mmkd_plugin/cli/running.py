@@ -103,8 +103,8 @@ def _apply_options(cfg: Config, options: dict) -> None:
 
 _BEFORE_HOOK = (
     ' --cfg-options are applied to the config as it is in its file, before --teacher adds a '
-    'DistillHook; that one is changed by --recipe, --term-options, --teacher-cfg-options, '
-    '--class-map, --task-weight and --init-student.'
+    'DistillHook; that one is changed by --recipe, --weight, --term-options, '
+    '--teacher-cfg-options, --class-map, --task-weight and --init-student.'
 )
 
 

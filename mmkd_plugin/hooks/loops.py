@@ -65,9 +65,12 @@ def length_of(runner: Runner) -> dict[str, int]:
 
 
 def limit_calibration(runner: Runner, distiller: Distiller) -> None:
-    """A short run ends before the usual number of batches has been measured."""
+    """A short run, or the rest of one, ends before the usual number of batches is measured."""
     loop = runner._train_loop
     by_iteration = isinstance(loop, IterBasedTrainLoop)
     for term in distiller.terms:
         length = None if by_iteration else len(runner.train_dataloader)
-        distiller.calibration.limit(term, term.schedule.turns(loop.max_iters, length, STEPS))
+        turns, left = (
+            term.schedule.turns(loop.max_iters, length, STEPS, first) for first in (0, loop.iter)
+        )
+        distiller.calibration.limit(term, turns, left)

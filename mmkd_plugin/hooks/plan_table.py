@@ -7,6 +7,7 @@ from typing import Any
 
 from ..distiller import Distiller
 from ..terms.base import Term
+from ..weights.wishes import flag_text
 
 _HEADER = ('term', 'loss', 'student <- teacher', 'weight', 'schedule')
 
@@ -46,7 +47,7 @@ def paste_text(distiller: Distiller) -> str:
     if len(known) < len(distiller.terms):
         waiting = ', '.join(term.name for term in distiller.terms if term.name not in known)
         return f'Weights still to be found: {waiting}.'
-    flags = ' '.join(f'--weight {name}={weight:g}' for name, weight in known.items())
+    flags = ' '.join(flag_text(name, f'{weight:g}') for name, weight in known.items())
     return f'To repeat it with the weights that were found: {flags}'
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.runner import Runner
+from mmengine.visualization import LocalVisBackend
 
 from ..distiller import Distiller
 from ..recipes.method import Chosen, Method
@@ -23,10 +25,11 @@ PLAN = 'distillation.txt'
 def keep_resolved(runner: Runner, method: Method, distiller: Distiller, chosen: Chosen) -> None:
     """Writes the terms that were resolved into the config of the run, and the config once more.
 
-    MMEngine has written it before there were any models. With the terms in place of a recipe's
-    name, and targets in place of ``'auto'``, the file repeats the run when the tables of this
-    package change, and ``--cfg-options custom_hooks.0.terms.0.weight=...`` reaches them. The
-    config of a hook that was given as an object says nothing of it, and stays.
+    MMEngine has written it, into the work dir and beside the logged numbers, before there were any
+    models. With the terms in place of a recipe's name, and targets in place of ``'auto'``, the
+    files repeat the run when the tables of this package change, and ``--cfg-options
+    custom_hooks.0.terms.0.weight=...`` reaches them. The config of a hook that was given as an
+    object says nothing of it, and stays.
     """
     entry = _entry(runner, method)
     if entry is None:
@@ -41,6 +44,10 @@ def keep_resolved(runner: Runner, method: Method, distiller: Distiller, chosen: 
     entry.update(terms=terms, task_weight=chosen.task_weight)
     runner.message_hub.update_info('cfg', runner.cfg.pretty_text)
     _try_writing(runner.dump_config)
+    # Not those of the trackers of experiments: some refuse a value that changes.
+    for backend in runner.visualizer._vis_backends.values() if is_main_process() else ():
+        if isinstance(backend, LocalVisBackend):
+            _try_writing(functools.partial(backend.add_config, runner.cfg))
 
 
 def _entry(runner: Runner, method: Method) -> dict | None:

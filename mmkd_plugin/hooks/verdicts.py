@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from statistics import fmean, median
 
 from ..terms.base import Term
-from ..weights import TARGETS
+from ..weights import AUTO, TARGETS
+from ..weights.wishes import flag_text
 from .series import BLOCK, LONG, Series
 
 LARGE_GRADIENT, SMALL_GRADIENT = 10.0, 0.005  # in multiples of the task's
@@ -74,10 +75,9 @@ class Watched:
         """What to type, with two digits."""
         term = self.term
         plain_auto = term.config.weight.is_auto and term.config.weight.ratio is None
-        auto = '' if plain_auto else f' or --weight {term.name}=auto'
-        return (
-            f'Try --weight {term.name}={float(f"{number:.2g}"):g}{auto} (weight in {term.where}).'
-        )
+        auto = '' if plain_auto else f' or {flag_text(term.name, AUTO)}'
+        flag = flag_text(term.name, f'{float(f"{number:.2g}"):g}')
+        return f'Try {flag}{auto} (weight in {term.where}).'
 
 
 def zero(seen: Watched) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 
 from ..distiller import Distiller
@@ -55,7 +55,7 @@ class Watch:
             history = logged.get('train/grad_norm')
             if history is not None:
                 self._add_norm(float(history.current()))
-        is_clipped = bool(getattr(runner.optim_wrapper, 'clip_grad_kwargs', None))
+        is_clipped = any(wrapper.clip_grad_kwargs for wrapper in members(runner.optim_wrapper))
         for seen in acted:
             if _is_time(seen.loss.count):
                 self._look(seen, limit, is_clipped)
@@ -120,8 +120,15 @@ class Watch:
 def max_norm(wrapper: Any) -> float | None:
     """The norm to which gradients are clipped; None without it, or where several wrappers write
     into one entry of the log."""
-    clip = wrapper.clip_grad_kwargs if isinstance(wrapper, OptimWrapper) else None
-    return clip.get('max_norm') if clip and wrapper.grad_name == 'grad_norm' else None
+    wrappers = [] if isinstance(wrapper, OptimWrapperDict) else members(wrapper)
+    norms = [w.clip_grad_kwargs.get('max_norm') for w in wrappers if w.clip_grad_kwargs]
+    return norms[0] if norms and wrapper.grad_name == 'grad_norm' else None
+
+
+def members(wrapper: Any) -> list[OptimWrapper]:
+    """The wrappers of single optimizers; none where they are of a kind that is not known."""
+    wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+    return [each for each in wrappers if isinstance(each, OptimWrapper)]
 
 
 def task_loss(losses: Mapping[str, float], terms: Mapping[str, str]) -> float:

@@ -15,13 +15,15 @@ from ..weights import AUTO
 from ..weights.wishes import PUBLISHED
 
 _ANY = '*'
+# Measured: docs/weights.md. KD of RoIs and dense heads finds its weight, because 1 holds a new
+# student on its first plateau under plain SGD; what was not measured keeps its number.
 DEFAULTS: dict[str, dict[str, Any]] = {
     'gdd': {_ANY: AUTO},
     'gdd-shared': {_ANY: AUTO},
     'cwd': {_ANY: AUTO},
     'mgd': {_ANY: AUTO},
     'pkd': {_ANY: AUTO},
-    'kd': {_ANY: PUBLISHED},
+    'kd': {_ANY: PUBLISHED, 'dense': AUTO, 'roi': AUTO},
     'dkd': {_ANY: PUBLISHED},
     'loca': {_ANY: PUBLISHED},
     'dkd-loca': {_ANY: PUBLISHED},

@@ -45,6 +45,7 @@ class Recipe:
         sources: where the numbers come from, by kind of row; other kinds are refused.
         view: the rows.
         activations: what the head may do with its logits.
+        late: whether its pixels wait, see :func:`_late`.
     """
 
     summary: str
@@ -52,6 +53,7 @@ class Recipe:
     sources: dict[str, str]
     view: str = 'cls_logits'
     activations: tuple[str, ...] = ('softmax', 'sigmoid')
+    late: bool = True
 
 
 def _kd(head: HeadSpec, length: dict[str, int]) -> dict:
@@ -100,6 +102,19 @@ def _bins(head: HeadSpec, length: dict[str, int]) -> dict:
     return dict(loss=loss, select=select, weight=0.25 / 4 / head.num_classes)
 
 
+def _late(length: dict[str, int]) -> dict[str, Any]:
+    """Keys of a term that begins after two fifths of the training.
+
+    Most pixels are background: from the first step on, KD of all pixels holds a new student where
+    it calls everything background (docs/weights.md). Later it does no harm.
+    """
+    if 'epochs' in length:
+        begin = 2 * length['epochs'] // 5
+        return dict(begin=begin, by_epoch=True) if begin else {}
+    begin = 2 * length.get('iterations', 0) // 5
+    return dict(begin=begin) if begin else {}
+
+
 def _everywhere(source: str) -> dict[str, str]:
     return dict.fromkeys(ROWS, source)
 
@@ -142,6 +157,7 @@ RECIPES = {
             query='recommended: as on dense heads',
             pixel='recommended: as on RoIs',
         ),
+        late=False,  # its rows are a few of the pixels
     ),
     'ipwd': Recipe(
         'KD weighted by inverse propensity (ratio kd/cls)',
@@ -164,6 +180,7 @@ RECIPES = {
         _kd,
         dict(pixel='recommended: the weight of the mask loss'),
         view='mask_logits',
+        late=False,  # pixels of positive regions
     ),
 }
 
@@ -196,6 +213,8 @@ def plan(name: str, student: nn.Module, teacher: nn.Module, length: dict[str, in
     spec = view.specs(student)[0]
     _check_method(name, recipe, spec, type(student).__name__)
     term = recipe.term(spec, length)
+    if spec.kind == 'pixel' and recipe.late:
+        term.update(_late(length))
     # Once more, with what the loss needs beside logits, which a head may not have.
     loss = build_loss(term['loss'], f'recipe {name!r}')
     view = make_view(recipe.view, student, loss.needs, f'recipe {name!r}: student')

@@ -67,8 +67,8 @@ class Term(nn.Module):
 
     @property
     def kind(self) -> str:
-        """What it compares: ``'feature'``, or the kind of the head whose rows it reads."""
-        return 'feature'
+        """What it compares, a key of :data:`mmkd_plugin.weights.TARGETS`."""
+        raise NotImplementedError
 
     @property
     def target(self) -> float | None:

@@ -10,6 +10,7 @@ from ..errors import placed
 from ..teacher import Teacher
 from ..views import TapView, make_view
 from ..views.batch import copies_of
+from ..views.classifier import ClassifierLogits
 from .base import Term
 from .config import TermConfig
 from .logit_term import LogitTerm
@@ -37,5 +38,6 @@ def make_term(config: Any, student: nn.Module, teacher: Teacher, index: int) -> 
         check_views(config, views, models, copies)
         if isinstance(views[0], TapView):
             refuse_sigmoid_head(config.built, views[0], student)
-            return TapTerm(config, *views, where, copies)
+            kind = 'image_feature' if ClassifierLogits.fits(student) else 'feature'
+            return TapTerm(config, *views, where, copies, kind)
         return LogitTerm(config, *views, where, models, teacher.class_map, copies)

@@ -12,6 +12,7 @@ from ..losses.base import DistillLoss
 from ..registry import build_loss
 from ..weights import parse_weight
 from ..weights.target import Weight
+from ..weights.wishes import ALL
 from .schedule import Schedule
 from .selection import Selection, parse_select
 
@@ -121,6 +122,11 @@ def check_term(config: Any, where: str) -> tuple[str, DistillLoss]:
         raise ValueError(
             f'{where}: name={shown(name)} must be a short string (1 to 100 characters); it is '
             'logged as loss_<name>.'
+        )
+    if name == ALL:
+        raise ValueError(
+            f'{where}: name={name!r} stands for all terms where weights are said (weights='
+            'dict(...)). Give the term another name.'
         )
     if 'loss' in name:
         raise ValueError(

@@ -74,16 +74,17 @@ class Schedule:
             return 0.0
         return min(1.0, (now - self.begin + 1) / self.warmup) if self.warmup else 1.0
 
-    def turns(self, iterations: int, per_epoch: int | None, at_most: int) -> int:
+    def turns(self, iterations: int, per_epoch: int | None, at_most: int, first: int = 0) -> int:
         """In how many iterations of a run it acts, counted no further than ``at_most``.
 
         Args:
             iterations: length of the run.
             per_epoch: length of an epoch; None for a loop that stays in its first.
             at_most: where to stop counting.
+            first: iteration to count from.
         """
         found = 0
-        for i in range(iterations):
+        for i in range(first, iterations):
             epoch = 0 if per_epoch is None else i // per_epoch
             found += self.factor(i, epoch) > 0
             if found == at_most:

@@ -29,13 +29,21 @@ class TapTerm(Term):
         teacher: reads the teacher's.
         where: names the term in messages.
         copies: images of the student's maps for one of the teacher's.
+        kind: ``'feature'``, or ``'image_feature'`` of an image classifier.
     """
 
     def __init__(
-        self, config: TermConfig, student: TapView, teacher: TapView, where: str, copies: int = 1
+        self,
+        config: TermConfig,
+        student: TapView,
+        teacher: TapView,
+        where: str,
+        copies: int = 1,
+        kind: str = 'feature',
     ) -> None:
         super().__init__(config, student, teacher, where)
         self.copies = copies
+        self._kind = kind
         if config.select is not None:
             raise ValueError(
                 f'select={shown(config.select)} chooses among the rows of a view '
@@ -43,6 +51,10 @@ class TapTerm(Term):
             )
         if config.resize not in (None, 'bilinear'):
             raise ValueError(f"resize is None or 'bilinear', not {shown(config.resize)}.")
+
+    @property
+    def kind(self) -> str:
+        return self._kind
 
     @property
     def probed(self) -> list[TapPoint]:

@@ -7,10 +7,12 @@ import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .gradients import ParameterNorms, parameter_norms
+from .wishes import flag_text
 
 # Active steps in which a term is measured, counted from 0, and how many of the last measurements
 # count. The first quotients of a new student are far from those that follow (docs/weights.md).
@@ -122,26 +124,36 @@ class Calibration:
         gauge = self.gauges.get(term.name)
         return gauge is not None and not gauge.frozen
 
-    def limit(self, term: Term, turns: int) -> None:
+    def limit(self, term: Term, turns: int, left: int) -> None:
         """Tells in how many steps of the run the term acts: its weight is a number after those.
+
+        Args:
+            term: one of the terms.
+            turns: its steps in the whole run.
+            left: its steps that are still to come, fewer than ``turns`` in a resumed run.
 
         Raises:
             CalibrationError: it acts in none.
         """
-        if not self.is_open(term) or turns >= STEPS:
+        if not self.is_open(term):
             return
         if turns == 0:
             raise CalibrationError(
                 f"{term.where} has weight='auto' and acts in no iteration of this run: look at "
                 'begin, end and interval, or give it a number.'
             )
-        self.gauges[term.name].length = turns
-        print_log(
-            f'{term.where} acts in {turns} iterations only: its weight is found from these, not '
-            f'from {STEPS}.',
-            'current',
-            logging.WARNING,
-        )
+        gauge = self.gauges[term.name]
+        length = gauge.steps + left
+        if not 0 < length < STEPS:  # 0: it ended before the run was resumed
+            return
+        gauge.length = length
+        if left:
+            print_log(
+                f'{term.where} acts in {length} iterations only: its weight is found from these, '
+                f'not from {STEPS}.',
+                'current',
+                logging.WARNING,
+            )
 
     def step(
         self, student: nn.Module, task: dict[str, Any], losses: dict, active: Sequence[Term]
@@ -158,6 +170,11 @@ class Calibration:
             CalibrationError: the student's losses or a term have no gradient to measure.
         """
         waiting = [term for term in active if self.is_open(term)]
+        if not torch.is_grad_enabled():  # somebody only looks at the losses
+            for term in waiting:
+                if self.gauges[term.name].weight is None:
+                    losses[f'loss_{term.name}'] = term.idle()
+            return
         due = [term for term in waiting if self.gauges[term.name].is_due]
         reference = self._task_norms(student, task) if due else None
         for term in waiting:
@@ -181,7 +198,7 @@ class Calibration:
             print_log(
                 f'loss_{term.name}: weight={term.weight:g}, found in {gauge.steps} steps: '
                 f'{gauge.target:g} times the gradient of the task. To repeat it without '
-                f'measuring: --weight {term.name}={term.weight:g}, or weight={term.weight:g} '
+                f'measuring: {flag_text(term.name, f"{term.weight:g}")}, or weight={term.weight:g} '
                 f'in {term.where}.',
                 'current',
             )

@@ -9,9 +9,11 @@ from ..checks import check_keys, check_number, nearest, shown
 
 AUTO = 'auto'
 
-# Targets of weight='auto', by what the term compares: feature maps, or rows of logits by the kind
-# of the head. How they were found: docs/weights.md.
-TARGETS: dict[str, float] = dict(feature=1.0, dense=0.3, roi=0.3, query=0.3, pixel=0.3, image=1.0)
+# Targets of weight='auto', by what the term compares: feature maps (those of an image classifier
+# apart), or rows of logits by the kind of the head. How they were found: docs/weights.md.
+TARGETS: dict[str, float] = dict(
+    feature=2.0, image_feature=0.3, dense=0.3, roi=1.0, query=0.3, pixel=0.3, image=1.0
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Weight:
         """The gradient ratio that a term of this kind is calibrated to.
 
         Args:
-            kind: ``'feature'``, or the kind of the head whose rows are compared.
+            kind: a key of :data:`TARGETS`.
         """
         return TARGETS.get(kind, TARGETS['feature']) if self.ratio is None else self.ratio
 

@@ -14,6 +14,7 @@ which ``'*'`` stands for every term that is not named. What is said later wins:
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -104,7 +105,7 @@ def parse_flags(overall: str | None, single: Sequence[str] | None) -> dict[str, 
             )
         found[ALL] = overall
     for item in single or ():
-        name, equals, value = item.partition('=')
+        name, equals, value = item.rpartition('=')  # a name may have one, too
         if not (name.strip() and equals):
             raise ValueError(
                 f'--weight takes NAME=VALUE, such as gdd=20 or kd=auto, not {shortened(item)!r}.'
@@ -174,3 +175,8 @@ def wish_text(wish: Any) -> str:
     if isinstance(wish, Mapping):
         return f'{_RATIO}{wish["ratio"]:g}'
     return wish if isinstance(wish, str) else f'{check_number(wish, "weight"):g}'
+
+
+def flag_text(name: str, value: str) -> str:
+    """What to type for a term's weight, in quotes where a shell needs them."""
+    return f'--weight {shlex.quote(f"{name}={value}")}'

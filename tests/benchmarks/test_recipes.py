@@ -77,6 +77,34 @@ def test_the_table_tells_weights_and_runs_that_diverged():
     assert cells[1][-3] == '+10.0 ± 0.0' and cells[3][2].startswith('incomplete')
 
 
+def test_classifiers_are_pairs_like_detectors(tmp_path: Path):
+    args = ['--dataset', 'digits', '--pair', 'resnet14_resnet8-narrow', '--work-dir', str(tmp_path)]
+    made = recipes.RecipeStudy(
+        recipes.parse_args([*args, '--optimizer', 'adamw', '--recipes', 'kd'])
+    )
+    torch.save({}, tmp_path / 'teacher.pth')
+    teacher = dict(config=made.pair.teacher, checkpoint=str(tmp_path / 'teacher.pth'), sha256='0')
+    runs = {run['method']: run for run in made.plan(teacher).values()}
+    assert runs['kd']['task'] == 'classification' and runs['kd']['split'] == 'test'
+    cfg = worker.build_config(runs['kd'], tmp_path)
+    assert cfg.optim_wrapper.optimizer.type == 'AdamW' and cfg.optim_wrapper.clip_grad
+    assert cfg.train_cfg.val_interval == cfg.train_cfg.max_epochs  # the last epoch is what counts
+    assert cfg.custom_hooks[-1]['recipe'] == 'kd'
+
+
+@pytest.mark.parametrize(
+    'pair', [name for name in head_methods.PAIRS['digits'] if name in ('retinanet', 'rtmdet')]
+)
+def test_the_pairs_of_recipes_differ_in_width_only(pair: str):
+    teacher, student = (
+        Config.fromfile(getattr(head_methods.PAIRS['digits'][pair], role)).model
+        for role in ('teacher', 'student')
+    )
+    for part in ('type', 'train_cfg', 'test_cfg', 'data_preprocessor'):
+        assert teacher[part] == student[part]
+    assert teacher.neck.out_channels == 2 * student.neck.out_channels
+
+
 @pytest.mark.slow
 def test_a_study_from_end_to_end(tmp_path: Path, digits_root: Path, monkeypatch):
     settings = dict(image_size=128, train=24, val=12, seed=0)

@@ -7,10 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
-from mmengine.optim import OptimWrapper
+import torch
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import OPTIM_WRAPPERS
+from mmengine.runner import Runner
 from ranks import run_ranks
-from toys import TERM, hook_config, runner_config, train
+from toys import TERM, ToyDetector, hook_config, runner_config, train
 from waiting import Waits
 
 from mmkd_plugin.hooks import verdicts
@@ -157,6 +159,43 @@ def test_overflows_of_mixed_precision_are_no_norms(tmp_path):
 
 
 # -- terms without effect --------------------------------------------------------------------
+
+
+class TwoOptimizers(ToyDetector):
+    """Neck and head are trained by an optimizer each, in a step of their own."""
+
+    def train_step(self, data, optim_wrapper):
+        data = self.data_preprocessor(data, True)
+        loss, logged = self.parse_losses(self(**data, mode='loss'))
+        optim_wrapper.zero_grad()
+        loss.backward()
+        for wrapper in optim_wrapper.values():
+            wrapper.step()
+        return logged
+
+
+@pytest.mark.parametrize('clip', [None, CLIP])
+def test_several_optimizers_are_watched_too(tmp_path, clip):
+    model = TwoOptimizers()
+    parts = dict(neck=model.neck, head=model.bbox_head.cls)
+    wrappers = {
+        name: OptimWrapper(torch.optim.SGD(part.parameters(), lr=1e-6), clip_grad=clip)
+        for name, part in parts.items()
+    }
+    term = dict(loss=dict(type='CWDLoss'), student='neck.convs.*', weight=HUGE, name='cwd')
+    settings = config(tmp_path, term, iters=6)
+    loader = settings.train_dataloader
+    runner = Runner(
+        model,
+        str(tmp_path),
+        train_dataloader=loader,
+        train_cfg=settings.train_cfg,
+        optim_wrapper=OptimWrapperDict(**wrappers),
+        custom_hooks=settings.custom_hooks,
+        experiment_name=f'several_{clip}',
+    )
+    runner.train()
+    assert len(told(tmp_path)) == (clip is None)  # clipping protects from a large loss
 
 
 def test_what_does_not_move_is_named_unless_it_is_small(tmp_path):

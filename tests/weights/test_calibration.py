@@ -237,6 +237,20 @@ def test_a_resume_with_a_number_takes_the_number(tmp_path):
     assert rest.distiller.weights() == {'gdd': 5.0}
 
 
+def test_a_resumed_run_with_too_few_steps_takes_what_is_left(tmp_path, capsys):
+    run(tmp_path / 'run', dict(TERM, weight=2.0), until=10)
+    rest = run(tmp_path / 'run', AUTO, until=14, resume=True, log_level='INFO')
+    out = capsys.readouterr().out
+    assert 'acts in 4 iterations only' in out and 'loss_gdd: weight=' in out
+    assert set(rest.state['weights']) == {'gdd'}
+
+
+def test_a_resumed_run_does_not_seek_the_weight_of_a_term_that_has_ended(tmp_path):
+    run(tmp_path / 'run', dict(TERM, weight=2.0, end=6), until=10)
+    rest = run(tmp_path / 'run', dict(AUTO, end=6), until=14, resume=True)
+    assert rest.state['weights'] == {}
+
+
 RANKS = """
 import os, torch, toys
 import torch.distributed as dist
@@ -389,6 +403,28 @@ def test_losses_of_the_task_that_train_nothing_are_named():
     apart(student, trained=False)
     with pytest.raises(CalibrationError, match=r'own losses \(loss_cls, acc\) reach none'):
         student(*toy_batch(), mode='loss')
+
+
+def test_a_look_at_the_losses_without_gradients_measures_nothing():
+    student = toy_model(0).train()
+    distiller = mmkd_plugin.attach(student, toy_model(1), [AUTO], probe_size=(16, 16))
+    with torch.no_grad():
+        assert float(student(*toy_batch(), mode='loss')['loss_gdd']) == 0
+    assert distiller.calibration.state()['gdd'] == dict(quotients=[], steps=0, due=0)
+    student(*toy_batch(), mode='loss')
+    with torch.no_grad():
+        assert float(student(*toy_batch(), mode='loss')['loss_gdd']) > 0
+    assert distiller.calibration.state()['gdd']['steps'] == 1
+
+
+def test_a_tap_that_holds_nan_is_named():
+    student, teacher = toy_model(0), toy_model(1)
+    with torch.no_grad():
+        teacher.neck.convs[1].bias.fill_(float('nan'))
+    mmkd_plugin.attach(student, teacher, [AUTO], probe_size=(16, 16))
+    with pytest.raises(FloatingPointError, match=r"teacher tap 'neck.convs.1' of term 'gdd'"):
+        for _ in range(STEPS):
+            student(*toy_batch(), mode='loss')
 
 
 @pytest.mark.parametrize('task_weight', [0, 0.0, 'complement'])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from toys import toy_classifier, toy_model
 
+from mmkd_plugin import attach
 from mmkd_plugin.weights import TARGETS, parse_weight
 
 
@@ -52,3 +54,11 @@ def test_anything_else_is_refused_by_its_key(value, words):
     assert "terms[0] ('kd'): weight" in message
     for word in words:
         assert word in message
+
+
+def test_features_of_a_classifier_have_a_target_of_their_own():
+    config = dict(loss=dict(type='GDDLoss'), student='backbone', weight='auto')
+    term = attach(toy_classifier(0), toy_classifier(1), [config]).terms[0]
+    assert term.target == TARGETS['image_feature'] < TARGETS['feature']
+    config = dict(config, student='neck.convs.*')
+    assert attach(toy_model(0), toy_model(1), [config]).terms[0].target == TARGETS['feature']
