@@ -52,10 +52,13 @@ PAIRS = {
     'gfl': 'GFL',
     'fcos': 'FCOS',
     'retinanet': 'RetinaNet',
+    'rtmdet': 'RTMDet',
     'detr': 'Deformable DETR',
     'pspnet': 'PSPNet',
     'gfl-fcos': 'GFL → FCOS',
     'faster-gfl': 'Faster R-CNN → GFL',
+    'resnet14_resnet8-narrow': 'ResNet14 → narrow ResNet8',
+    'resnet18_shufflenet': 'ResNet18 → ShuffleNetV2 0.5',
 }
 METRICS = dict(mask_AP='mask AP', top1='top-1')
 

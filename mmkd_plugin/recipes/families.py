@@ -42,5 +42,5 @@ def family(model: nn.Module) -> str:
         f'panoptic_head, decode_head or head (its sub-modules: {children}). '
         "Write the terms yourself: terms=[dict(loss=dict(type='GDDLoss'), "
         "student='<module path>', weight=...)]; "
-        'mmkd inspect lists the paths.'
+        'tools/inspect_model.py (mmkd inspect) lists the paths.'
     )

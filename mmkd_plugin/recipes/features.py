@@ -145,7 +145,7 @@ def _taps(name: str, student: nn.Module, teacher: nn.Module) -> tuple[Tap, Tap]:
             f'The recipe {name!r} cannot pair {counts[0]} {what} of the student '
             f'({type(student).__name__}) with {counts[1]} of the teacher '
             f'({type(teacher).__name__}): which of them share a stride is not known here. '
-            'Run mmkd inspect CONFIG --teacher CONFIG, and name the pairs in terms, '
+            'Run tools/inspect_model.py CONFIG --teacher CONFIG, and name the pairs in terms, '
             "for example student=dict(path='neck', levels=[0, 1, 2]), "
             "teacher=dict(path='neck', levels=[1, 2, 3])."
         )
@@ -190,6 +190,6 @@ def _last_stage(name: str, model: nn.Module, role: str) -> Tap:
         raise ValueError(
             f'The recipe {name!r} looks for the last stage of `backbone`, which the {role} '
             f'({type(model).__name__}) does not have (its sub-modules: {children}). '
-            'Write the terms yourself; mmkd inspect lists the paths.'
+            'Write the terms yourself; tools/inspect_model.py (mmkd inspect) lists the paths.'
         )
     return dict(path='backbone', levels=[-1])

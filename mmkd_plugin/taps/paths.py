@@ -73,7 +73,8 @@ def match_paths(model: nn.Module, pattern: str, where: str) -> list[str]:
     if not found:
         raise TapError(
             f'{where}: no module of {type(model).__name__} matches {shown(pattern)}; '
-            f'{_nearest_path(pattern, names)} mmkd inspect lists all places.'
+            f'{_nearest_path(pattern, names)} tools/inspect_model.py (mmkd inspect) lists all '
+            'places.'
         )
     return found
 

@@ -179,7 +179,7 @@ class Recorder:
                 raise TapError(
                     f'The {self.role} tap {point.path!r} captured nothing: the module '
                     'was never called in this step. Tap a module that runs in training '
-                    '(mmkd inspect shows the calls per step).'
+                    '(tools/inspect_model.py shows the calls per step).'
                 )
             if not any(calls):
                 raise TapError(

@@ -66,8 +66,8 @@ def _how_to_get(config: Any) -> str:
     if not isinstance(config, (str, Path)):
         return ''
     return (
-        f'Train the teacher first (mmkd train {config}), or name its file '
-        '(teacher.checkpoint in the config, --teacher-checkpoint of mmkd train).'
+        f'Train the teacher first (python tools/train.py {config}), or name its file '
+        '(teacher.checkpoint in the config, --teacher-checkpoint of tools/train.py).'
     )
 
 

@@ -68,7 +68,7 @@ class Term(nn.Module):
     @property
     def kind(self) -> str:
         """What it compares, a key of :data:`mmkd_plugin.weights.TARGETS`."""
-        raise NotImplementedError
+        return 'feature'
 
     @property
     def target(self) -> float | None:

@@ -20,6 +20,7 @@ from mmkd_plugin.hooks.series import Series
 from mmkd_plugin.hooks.verdicts import Watched
 from mmkd_plugin.hooks.watch import Watch, task_loss
 from mmkd_plugin.terms.base import Term
+from mmkd_plugin.terms.config import TermConfig
 
 RESULTS = Path(__file__).parents[2] / 'benchmarks' / 'results'
 HUGE, TINY, STILL = 1e4, 1e-7, 1e-9
@@ -258,7 +259,10 @@ def test_what_was_measured_of_the_published_tables_raises_no_alarm(path):
     useless = {('diagnosis_gfl', 'ckd'), ('diagnosis_detr', 'ckd')}
     for terms in json.loads(path.read_text()).values():
         for name, measured in terms.items():
-            term = Term(dict(loss={}, weight=1.0), None, None, name, f"terms[0] ('{name}')")
+            config = TermConfig.from_dict(
+                dict(loss=dict(type='KDLoss'), student='neck', name=name), 'terms[0]'
+            )
+            term = Term(config, None, None, f"terms[0] ('{name}')")
             seen = Watched(term, Series())
             for _ in range(100):
                 seen.task.add(0.5)  # lower than any of these students had

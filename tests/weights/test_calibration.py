@@ -13,7 +13,7 @@ from ranks import run_ranks
 from toys import TERM, by_epoch, hook_config, runner_config, toy_batch, toy_model, train
 
 import mmkd_plugin
-from mmkd_plugin.weights import MEASURED, STEPS, CalibrationError
+from mmkd_plugin.weights import MEASURED, STEPS, TARGETS, CalibrationError
 from mmkd_plugin.weights import calibration as module
 from mmkd_plugin.weights.calibration import COUNTED
 
@@ -225,10 +225,10 @@ def test_a_resume_with_another_target_scales_the_weight_and_says_so(tmp_path, ca
     capsys.readouterr()
     rest = run(tmp_path, dict(TERM, weight=dict(ratio=0.25)), until=STEPS + 4, resume=True)
     out = capsys.readouterr().out
-    assert rest.distiller.weights()['gdd'] == pytest.approx(
-        0.25 * frozen['weights']['gdd'], rel=1e-3
-    )
-    assert 'terms.gdd.weight.ratio: 1.0 then, 0.25 now' in out
+    usual = TARGETS['feature']
+    scaled = 0.25 / usual * frozen['weights']['gdd']
+    assert rest.distiller.weights()['gdd'] == pytest.approx(scaled, rel=1e-3)
+    assert f'terms.gdd.weight.ratio: {usual} then, 0.25 now' in out
 
 
 def test_a_resume_with_a_number_takes_the_number(tmp_path):
