@@ -106,6 +106,15 @@ def test_pixels_are_distilled_once_the_student_knows_some(length, begin):
         assert 'begin' not in term
 
 
+def test_ipwd_on_pixels_is_plain_kd_at_first():
+    """Its auxiliary layer learns only while the term acts, which begins late there."""
+    for name in ('ipwd', 'ipwd-inverse'):
+        (term,) = resolved(name, SEGMENTER, epochs=30)
+        assert term['begin'] == 12 and term['loss']['start_epoch'] == 18
+        (term,) = resolved(name, SEGMENTER, iterations=900)
+        assert term['begin'] == 360 and term['loss']['start_epoch'] == 0
+
+
 def test_kd_of_regions_and_dense_heads_finds_its_weight():
     for family, weight in (('Faster R-CNN', 'auto'), ('GFL', 'auto'), ('Deformable DETR', 2.0)):
         (term,) = recipes.resolve('kd', detector(family), detector(family))['terms']

@@ -79,15 +79,17 @@ def _ckd(head: HeadSpec, length: dict[str, int]) -> dict:
 
 def _ipwd(ratio: str) -> Callable[[HeadSpec, dict[str, int]], dict]:
     def term(head: HeadSpec, length: dict[str, int]) -> dict:
+        # Plain KD for a third of the epochs in which it acts: its auxiliary layer learns meanwhile.
+        # A loop that counts iterations stays in epoch 0, where the weights would wait for ever.
+        epochs = length.get('epochs', 0)
+        begin = _first(epochs) if head.kind == 'pixel' else 0
         loss = dict(
             type='IPWDLoss',
             temperature=1.0,
             ratio=ratio,
             normalize='batch_mean',
             clip_max=5.0,
-            # Plain KD for a third of the schedule. A loop that counts iterations stays in epoch 0,
-            # where the weights would wait for ever.
-            start_epoch=length.get('epochs', 0) // 3,
+            start_epoch=begin + (epochs - begin) // 3,
         )
         return dict(loss=loss, weight=_WEIGHT[head.kind])
 
@@ -109,10 +111,15 @@ def _late(length: dict[str, int]) -> dict[str, Any]:
     it calls everything background (docs/weights.md). Later it does no harm.
     """
     if 'epochs' in length:
-        begin = 2 * length['epochs'] // 5
+        begin = _first(length['epochs'])
         return dict(begin=begin, by_epoch=True) if begin else {}
-    begin = 2 * length.get('iterations', 0) // 5
+    begin = _first(length.get('iterations', 0))
     return dict(begin=begin) if begin else {}
+
+
+def _first(count: int) -> int:
+    """The first epoch or iteration of so many in which pixels are distilled."""
+    return 2 * count // 5
 
 
 def _everywhere(source: str) -> dict[str, str]:
