@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 
 from mmengine.logging import print_log
-from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 
 from ..distiller import Distiller
+from .runner_model import members
 
 FEW = 8  # images on a GPU, of which a loss that compares whole images has little to learn
 
@@ -44,9 +44,8 @@ def warn_of_parts(runner: Runner, distiller: Distiller) -> None:
 
 def _accumulated(runner: Runner) -> int:
     """Batches of which the optimizer makes one step; of several optimizers the most."""
-    wrapper = runner.optim_wrapper
-    wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
-    return max(getattr(one, '_accumulative_counts', 1) for one in wrappers)
+    wrappers = members(runner.optim_wrapper)
+    return max((wrapper._accumulative_counts for wrapper in wrappers), default=1)
 
 
 def _names(terms: list) -> str:

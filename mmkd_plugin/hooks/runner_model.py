@@ -12,7 +12,7 @@ from typing import Any
 
 from mmengine._strategy import SingleDeviceStrategy
 from mmengine.model import is_model_wrapper
-from mmengine.optim import BaseOptimWrapper, OptimWrapperDict
+from mmengine.optim import BaseOptimWrapper, OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import nn
 
@@ -35,6 +35,12 @@ _UNFIT = {
 def student_of(runner: Runner) -> nn.Module:
     """The model that is trained, without the wrapper that a Runner put around it."""
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def members(wrapper: Any) -> list[OptimWrapper]:
+    """The wrappers of single optimizers; none where they are of a kind that is not known."""
+    wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+    return [each for each in wrappers if isinstance(each, OptimWrapper)]
 
 
 def refuse_unfit_model(runner: Runner) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
-from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 
 from ..distiller import Distiller
-from ..hooks import verdicts
 from ..terms.base import Term
+from . import verdicts
+from .runner_model import members
 from .series import BLOCK, START, Series
 from .verdicts import Watched
 
@@ -123,12 +124,6 @@ def max_norm(wrapper: Any) -> float | None:
     wrappers = [] if isinstance(wrapper, OptimWrapperDict) else members(wrapper)
     norms = [w.clip_grad_kwargs.get('max_norm') for w in wrappers if w.clip_grad_kwargs]
     return norms[0] if norms and wrapper.grad_name == 'grad_norm' else None
-
-
-def members(wrapper: Any) -> list[OptimWrapper]:
-    """The wrappers of single optimizers; none where they are of a kind that is not known."""
-    wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
-    return [each for each in wrappers if isinstance(each, OptimWrapper)]
 
 
 def task_loss(losses: Mapping[str, float], terms: Mapping[str, str]) -> float:

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ..checks import nearest
-from ..recipes import classification, detection, features
 from ..weights.wishes import check_names, check_weights, fulfilled, joined, parse_text
+from . import classification, detection, features
 from .defaults import default_weight
 from .families import FAMILIES, family
 

@@ -4,7 +4,7 @@ A term names a view by its name (``student='cls_logits'``) or a tap by a module 
 heads plug in with :func:`register_view`; nothing else changes.
 """
 
-from ..views import (
+from . import (
     classifier,  # noqa: F401  (registers its view; of those that fit a model the last serves it)
     dense,  # noqa: F401
     dense_bins,  # noqa: F401
