@@ -14,6 +14,7 @@ import mmkd_plugin
 from mmkd_plugin.hooks import CompiledStepHook
 from mmkd_plugin.models import ImageClassifier
 from mmkd_plugin.recipes import classification as recipes
+from mmkd_plugin.weights import MEASURED, STEPS
 
 pytestmark = [
     pytest.mark.gpu,
@@ -59,6 +60,28 @@ def test_a_step_does_not_synchronise():
         finally:
             torch.cuda.set_sync_debug_mode('default')
     assert torch.isfinite(features[0]).all()
+
+
+@pytest.mark.parametrize('recipe', ['auto', dict(ratio=0.3)], ids=['auto', 'ratio'])
+def test_a_step_waits_only_where_a_weight_is_measured(recipe):
+    inputs, samples = toy_batch()
+    inputs = inputs.cuda()
+    student = toy_model().cuda().train()
+    term = dict(TERM, weight=recipe)
+    distiller = mmkd_plugin.attach(student, toy_model(1, width=8), [term], probe_size=(16, 16))
+    for iteration in range(STEPS + 4):
+        distiller.set_progress(iteration)
+        torch.cuda.synchronize()
+        waits = iteration in MEASURED or iteration == STEPS - 1  # there it is logged
+        torch.cuda.set_sync_debug_mode('default' if waits else 'error')
+        try:
+            distiller.begin_step(inputs, samples)
+            features = student.extract_feat(inputs)
+            losses = distiller(dict(loss_cls=sum(x.square().mean() for x in features)))
+        finally:
+            torch.cuda.set_sync_debug_mode('default')
+    assert not distiller.calibration.is_open(distiller.terms[0])
+    assert math.isfinite(losses['loss_gdd'].item()) and losses['loss_gdd'].item() > 0
 
 
 def test_noise_is_drawn_on_the_device():
@@ -149,7 +172,7 @@ def test_a_compiled_step_uses_cuda_graphs_and_learns_the_same(recipe):
     assert torch._dynamo.utils.counters['inductor']['cudagraph_skips'] == 0
 
 
-@pytest.mark.parametrize(
+PRECISIONS = pytest.mark.parametrize(
     'wrapper',
     [
         dict(),
@@ -158,6 +181,35 @@ def test_a_compiled_step_uses_cuda_graphs_and_learns_the_same(recipe):
     ],
     ids=['float32', 'bfloat16', 'float16'],
 )
+
+
+@PRECISIONS
+@pytest.mark.parametrize('compile', [None, dict(dynamic=False)], ids=['eager', 'compiled'])
+def test_a_weight_is_found_in_every_precision(tmp_path, wrapper, compile):
+    """It is that of an eager run in float32, but for rounding; a compiled run goes on compiled."""
+    model = dict(type='ToyClassifier', data_preprocessor=preprocessor())
+    teacher = dict(config=dict(model, width=8), allow_random=True)
+    terms = [dict(loss=dict(type='KDLoss'), student='cls_logits', weight='auto')]
+    hook = dict(type='mmkd_plugin.DistillHook', teacher=teacher, terms=terms, probe_size=(8, 8))
+    found = []
+    for settings, compiled in ((dict(), None), (wrapper, compile)):
+        torch._dynamo.reset()
+        optim = dict(settings, optimizer=dict(type='SGD', lr=0.01))
+        folder = tmp_path / str(len(found))
+        config = run_config(folder, [hook], False, STEPS + 6, model=model, optim_wrapper=optim)
+        if compiled:
+            config.compile = compiled
+        runner = Runner.from_cfg(config)
+        strict = CompiledStepHook(strict=True)
+        runner.register_hook(strict)
+        runner.train()
+        assert bool(strict.graphs) == bool(compiled)
+        (file,) = folder.glob(f'*_{STEPS + 6}.pth')
+        found.append(torch.load(file, weights_only=False)['distiller']['weights']['kd'])
+    assert found[1] == pytest.approx(found[0], rel=0.1 if wrapper else 0.02)
+
+
+@PRECISIONS
 def test_a_compiled_run_uses_cuda_graphs_and_learns_the_same(tmp_path, wrapper):
     """``compile`` of a Runner's config: preprocessor, forward and losses, not the optimizer."""
     model = dict(type='ToyClassifier', data_preprocessor=preprocessor())
