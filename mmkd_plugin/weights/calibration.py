@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -16,8 +17,8 @@ from .wishes import flag_text
 
 # Active steps in which a term is measured, counted from 0, and how many of the last measurements
 # count. The first quotients of a new student are far from those that follow (docs/weights.md).
-MEASURED = (0, 2, 5, 9, 14, 19, 24, 29)
-COUNTED = 4
+MEASURED = (0, 2, 5, 9, 13, 15, 17, 19, 21, 23, 25, 27, 29)
+COUNTED = 9
 STEPS = MEASURED[-1] + 1  # after which the weight is a number for good
 # A term's gradient in multiples of the task's that is no more than rounding: teacher and student
 # agree. Divided by, it would give a weight of millions.
@@ -54,9 +55,10 @@ class CalibrationError(ValueError):
 class Gauge:
     """What was measured of one term.
 
-    The weight is ``target * exp(mean(log(task / term)))`` over the last :data:`COUNTED`
-    measurements: the target times the geometric mean of the norms' quotients, which one odd batch
-    moves little. From its first measurement on a term acts with the weight found so far.
+    The weight is the target times the median of task by term over the last :data:`COUNTED`
+    measurements. A new detector's gradient is a hundred times its usual size in some steps; a mean,
+    even of logarithms, would take a weight for those and pull as hard in all the others. From its
+    first measurement on a term acts with the weight found so far.
 
     Args:
         target: the term's gradient in multiples of the task's.
@@ -85,7 +87,8 @@ class Gauge:
         counted = self.quotients[-COUNTED:]
         if not counted:
             return None
-        return float(f'{self.target * math.exp(sum(counted) / len(counted)):.4g}')
+        # Of two in the middle the smaller: one measurement too many must not drown the task.
+        return float(f'{self.target * math.exp(statistics.median_low(counted)):.4g}')
 
     def add(self, quotient: float | None) -> None:
         """Ends a step, with its quotient if it could be measured."""

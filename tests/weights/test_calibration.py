@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+from statistics import median_low
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from toys import TERM, by_epoch, hook_config, runner_config, toy_batch, toy_mode
 import mmkd_plugin
 from mmkd_plugin.weights import MEASURED, STEPS, TARGETS, CalibrationError
 from mmkd_plugin.weights import calibration as module
-from mmkd_plugin.weights.calibration import COUNTED
+from mmkd_plugin.weights.calibration import COUNTED, Gauge
 
 AUTO = dict(TERM, weight='auto')
 PKD = dict(loss=dict(type='PKDLoss'), student='neck.convs.*', weight=dict(ratio=0.3), name='pkd')
@@ -97,7 +98,7 @@ def by_hand(student, terms, batch) -> dict[str, float]:
 # -- the number ----------------------------------------------------------------------------------
 
 
-def test_the_weight_is_the_target_times_the_geometric_mean_of_the_quotients():
+def test_the_weight_is_the_target_times_the_median_of_the_quotients():
     cwd = dict(loss=dict(type='CWDLoss'), student='neck.convs.*', name='cwd')
     terms = [dict(cwd, weight=dict(ratio=0.7)), PKD]
     fixed = [dict(term, weight=1.0) for term in terms]
@@ -113,8 +114,7 @@ def test_the_weight_is_the_target_times_the_geometric_mean_of_the_quotients():
         losses = student(*batch, mode='loss')
         plain = ones(*batch, mode='loss')
         for term, target in zip(distiller.terms, (0.7, 0.3)):
-            logs = [math.log(quotients[term.name]) for quotients in measured[-COUNTED:]]
-            weight = target * math.exp(sum(logs) / len(logs))
+            weight = target * median_low(q[term.name] for q in measured[-COUNTED:])
             assert term.weight == pytest.approx(weight, rel=1e-3)
             # what has been found so far counts in the very step
             key = f'loss_{term.name}'
@@ -127,6 +127,18 @@ def test_the_weight_is_the_target_times_the_geometric_mean_of_the_quotients():
     assert distiller.weights() == frozen
     ratio = float(losses['loss_cwd'].detach()) / float(plain['loss_cwd'].detach())
     assert ratio == pytest.approx(frozen['cwd'], rel=1e-5)
+
+
+@pytest.mark.parametrize('spike', [1e-3, 1e3], ids=['of the term', 'of the task'])
+def test_steps_with_an_odd_gradient_do_not_make_the_weight(spike):
+    """Four of the nine that count, as SGD gives them to a new detector."""
+    gauge, usual = Gauge(2.0), [0.9, 1.0, 1.1]
+    for step in range(STEPS):
+        odd = step in (13, 17, 21, 25)
+        value = usual[step % 3] * (spike if odd else 1)
+        gauge.add(math.log(value) if gauge.is_due else None)
+    assert gauge.frozen
+    assert 2 * min(usual) <= gauge.weight <= 2 * max(usual)
 
 
 def test_the_weight_is_logged_kept_and_written_as_it_can_be_pasted(tmp_path, capsys):
@@ -302,9 +314,10 @@ def test_a_term_is_measured_when_it_begins(tmp_path):
     found = [w['gdd'] for w in keep.weights]
     assert found[:5] == [1.0] * 5 and found[5] != 1.0
     changes = [i for i in range(6, 64) if found[i] != found[i - 1]]
-    assert changes == [5 + step for step in MEASURED[1:]]
+    assert len(changes) > 3 and {*changes} <= {5 + step for step in MEASURED[1:]}
     found = [w['pkd'] for w in keep.weights]
-    assert [i for i in range(1, 64) if found[i] != found[i - 1]] == [2 * i for i in MEASURED[1:]]
+    changes = [i for i in range(1, 64) if found[i] != found[i - 1]]
+    assert len(changes) > 3 and {*changes} <= {2 * i for i in MEASURED[1:]}
 
 
 def test_a_ramp_multiplies_what_was_found(tmp_path):
