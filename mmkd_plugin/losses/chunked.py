@@ -18,9 +18,11 @@ from mmkd_plugin.functional.checks import widen
 from .base import LogitLoss, zero_uncounted
 
 # A part has this many logits at least. Larger ones launch fewer kernels, but the temporary tensors
-# of a part are as large as it is; hence at most so many parts, whatever the size of the batch.
+# of a part are as large as it is; hence at most so many parts, whatever the size of the batch. On
+# an accelerator the launches are what takes the time: 64 parts of KD took 32 ms on an H100, 2459
+# operations, the plain formula 3 ms. 8 parts are 522 operations and 7 MB more for each image.
 PART = 2**18
-PARTS = 64
+PARTS, PARTS_OF_ACCELERATORS = 64, 8
 
 
 def chunked_mean(
@@ -75,7 +77,8 @@ class _Plan:
 
     def parts(self, maps: Sequence[Tensor]) -> Iterator[_Part]:
         """All positions of all maps, part by part."""
-        size = max(PART, sum(x.numel() for x in maps) // PARTS)
+        count = PARTS if maps[0].device.type == 'cpu' else PARTS_OF_ACCELERATORS
+        size = max(PART, sum(x.numel() for x in maps) // count)
         for level, x in enumerate(maps):
             step = max(1, size // max(1, x.shape[0] * x.shape[2] * x.shape[3]))
             for begin in range(0, x.shape[1], step):
