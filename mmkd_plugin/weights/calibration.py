@@ -98,11 +98,15 @@ class Gauge:
             self._due = sum(step < self.steps for step in MEASURED)
 
     def state(self) -> dict:
-        return dict(quotients=list(self.quotients), steps=self.steps, due=self._due)
+        return dict(
+            quotients=list(self.quotients), steps=self.steps, due=self._due, frozen=self.frozen
+        )
 
     def load(self, state: dict) -> None:
         self.quotients = [float(x) for x in state['quotients']]
         self.steps, self._due = int(state['steps']), int(state['due'])
+        if state.get('frozen'):  # by a run of fewer steps, which is made longer now
+            self.length = min(STEPS, self.steps)
 
 
 class Calibration:

@@ -257,6 +257,12 @@ def test_a_resumed_run_with_too_few_steps_takes_what_is_left(tmp_path, capsys):
     assert set(rest.state['weights']) == {'gdd'}
 
 
+def test_a_weight_that_a_short_run_has_found_stays_when_the_run_is_made_longer(tmp_path):
+    short = run(tmp_path, AUTO, until=10)
+    longer = run(tmp_path, AUTO, until=STEPS + 4, resume=True)
+    assert {w['gdd'] for w in longer.weights} == {short.weights[-1]['gdd']}
+
+
 def test_a_resumed_run_does_not_seek_the_weight_of_a_term_that_has_ended(tmp_path):
     run(tmp_path / 'run', dict(TERM, weight=2.0, end=6), until=10)
     rest = run(tmp_path / 'run', dict(AUTO, end=6), until=14, resume=True)
@@ -423,7 +429,7 @@ def test_a_look_at_the_losses_without_gradients_measures_nothing():
     distiller = mmkd_plugin.attach(student, toy_model(1), [AUTO], probe_size=(16, 16))
     with torch.no_grad():
         assert float(student(*toy_batch(), mode='loss')['loss_gdd']) == 0
-    assert distiller.calibration.state()['gdd'] == dict(quotients=[], steps=0, due=0)
+    assert distiller.calibration.state()['gdd'] == dict(quotients=[], steps=0, due=0, frozen=False)
     student(*toy_batch(), mode='loss')
     with torch.no_grad():
         assert float(student(*toy_batch(), mode='loss')['loss_gdd']) > 0
