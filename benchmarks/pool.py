@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.methods import TASKS
+from mmkd_plugin.files import whole_file
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = ROOT / 'benchmarks' / 'worker.py'
@@ -56,6 +57,12 @@ def machine() -> dict[str, Any]:
     )
 
 
+def write_json(path: Path, content: Any) -> None:
+    """Replaces the file in one step, so that a kill leaves the old or the new one."""
+    with whole_file(path) as part:
+        part.write_text(json.dumps(content, indent=1) + '\n')
+
+
 def read_results(folder: Path) -> dict[str, Any] | None:
     """The results of a finished run, else None."""
     file = folder / 'results.json'
@@ -79,9 +86,7 @@ def prepare_run(folder: Path, run: dict[str, Any]) -> dict[str, Any] | None:
             )
         return read_results(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    part = spec.with_name('run.json.part')  # a kill leaves a whole file or none
-    part.write_text(json.dumps(run, indent=1) + '\n')
-    os.replace(part, spec)
+    write_json(spec, run)
     return None
 
 

@@ -9,7 +9,6 @@ checkpoint; ``results.json`` appears when it is done.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -24,15 +23,9 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 import mmkd_plugin
 from benchmarks.methods import DETECTION, OPTIMIZERS, TASKS, Task
+from benchmarks.pool import write_json
 from benchmarks.summary import columns
 from mmkd_plugin.hooks import CompiledStepHook, mend_last_checkpoint
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Replaces the file in one step, so that a kill leaves the old or the new one."""
-    part = path.with_name(path.name + '.part')
-    part.write_text(json.dumps(content, indent=1) + '\n')
-    os.replace(part, path)
 
 
 class RecordHook(Hook):

@@ -14,7 +14,7 @@ ROOT = Path(mmkd_plugin.__file__).parent
 PACKAGE = ROOT.name
 # From the ground upwards; parts of one row do not import each other.
 LAYERS = (
-    ('checks', 'compat', 'errors', 'functional', 'rng'),
+    ('checks', 'compat', 'errors', 'files', 'functional', 'rng'),
     ('registry', 'images', 'weights'),
     ('losses', 'model_config', 'taps', 'optim', 'evaluation', 'visualization'),
     ('class_map',),

@@ -22,6 +22,7 @@ from mmengine.runner import checkpoint as mmengine_files
 
 from ..checks import nearest
 from ..errors import CheckpointError
+from ..files import whole_file
 from .file import is_checkpoint, kind_of
 from .load import verify_file
 
@@ -204,17 +205,13 @@ def _save(url: str, path: Path, published: str | None, receive: Receive) -> None
         OSError: no answer, a slow one, another length or hash than promised.
         CheckpointError: the answer is no checkpoint.
     """
-    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
-    try:
+    with whole_file(path) as part:
         digest = receive(url, part)
         if published and not digest.startswith(published):
             raise OSError(f'its hash begins with {digest[:8]}, the name says {published}')
         if not is_checkpoint(part):
             raise OSError(f'the server sent no checkpoint, but {kind_of(part)}')
         verify_file(part, 'the downloaded file')
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _over_http(url: str, part: Path) -> str:

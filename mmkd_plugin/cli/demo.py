@@ -25,6 +25,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from ..files import whole_file
 from .demo_runs import DemoError, DemoRun, read_curves
 from .running import new_parser
 
@@ -222,9 +223,8 @@ def show(results: dict, work_dir: Path, console: Console) -> None:
     console.print(table)
     console.print(report.verdict(results), soft_wrap=True)
     path = work_dir / 'report.html'
-    part = path.with_suffix('.part')
-    part.write_text(report.build_html(results), encoding='utf-8')
-    part.replace(path)
+    with whole_file(path) as part:
+        part.write_text(report.build_html(results), encoding='utf-8')
     console.print(f'Report: {path}')
 
 

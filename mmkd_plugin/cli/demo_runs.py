@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..files import whole_file
+
 PACKAGE = Path(__file__).resolve().parents[1]
 NOTE = 'run.json'  # what a run was started with, and whether it is finished
 LOG = 'train.log'
@@ -123,9 +125,8 @@ class DemoRun:
             return {}
 
     def write_note(self, **content) -> None:
-        part = self.folder / (NOTE + '.part')
-        part.write_text(json.dumps(content, indent=2), encoding='utf-8')
-        part.replace(self.folder / NOTE)
+        with whole_file(self.folder / NOTE) as part:
+            part.write_text(json.dumps(content, indent=2), encoding='utf-8')
 
     def is_finished(self, fingerprint: str) -> bool:
         note = self.note()

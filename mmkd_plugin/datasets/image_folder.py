@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..checks import nearest
+from ..files import whole_file
 from ..registry import DATASETS
 from .arrays import ArrayDataset, as_names
 from .class_folders import class_names, folders, list_images, open_rgb
@@ -143,17 +142,12 @@ def _read_cache(cache: Path, key: str, shape: tuple[int, ...]) -> np.ndarray | N
 
 
 def _write_cache(cache: Path, key: str, images: np.ndarray) -> None:
-    """Writes beside the target and renames, so that no reader and no kill sees half a file."""
-    temporary = None
+    """Keeps the images for the next run, or warns that it could not."""
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=cache.parent, suffix='.tmp')
-        with os.fdopen(descriptor, 'wb') as file:
+        with whole_file(cache) as part, part.open('wb') as file:
             np.savez(file, key=np.array(key), images=images)
-        os.replace(temporary, cache)
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         print_log(
             f'The decoded images could not be kept in {cache} ({error}); the next run will decode '
             'them again. Set cache to a writable folder, or to False.',

@@ -116,7 +116,7 @@ def test_the_cache_is_used_and_renewed(root, decoded):
     assert len(decoded) == 18 and (changed.images[3] == 9).all()  # a changed file
     (root / 'train' / 'dog' / '0.png').unlink()
     assert len(CachedImageFolder(root, 'train', size=8)) == 5  # a missing file
-    assert not list((root / '.cache').glob('*.tmp'))
+    assert not list((root / '.cache').glob('*.part'))
 
 
 @pytest.mark.parametrize('damage', ['empty', 'truncated', 'text', 'other'])
