@@ -16,14 +16,10 @@ from .paths import TapPoint
 
 @dataclass
 class Capture:
-    """A tensor seen at a tap, with a label for messages such as ``neck.fpn_convs.0.conv``.
-
-    ``extras`` is what a view adds for losses that need more, such as labels.
-    """
+    """A tensor seen at a tap, with a label for messages such as ``neck.fpn_convs.0.conv``."""
 
     label: str
     tensor: Tensor
-    extras: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -139,10 +135,6 @@ class Recorder:
                     else module.register_forward_hook
                 )
                 self._handles.append(register(self._listeners[key], with_kwargs=True))
-
-    @property
-    def paths(self) -> list[str]:
-        return list(dict.fromkeys(path for path, _ in self._listeners))
 
     def arm(self, crop: Crop | None = None) -> None:
         """Listens from now on; ``crop`` is applied to every map."""
