@@ -22,6 +22,14 @@ OPTIMIZERS: dict[str, tuple[str, dict[str, Any] | None]] = {
             optimizer=dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=1e-4),
         ),
     ),
+    'sgd-clip': (
+        'the same with clipping at 2',
+        dict(
+            type='OptimWrapper',
+            optimizer=dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=1e-4),
+            clip_grad=dict(max_norm=2, norm_type=2),
+        ),
+    ),
     'adamw': (
         'AdamW, lr 1e-3, weight decay 0.05, clipping at 35',
         dict(
