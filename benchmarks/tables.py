@@ -109,7 +109,8 @@ class Results:
         name = self.name.removeprefix('recipes_')
         for optimizer in recipes.OPTIMIZERS:
             if name.endswith(f'_{optimizer}'):
-                name, after = name.removesuffix(f'_{optimizer}'), f', {optimizer.upper()}'
+                name = name.removesuffix(f'_{optimizer}')
+                after = f', {optimizer.upper()}'.replace('-CLIP', ', clipped')
                 break
         else:
             after = ''

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from statistics import median
 from typing import Any
 
 from mmengine.dist import is_main_process
@@ -36,7 +37,7 @@ class Watch:
         self.task = Series()
         self.seen = {term.name: Watched(term, self.task) for term in distiller.terms}
         self._told: set[tuple[str, str]] = set()
-        self._is_first = True
+        self._is_first, self._knows_norms = True, False
 
     def after_train_iter(self, runner: Runner, outputs: Mapping[str, Any] | None) -> None:
         """Takes the numbers of an iteration, once they are in the log of the main process.
@@ -57,6 +58,7 @@ class Watch:
             if history is not None:
                 self._add_norm(float(history.current()))
         is_clipped = any(wrapper.clip_grad_kwargs for wrapper in members(runner.optim_wrapper))
+        self._look_at_norms(is_clipped)
         for seen in acted:
             if _is_time(seen.loss.count):
                 self._look(seen, limit, is_clipped)
@@ -104,6 +106,17 @@ class Watch:
             if math.isfinite(norm):
                 (seen.norms if seen.acted else seen.norms_without).append(norm)
             seen.acted = False
+
+    def _look_at_norms(self, is_clipped: bool) -> None:
+        """Once the last weight is found: what the task's gradient was, where nothing limits it."""
+        calibration = self.distiller.calibration
+        if self._knows_norms or any(calibration.is_open(t) for t in self.distiller.terms):
+            return
+        self._knows_norms, norms = True, calibration.task_norms
+        if norms and not is_clipped:
+            spiked = max(norms) >= verdicts.SPIKE * median(norms)
+            level = logging.WARNING if spiked else logging.INFO
+            print_log(verdicts.unclipped(norms), 'current', level)
 
     def _look(self, seen: Watched, limit: float | None, is_clipped: bool) -> None:
         self._tell('zero', seen.term, verdicts.zero(seen))

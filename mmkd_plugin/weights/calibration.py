@@ -125,6 +125,7 @@ class Calibration:
     def __init__(self, terms: Sequence[Term], own: str) -> None:
         self.own = own
         self.gauges = {term.name: Gauge(term.target) for term in terms if term.target is not None}
+        self.task_norms: list[float] = []  # of the task's gradient, as this process measured it
 
     def is_open(self, term: Term) -> bool:
         """Whether the term's weight is still being found."""
@@ -220,6 +221,7 @@ class Calibration:
                 "parameters, so weight='auto' has nothing to compare a term with. Give numbers: "
                 'weight=1.0.'
             )
+        self.task_norms.append(norms.norm(norms.reached))
         return norms
 
     def state(self) -> dict[str, dict]:
