@@ -1,29 +1,14 @@
 """A small Deformable DETR (two encoder and three decoder layers, 30 queries), from scratch."""
 
+_base_ = './r18_small-images.py'
+
 model = dict(
     type='DeformableDETR',
     num_queries=30,
     num_feature_levels=3,
     with_box_refine=True,
     as_two_stage=False,  # MMDetection's two-stage form is written for 256 channels
-    data_preprocessor=dict(
-        type='DetDataPreprocessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_size_divisor=32,
-    ),
-    backbone=dict(
-        type='ResNet',
-        depth=18,
-        num_stages=4,
-        out_indices=(1, 2, 3),
-        frozen_stages=-1,
-        norm_cfg=dict(type='BN', requires_grad=True),
-        norm_eval=False,
-        style='pytorch',
-        init_cfg=None,
-    ),
+    backbone=dict(out_indices=(1, 2, 3)),
     neck=dict(
         type='ChannelMapper',
         in_channels=[128, 256, 512],

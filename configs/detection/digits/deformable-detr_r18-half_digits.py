@@ -12,5 +12,3 @@ model = dict(backbone=dict(base_channels=32), neck=dict(in_channels=[64, 128, 25
 # Learns nothing in 400 steps of 8 images; numbers chosen on the student alone.
 train_dataloader = dict(batch_size=4)
 optim_wrapper = dict(optimizer=dict(lr=2e-3))
-default_hooks = dict(logger=dict(type='LoggerHook', interval=10))
-log_processor = dict(type='LogProcessor', window_size=10, by_epoch=True)

@@ -12,5 +12,3 @@ model = dict(backbone=dict(base_channels=32), neck=dict(in_channels=[32, 64, 128
 optim_wrapper = dict(optimizer=dict(lr=2e-3))
 # 100 steps an epoch: few epochs have to do.
 train_dataloader = dict(batch_size=8)
-default_hooks = dict(logger=dict(type='LoggerHook', interval=10))
-log_processor = dict(type='LogProcessor', window_size=10, by_epoch=True)

@@ -9,5 +9,3 @@ _base_ = [
 
 # 100 steps an epoch: few epochs have to do.
 train_dataloader = dict(batch_size=8)
-default_hooks = dict(logger=dict(type='LoggerHook', interval=10))
-log_processor = dict(type='LogProcessor', window_size=10, by_epoch=True)

@@ -1,11 +1,6 @@
 """GDD on the FPN, KD on class logits and DFL bins, GFL R50 <- GFL R101."""
 
-_base_ = [
-    'mmdet::gfl/gfl_r50_fpn_1x_coco.py',
-    '../../_base_/teachers/gfl_r101_ms-2x_coco.py',
-]
-
-custom_imports = dict(imports=['mmkd_plugin'], allow_failed_imports=False)
+_base_ = '../kd/kd-bins_gfl-r101_gfl-r50_1x_coco.py'
 
 # max_norm 35: GDD official configs of all detection pairs. Learning rate and schedule: the base.
 optim_wrapper = dict(clip_grad=dict(max_norm=35, norm_type=2))
@@ -22,23 +17,7 @@ custom_hooks = [
                 weight=65.0,  # recommended: taken over from GDD's one-stage pair (RepPoints)
                 name='gdd',
             ),
-            dict(
-                # Bernoulli KL, positions weighted by the teacher's score, the default;
-                # temperature: recommended
-                loss=dict(type='KDLoss', temperature=1.0),
-                student='cls_logits',
-                weight=1.0,  # recommended
-                name='kd',
-            ),
-            dict(
-                # LD (its configs and code in mmdet): the sum over positives and four sides,
-                # weighted by the student's score, divided by 4; mean over 17 bins, here a sum
-                loss=dict(type='KDLoss', temperature=10.0),
-                student='dfl_logits',
-                select=dict(by='positive', weights='student_score', reduction='sum'),
-                weight=0.25 / 4 / 17,
-                name='kd_bins',
-            ),
+            *_base_.custom_hooks[0].terms,  # KD on class logits and on bins
         ],
         init_student='neck+head',  # recommended: both heads have the same shape
     )

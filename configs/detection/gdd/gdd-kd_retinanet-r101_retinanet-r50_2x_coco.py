@@ -1,11 +1,6 @@
 """GDD on the FPN and KD on the class logits, RetinaNet R50 <- RetinaNet R101."""
 
-_base_ = [
-    'mmdet::retinanet/retinanet_r50_fpn_2x_coco.py',
-    '../../_base_/teachers/retinanet_r101_2x_coco.py',
-]
-
-custom_imports = dict(imports=['mmkd_plugin'], allow_failed_imports=False)
+_base_ = '../kd/kd_retinanet-r101_retinanet-r50_2x_coco.py'
 
 # max_norm 35: GDD official configs of all detection pairs. Learning rate and schedule: the base.
 optim_wrapper = dict(clip_grad=dict(max_norm=35, norm_type=2))
@@ -22,14 +17,7 @@ custom_hooks = [
                 weight=65.0,  # recommended: taken over from GDD's one-stage pair (RepPoints)
                 name='gdd',
             ),
-            dict(
-                # Bernoulli KL, positions weighted by the teacher's score, the default;
-                # temperature: recommended
-                loss=dict(type='KDLoss', temperature=1.0),
-                student='cls_logits',
-                weight=1.0,  # recommended
-                name='kd',
-            ),
+            *_base_.custom_hooks[0].terms,  # KD on the class logits
         ],
         init_student='neck+head',  # recommended: both heads have the same shape
     )

@@ -1,25 +1,13 @@
 """KD on the class logits and on the DFL bins, GFL R50 <- GFL R101."""
 
-_base_ = [
-    'mmdet::gfl/gfl_r50_fpn_1x_coco.py',
-    '../../_base_/teachers/gfl_r101_ms-2x_coco.py',
-]
-
-custom_imports = dict(imports=['mmkd_plugin'], allow_failed_imports=False)
+_base_ = './kd_gfl-r101_gfl-r50_1x_coco.py'
 
 custom_hooks = [
     dict(
         type='mmkd_plugin.DistillHook',
         teacher=_base_.teacher,
         terms=[
-            dict(
-                # Bernoulli KL, positions weighted by the teacher's score, the default;
-                # temperature: recommended
-                loss=dict(type='KDLoss', temperature=1.0),
-                student='cls_logits',
-                weight=1.0,  # recommended
-                name='kd',
-            ),
+            *_base_.custom_hooks[0].terms,  # KD on the class logits
             dict(
                 # LD (its configs and code in mmdet): the sum over positives and four sides,
                 # weighted by the student's score, divided by 4; mean over 17 bins, here a sum

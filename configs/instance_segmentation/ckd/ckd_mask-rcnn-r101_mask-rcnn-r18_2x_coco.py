@@ -6,31 +6,10 @@ to 800. Here CKD alone, on the schedule of the base, which sees about as many im
 iterations of 8, one scale of images, and the base's rate, 0.01 for 8 images.
 """
 
-_base_ = [
-    'mmdet::mask_rcnn/mask-rcnn_r50_fpn_2x_coco.py',
-    '../../_base_/teachers/mask-rcnn_r101_ms-poly-3x_coco.py',
-]
-
-custom_imports = dict(imports=['mmkd_plugin'], allow_failed_imports=False)
+_base_ = './ckd_mask-rcnn-r101_mask-rcnn-r50_2x_coco.py'
 
 # mmdet ships no R18 student of this schedule.
 model = dict(
     backbone=dict(depth=18, init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet18')),
     neck=dict(in_channels=[64, 128, 256, 512]),
 )
-
-custom_hooks = [
-    dict(
-        type='mmkd_plugin.DistillHook',
-        teacher=_base_.teacher,
-        terms=[
-            dict(
-                # tau, and all sampled RoIs of a GPU as samples: official code
-                loss=dict(type='CKDLoss', temperature=1.0),
-                student='cls_logits',
-                weight=0.1,  # official code
-                name='ckd',
-            ),
-        ],
-    )
-]

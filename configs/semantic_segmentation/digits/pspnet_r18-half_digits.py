@@ -10,10 +10,6 @@ _base_ = [
 model = dict(backbone=dict(base_channels=32, stem_channels=32), decode_head=dict(in_channels=128))
 
 default_scope = 'mmseg'
-default_hooks = dict(
-    logger=dict(type='LoggerHook', interval=10),
-    visualization=dict(type='SegVisualizationHook'),
-)
+default_hooks = dict(visualization=dict(type='SegVisualizationHook'))
 visualizer = dict(type='SegLocalVisualizer')
-log_processor = dict(type='LogProcessor', window_size=10, by_epoch=True)
 optim_wrapper = dict(optimizer=dict(lr=4e-3))

@@ -35,12 +35,6 @@ val_dataloader = dict(
     collate_fn=dict(type='whole_batch'),
     dataset=dict(type='CachedImageFolder', data_root=data_root, split='validation', size=80),
 )
-test_dataloader = dict(
-    batch_size=128,
-    num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    collate_fn=dict(type='whole_batch'),
-    dataset=dict(type='CachedImageFolder', data_root=data_root, split='test', size=80),
-)
+test_dataloader = dict(val_dataloader, dataset=dict(val_dataloader['dataset'], split='test'))
 val_evaluator = dict(type='ClsAccuracy', topk=(1, 5))
 test_evaluator = val_evaluator
