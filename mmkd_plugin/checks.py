@@ -120,3 +120,18 @@ def check_keys(cfg: dict, valid: Iterable[str], where: str) -> None:
     for key in cfg:
         if key not in valid:
             raise ValueError(f'{where} has an unknown key {shown(key)}; {nearest(key, valid)}.')
+
+
+def split_type(cfg: Any, where: str, example: str, what: str = 'a dict') -> tuple[Any, dict]:
+    """The ``type`` of a part and its other keys, for those who build it themselves.
+
+    Raises:
+        ValueError: if ``cfg`` is no dict, or has no type.
+    """
+    if not isinstance(cfg, dict) or 'type' not in cfg:
+        raise ValueError(
+            f"{where} must be {what} with a 'type', for example dict(type={example!r}), "
+            f'but it is {shown(cfg)}.'
+        )
+    kwargs = dict(cfg)
+    return kwargs.pop('type'), kwargs

@@ -16,7 +16,7 @@ from mmengine.registry import MODELS as _MODELS
 from mmengine.registry import OPTIMIZERS as _OPTIMIZERS
 from mmengine.registry import Registry, root
 
-from .checks import check_keys, nearest, shown
+from .checks import check_keys, nearest, shown, split_type
 
 SCOPE = 'mmkd_plugin'
 
@@ -58,13 +58,7 @@ def build_loss(cfg: dict, where: str) -> Any:
     Raises:
         ValueError: if the type is missing or unknown, or an argument is not the loss's.
     """
-    if not isinstance(cfg, dict) or 'type' not in cfg:
-        raise ValueError(
-            f"{where} must be a dict with a 'type', for example "
-            f"dict(type='GDDLoss'), but it is {shown(cfg)}."
-        )
-    kwargs = dict(cfg)
-    kind = kwargs.pop('type')
+    kind, kwargs = split_type(cfg, where, 'GDDLoss')
     kwargs.pop('_scope_', None)
     cls = kind
     own = [n for n in MODELS.module_dict if n.endswith('Loss')]

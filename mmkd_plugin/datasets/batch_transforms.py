@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as nnf
 
-from ..checks import check_bool, check_keys, nearest
+from ..checks import check_bool, check_keys, nearest, split_type
 from ..functional.checks import check_number
 
 Size = int | Sequence[int]
@@ -235,13 +235,7 @@ def build_batch_transforms(configs: Sequence[dict] | None, where: str) -> list[B
 def _build(config: Any, where: str) -> BatchTransform:
     if isinstance(config, BatchTransform):
         return config
-    if not isinstance(config, dict) or 'type' not in config:
-        raise ValueError(
-            f"{where} must be a dict with a 'type', for example dict(type='BatchRandomFlip'), but "
-            f'it is {config!r}.'
-        )
-    kwargs = dict(config)
-    kind = kwargs.pop('type')
+    kind, kwargs = split_type(config, where, 'BatchRandomFlip')
     cls = kind
     if isinstance(kind, str):
         cls = BATCH_TRANSFORMS.get(kind.removeprefix('mmkd_plugin.'))

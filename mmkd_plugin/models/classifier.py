@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmkd_plugin.functional.checks import widen
 
-from ..checks import arguments, check_keys, nearest
+from ..checks import arguments, check_keys, nearest, split_type
 from ..registry import MODELS
 from .heads import as_batch
 
@@ -175,13 +175,7 @@ def _build(part: nn.Module | dict, where: str, example: str, **defaults: Any) ->
     """
     if isinstance(part, nn.Module):
         return part
-    if not isinstance(part, dict) or 'type' not in part:
-        raise ValueError(
-            f"{where} must be a module or a dict with a 'type', for example "
-            f'dict(type={example!r}), but it is {part!r}.'
-        )
-    kwargs = dict(part)
-    kind = kwargs.pop('type')
+    kind, kwargs = split_type(part, where, example, 'a module or a dict')
     scope = kwargs.pop('_scope_', None)
     cls = kind
     if isinstance(kind, str):
