@@ -51,6 +51,8 @@ def assign(centers: Tensor, boxes: Tensor, detections: Tensor) -> Tensor:
     >>> assign(centers, boxes, detections).tolist()
     [[1], [2]]
     """
+    from torchvision.ops import box_iou  # comes with mmdet, not with a classifier
+
     count = len(detections)
     if not count:
         return torch.zeros(boxes.shape[:2], dtype=torch.long, device=boxes.device)
@@ -59,16 +61,9 @@ def assign(centers: Tensor, boxes: Tensor, detections: Tensor) -> Tensor:
     for place, own in zip(centers.split(size), boxes.split(size)):
         place = place[:, None].to(detections.dtype)
         inside = (place >= detections[:, :2]) & (place <= detections[:, 2:])
-        overlap = _iou(own[:, :, None], detections).nan_to_num(nan=0.0)
-        overlap = overlap.masked_fill(~inside.all(2)[:, None], -1.0)
+        # Of empty, reversed and boundless boxes torchvision makes 0, -0 or NaN.
+        overlap = box_iou(own.flatten(0, 1), detections).nan_to_num(nan=0.0)
+        overlap = overlap.view(*own.shape[:2], count).masked_fill(~inside.all(2)[:, None], -1.0)
         best, index = overlap.max(2)
         found.append(index.masked_fill(best < 0, count))
     return torch.cat(found)
-
-
-def _iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of corner boxes (..., 4) that broadcast; 0 where both are empty."""
-    inner = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
-    inner = inner.clamp(min=0).prod(-1)
-    areas = [(box[..., 2:] - box[..., :2]).clamp(min=0).prod(-1) for box in (a, b)]
-    return inner / (areas[0] + areas[1] - inner).clamp(min=torch.finfo(inner.dtype).tiny)

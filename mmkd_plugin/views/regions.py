@@ -89,6 +89,19 @@ def refuse_fused(model: nn.Module, where: str) -> None:
         )
 
 
+def check_stages(student: Sequence, heads: Sequence[str], what: str, where: str) -> None:
+    """Refuses a student whose RoI head has more or fewer stages than the teacher's.
+
+    Raises:
+        TapError: naming the teacher's ``heads``.
+    """
+    if len(student) != len(heads):
+        raise TapError(
+            f'{where}: the student has {len(student)} stages of {what} and the teacher '
+            f'{len(heads)} ({", ".join(heads)}); they are compared one by one.'
+        )
+
+
 def last_loss_call(recorder: Recorder, point: TapPoint, rows: int) -> LossCall | None:
     """The last call of a loss with ``rows`` predictions; None if there was no such call.
 

@@ -19,6 +19,7 @@ from .loss_calls import loss_calls
 from .predictions import ALIKE, Boxes, HeadSpec, Level, PairContext, Predictions
 from .regions import (
     Regions,
+    check_stages,
     images_of,
     last_loss_call,
     paths_of,
@@ -169,11 +170,7 @@ class RoILogits(LogitView):
     def _of_students_rois(
         self, recorder: Recorder, student: list[Predictions], copies: int
     ) -> list[Predictions]:
-        if len(student) != len(self.heads):
-            raise TapError(
-                f'{self.where}: the student has {len(student)} stages of RoIs and the teacher '
-                f'{len(self.heads)} ({", ".join(self.heads)}); they are compared one by one.'
-            )
+        check_stages(student, self.heads, 'RoIs', self.where)
         maps = pyramid(recorder, self.pyramid)
         predictions = []
         for stage, own in enumerate(student):

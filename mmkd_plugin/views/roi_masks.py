@@ -17,6 +17,7 @@ from .base import LogitView, register_view
 from .predictions import ALIKE, HeadSpec, Level, PairContext, Predictions
 from .regions import (
     Regions,
+    check_stages,
     images_of,
     last_loss_call,
     paths_of,
@@ -232,11 +233,7 @@ class RoIMasks(LogitView):
     def _of_students_rois(
         self, recorder: Recorder, student: list[Predictions], pair: PairContext
     ) -> list[Predictions]:
-        if len(student) != len(self.heads):
-            raise TapError(
-                f'{self.where}: the student has {len(student)} stages of masks and the teacher '
-                f'{len(self.heads)} ({", ".join(self.heads)}); they are compared one by one.'
-            )
+        check_stages(student, self.heads, 'masks', self.where)
         maps = pyramid(recorder, self.pyramid)
         forward = recorder.model.roi_head._mask_forward
         predictions = []

@@ -10,26 +10,25 @@ from .charts import ROLES
 HIT_IOU = 0.5
 
 
-def _iou(one: list[float], other: list[float]) -> float:
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
-    return width * height / (areas - width * height)
-
-
 def judge(found: list[dict], truth: list[dict]) -> tuple[list[bool], list[bool]]:
     """Matches detections to objects, best score first: same class and an IoU of at least 0.5.
 
     Returns:
         For each detection whether it is right, and for each object whether it was found.
     """
+    import torch
+    from torchvision.ops import box_iou
+
+    corners = [
+        torch.tensor([item['box'] for item in items], dtype=torch.float64).reshape(-1, 4)
+        for items in (found, truth)
+    ]
+    overlaps = box_iou(*corners).tolist()
     right, hit = [False] * len(found), [False] * len(truth)
     for index in sorted(range(len(found)), key=lambda i: -found[i]['score']):
         best, best_iou = None, HIT_IOU
         for number, target in enumerate(truth):
-            iou = _iou(found[index]['box'], target['box'])
+            iou = overlaps[index][number]
             if not hit[number] and target['label'] == found[index]['label'] and iou >= best_iou:
                 best, best_iou = number, iou
         if best is not None:

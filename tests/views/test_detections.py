@@ -490,3 +490,14 @@ def test_a_runner_trains_with_features_and_boxes_on_the_digits(pair, digits_root
         assert len(values) == 2 and all(v > 0 for v in values)
     saved = torch.load(tmp_path / 'iter_2.pth', weights_only=False)['state_dict']
     detector(student, classes=10).load_state_dict(saved, strict=True)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_boxes_that_are_none_overlap_with_nothing(dtype):
+    """Reversed, empty, boundless and NaN boxes of a student that has just begun."""
+    centers = torch.full((5, 2), 5.0, dtype=dtype)
+    inf, nan = float('inf'), float('nan')
+    boxes = [[9, 9, 1, 1], [5, 5, 5, 5], [-inf, -inf, inf, inf], [nan] * 4, [1, 1, 9, 9]]
+    own = torch.tensor(boxes, dtype=dtype)[:, None]
+    detections = torch.tensor([[5, 5, 5, 5], [0, 0, 20, 20], [1, 1, 10, 10]], dtype=dtype)
+    assert assign(centers, own, detections).tolist() == [[0], [0], [0], [0], [2]]
