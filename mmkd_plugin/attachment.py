@@ -22,6 +22,7 @@ from .distiller import ATTRIBUTE, Distiller
 from .images.pixels import of_model
 from .images.size import image_size
 from .recipes.method import Method
+from .taps.foreign import AnyModule
 from .teacher import Teacher, make_teacher
 
 
@@ -144,7 +145,7 @@ def _is_training_step(student: nn.Module, args: tuple, kwargs: dict) -> bool:
     return student.training and mode == 'loss'
 
 
-def _before_forward(student: nn.Module, args: tuple, kwargs: dict) -> None:
+def _before_forward(student: AnyModule, args: tuple, kwargs: dict) -> None:
     if _is_training_step(student, args, kwargs):
         inputs = kwargs['inputs'] if 'inputs' in kwargs else args[0]
         samples = kwargs.get('data_samples', args[1] if len(args) > 1 else None)
@@ -153,7 +154,7 @@ def _before_forward(student: nn.Module, args: tuple, kwargs: dict) -> None:
         student.distiller.abandon()
 
 
-def _after_forward(student: nn.Module, args: tuple, kwargs: dict, output: Any) -> dict | None:
+def _after_forward(student: AnyModule, args: tuple, kwargs: dict, output: Any) -> dict | None:
     if _is_training_step(student, args, kwargs):
         return student.distiller(output)
     return None
@@ -166,7 +167,7 @@ def _drop_from_state_dict(student: nn.Module, state: dict, prefix: str, metadata
             del entries[key]
 
 
-def _drop_from_missing(student: nn.Module, incompatible: Any) -> None:
+def _drop_from_missing(student: AnyModule, incompatible: Any) -> None:
     own = {f'{ATTRIBUTE}.{name}' for name, _ in student.distiller.named_parameters()}
     own |= {f'{ATTRIBUTE}.{name}' for name, _ in student.distiller.named_buffers()}
     incompatible.missing_keys[:] = [

@@ -69,7 +69,7 @@ def _common_names(parts: Sequence[tuple[str, ...] | None]) -> tuple[str, ...] | 
     known = [names for names in parts if names]
     longest = max(known, key=len, default=None)
     for names in known:
-        for label, (name, other) in enumerate(zip(names, longest)):
+        for label, (name, other) in enumerate(zip(names, longest or ())):
             if name != other:
                 print_log(
                     f'The parts of a data set name different classes for label {label} ({name!r} '
@@ -117,13 +117,14 @@ def resolve_class_map(
         ('student', student, 'its data set names no classes'),
         ('teacher', teacher, 'its checkpoint names no classes'),
     )
-    for role, names, where in sources:
-        if not names:
+    for role, named, where in sources:
+        if not named:
             raise ValueError(
                 f'teacher.class_map={config!r} speaks of names, but those of the {role} are not '
                 f'known ({where}). '
                 "Give a list: the teacher's index for each class of the student, or -1."
             )
+    assert student is not None and teacher is not None
     wanted = {name: name for name in student if name in teacher} if config == BY_NAME else config
     for own, theirs in wanted.items():
         for role, name, names in (('student', own, student), ('teacher', theirs, teacher)):

@@ -138,7 +138,8 @@ def _check_ops(installed: dict[str, dict[str, str]]) -> None:
                 f'OpenCV does not load ({reason}); its build for machines without a display does: '
                 f'`{PIP} install --force-reinstall --no-deps opencv-python-headless`.'
             ) from error
-        found = installed['mmcv'] or {_preferred('mmcv', installed): None}
+        found: dict[str, str | None] = {**installed['mmcv']}
+        found = found or {_preferred('mmcv', installed): None}
         name, version = next(iter(found.items()))
         # mmcv-lite never has ops: its place is taken by the full package of the same version
         full = 'onedl-mmcv' if name.startswith('onedl-') else 'mmcv'

@@ -28,6 +28,7 @@ from .teacher import Teacher
 from .terms.base import PlanRow, Term
 from .terms.build import make_term
 from .terms.config import check_terms
+from .terms.modules import Modules
 from .terms.task import COMPLEMENT, add_zero, checked_task_weight, refuse_taken, weighted
 from .weights import Calibration, CalibrationError
 
@@ -53,6 +54,8 @@ class Distiller(nn.Module):
         pixels: what the student's images are; by default what its data preprocessor says.
     """
 
+    task_factor: Tensor
+
     def __init__(
         self,
         student: nn.Module,
@@ -76,7 +79,7 @@ class Distiller(nn.Module):
         self.teacher = teacher
         self._owner = id(self)
         self.rng = RandomSource(seed, get_rank())
-        self.terms = nn.ModuleList(
+        self.terms: Modules[Term] = Modules(
             make_term(config, student, teacher, i) for i, config in enumerate(terms)
         )
         self._tell_other_classes(student)
@@ -118,6 +121,12 @@ class Distiller(nn.Module):
             self.close()
             raise
 
+    @property
+    def _recorders(self) -> tuple[Recorder, Recorder]:
+        """The student's, and that of the teacher, which is connected."""
+        assert self.teacher.recorder is not None
+        return self.recorder, self.teacher.recorder
+
     def _tell_other_classes(self, student: nn.Module) -> None:
         """Where no term compares classes, those of the teacher are worth a note."""
         if self.teacher.difference and not any(
@@ -148,7 +157,7 @@ class Distiller(nn.Module):
             # Connectors are made on the CPU; torch.manual_seed would seed all accelerators, too.
             torch.default_generator.manual_seed(seed)
             for term in self.terms:
-                self._rows += term.connect(self.recorder, self.teacher.recorder, self.rng)
+                self._rows += term.connect(*self._recorders, self.rng)
         self._clear()
 
     def _probe(self, student: nn.Module, points: Sequence[TapPoint], size: Sequence[int]) -> None:
@@ -163,7 +172,7 @@ class Distiller(nn.Module):
             image, samples = probe_inputs(student, view)
         with probe_explained(self.teacher.model, image.shape[2:], 'teacher'):
             self.teacher.run(image, samples, compiled=False)
-        for recorder in (self.recorder, self.teacher.recorder):
+        for recorder in self._recorders:
             # References everywhere; a copy only where the model overwrites its output.
             recorder.protect(recorder.overwritten())
 
@@ -178,10 +187,11 @@ class Distiller(nn.Module):
 
     def stale_keys(self, steps: int) -> list[str]:
         """Entries of the terms that acted in none of the last ``steps`` steps, or have ended."""
+        now = self._iteration or 0
         fresh = {
             term.name
             for term in self.terms
-            if term.last_turn is not None and self._iteration - term.last_turn < steps
+            if term.last_turn is not None and now - term.last_turn < steps
         }
         return [key for key, name in self.keys.items() if name not in fresh]
 
@@ -274,7 +284,7 @@ class Distiller(nn.Module):
         names, finite = [], []
         for term in active:
             try:  # no context manager: the compiler would stop at it
-                entries, watched = term.compute(self.recorder, self.teacher.recorder, self._samples)
+                entries, watched = term.compute(*self._recorders, self._samples)
             except ValueError as error:
                 put_place(error, term.where)
                 raise
@@ -308,7 +318,7 @@ class Distiller(nn.Module):
             raise
 
     def _refuse_overwritten(self) -> None:
-        for recorder in (self.recorder, self.teacher.recorder):
+        for recorder in self._recorders:
             for path in recorder.overwritten():
                 raise TapError(
                     f'The {recorder.role} tap {path!r} was changed in place after it '
@@ -318,8 +328,8 @@ class Distiller(nn.Module):
 
     def _clear(self) -> None:
         self._samples = None
-        self.recorder.clear()
-        self.teacher.recorder.clear()
+        for recorder in self._recorders:
+            recorder.clear()
 
     def close(self) -> None:
         """Removes every hook from student and teacher."""

@@ -43,7 +43,8 @@ class RandomSource:
 
         It would find the number of the iteration there, and be compiled anew for each.
         """
-        self.generator = torch.compiler.disable(self.generator)
+        hidden = torch.compiler.disable(self.generator)
+        self.generator = hidden  # type: ignore[method-assign]  # of this object alone
 
     def reseed(self, iteration: int) -> None:
         """Restarts all generators for ``iteration``."""

@@ -11,8 +11,9 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Sequence
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, cast
 
 import torch
 
@@ -95,10 +96,15 @@ def few(items: Sequence[str], count: int = 8) -> str:
     return ', '.join(item[:200] for item in shown) + more
 
 
+def buffer_of(data: torch.Tensor) -> memoryview:
+    """The memory of a tensor, to read and write."""
+    return memoryview(cast(Any, data.numpy()))  # Python 3.12 is the first to type buffers
+
+
 class Stream:
     """Reads a file once, from its begin to its end, past an optional hash."""
 
-    def __init__(self, file: BinaryIO, digest: Any = None) -> None:
+    def __init__(self, file: BufferedReader, digest: Any = None) -> None:
         self.file = file
         self.digest = digest
         self.size = file.seek(0, 2)
@@ -138,7 +144,7 @@ class Stream:
 
 
 def records(
-    file: BinaryIO, digest: Any = None, contents: dict[str, torch.Tensor] | None = None
+    file: BufferedReader, digest: Any = None, contents: dict[str, torch.Tensor] | None = None
 ) -> list[str]:
     """Walks once through a zip archive as ``torch.save`` writes it, and checks every record.
 
@@ -192,9 +198,9 @@ def _checksum(stream: Stream, info: zipfile.ZipInfo, contents: dict | None) -> i
     """Reads a record, into ``contents`` if that is given."""
     keep = contents is not None
     data = torch.empty(info.file_size if keep else min(info.file_size, _BLOCK), dtype=torch.uint8)
-    if keep:
+    if contents is not None:
         contents[info.filename] = data
-    view, checksum = memoryview(data.numpy()), 0
+    view, checksum = buffer_of(data), 0
     for begin in range(0, info.file_size, _BLOCK):
         count = min(_BLOCK, info.file_size - begin)
         block = view[begin : begin + count] if keep else view[:count]
@@ -203,7 +209,7 @@ def _checksum(stream: Stream, info: zipfile.ZipInfo, contents: dict | None) -> i
     return checksum
 
 
-def _directory(file: BinaryIO) -> list[zipfile.ZipInfo]:
+def _directory(file: BufferedReader) -> list[zipfile.ZipInfo]:
     """The entries of a zip archive in the order of the file."""
     try:
         with zipfile.ZipFile(file) as archive:

@@ -67,7 +67,7 @@ def plain_state(state: dict, key: str) -> OrderedDict:
             raise CheckpointError(
                 f'{key}: one of its weights has a name that is no text ({name!r}).'
             )
-    plain = OrderedDict((_without_prefix(name), value) for name, value in state.items())
+    plain: Any = OrderedDict((_without_prefix(name), value) for name, value in state.items())
     # Versions of the modules that saved it; by them modules convert names of older versions.
     versions = getattr(state, '_metadata', None)
     plain._metadata = {
@@ -249,7 +249,7 @@ def bad_numbers(model: nn.Module, names: list[str]) -> list[str]:
     return found
 
 
-def _copy_fitting(module: nn.Module, state: dict, errors: list[str], prefix: str = '') -> None:
+def _copy_fitting(module: nn.Module, state: Any, errors: list[str], prefix: str = '') -> None:
     """Copies the entries of right name and shape into ``module``.
 
     Unlike ``load_state_dict`` it shows every module the whole ``state``, in which modules rename

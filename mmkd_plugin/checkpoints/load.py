@@ -13,7 +13,7 @@ import torch
 from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
 from ..errors import CheckpointError
-from .file import DamagedFile, Stream, few, kind_of, not_a_checkpoint, pickle_of, records
+from .file import DamagedFile, Stream, buffer_of, few, kind_of, not_a_checkpoint, pickle_of, records
 from .pickle_names import dangerous, foreign, known_here, names_in
 from .plain_objects import MalformedPickle, RefusedObject, Storage
 from .safe_pickle import PlainUnpickler
@@ -111,7 +111,7 @@ def verify_file(path: str | Path, key: str = 'checkpoint') -> None:
 
 
 def _read_zip(path: Path, device: Any) -> tuple[Any, str]:
-    digest, contents = hashlib.sha256(), {}
+    digest, contents = hashlib.sha256(), dict[str, torch.Tensor]()
     with open(path, 'rb') as file:
         program = pickle_of(records(file, digest, contents))
     root = program.removesuffix('data.pkl')
@@ -128,7 +128,7 @@ def _read_zip(path: Path, device: Any) -> tuple[Any, str]:
             moved[key] = data.to(device)
         return Storage(moved[key], dtype)
 
-    program_file = io.BytesIO(contents[program].numpy())
+    program_file = io.BytesIO(buffer_of(contents[program]))
     size = contents[program].numel()
     return PlainUnpickler(program_file, find, size).load(), digest.hexdigest()
 
@@ -174,7 +174,7 @@ def read_old_format(path: Path) -> Any:
             data, count = storages[key]
             if int.from_bytes(stream.exactly(8), 'little') != count:
                 raise DamagedFile(f'the storage {key[:40]!r} has another size than its tensors')
-            stream.fill(memoryview(data.numpy()))
+            stream.fill(buffer_of(data))
     return loaded
 
 
@@ -207,7 +207,7 @@ def _names(path: Path) -> list[str]:
         if kind_of(path) != 'zip':
             return names_in(Stream(file), 4)
         contents: dict[str, torch.Tensor] = {}
-        return names_in(io.BytesIO(contents[pickle_of(records(file, None, contents))].numpy()))
+        return names_in(io.BytesIO(buffer_of(contents[pickle_of(records(file, None, contents))])))
 
 
 def _refused(

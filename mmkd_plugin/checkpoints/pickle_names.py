@@ -6,8 +6,9 @@ import importlib.util
 import pickle
 import re
 import sys
+from collections.abc import Callable, Sequence
 from importlib.machinery import PathFinder
-from typing import Any
+from typing import Any, ClassVar
 
 from .plain_objects import NAMES, MalformedPickle
 from .safe_pickle import PlainUnpickler, full_name
@@ -61,8 +62,8 @@ class _NamesOnly(PlainUnpickler):
     def load_extension(self) -> None:
         raise MalformedPickle('a name of the extension registry')
 
-    dispatch = dict(pickle._Unpickler.dispatch)
-    for _codes, _load in (
+    dispatch: ClassVar[dict[int, Callable]] = dict(pickle._Unpickler.dispatch)
+    for _instructions, _load in (
         (pickle.REDUCE + pickle.NEWOBJ, load_call),
         (pickle.NEWOBJ_EX, load_call_with_keywords),
         (pickle.BUILD, load_build),
@@ -74,8 +75,8 @@ class _NamesOnly(PlainUnpickler):
         (pickle.INST, load_inst),
         (pickle.EXT1 + pickle.EXT2 + pickle.EXT4, load_extension),
     ):
-        for _code in _codes:
-            dispatch[_code] = _load
+        for _instruction in _instructions:
+            dispatch[_instruction] = _load
 
 
 def names_in(file: Any, pickles: int = 1) -> list[str]:
@@ -134,15 +135,17 @@ def known_here(name: str) -> bool:
     *parents, last = name.split('.')
     if not parents or not all(part.isidentifier() for part in (*parents, last)):
         return False
-    places = None  # sys.path
+    places: Sequence[str] | None = None  # sys.path
     for depth in range(1, len(parents) + 1):
         module = '.'.join(parents[:depth])
         if module in sys.modules:
             places = getattr(sys.modules[module], '__path__', [])
             continue
         try:
-            find = importlib.util.find_spec if depth == 1 else PathFinder.find_spec
-            spec = find(module, places)
+            if depth == 1:
+                spec = importlib.util.find_spec(module)
+            else:
+                spec = PathFinder.find_spec(module, places)
         except (ImportError, ValueError):
             return False
         if spec is None:

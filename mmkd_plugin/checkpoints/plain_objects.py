@@ -126,7 +126,7 @@ def _array(kind: Any, shape: Any, code: Any) -> np.ndarray:
     return np.empty(0, dtype='b')
 
 
-def fill_array(array: np.ndarray, state: Any) -> None:
+def fill_array(array: Any, state: Any) -> None:
     """``ndarray.__setstate__`` with a type of plain numbers or text, and as many as there are."""
     version, shape, dtype, fortran, data = state
     _check_dtype(dtype)
@@ -144,7 +144,7 @@ def _dtype(kind: Any, *flags: Any) -> np.dtype:
     return np.dtype(kind, copy=True)
 
 
-def fill_dtype(dtype: np.dtype, state: Any) -> None:
+def fill_dtype(dtype: Any, state: Any) -> None:
     """``dtype.__setstate__``, for the order of the bytes alone."""
     order, rest = state[1], state[2:5]
     if type(order) is not str or order not in '<>=|' or rest != (None, None, None):
@@ -276,7 +276,7 @@ _STORAGES = dict(
     ComplexDouble=torch.complex128,
     ComplexFloat=torch.complex64,
 )
-_CALLS = {
+_CALLS: dict[str, Callable[..., Any]] = {
     'torch._utils._rebuild_tensor': _tensor,
     'torch._utils._rebuild_tensor_v2': _tensor,
     'torch._utils._rebuild_tensor_v3': _tensor_v3,

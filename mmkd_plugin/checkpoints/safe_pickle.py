@@ -11,7 +11,7 @@ import _compat_pickle
 import pickle
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -32,6 +32,8 @@ from .plain_objects import (
     short,
 )
 
+_PYTHONS: Any = pickle._Unpickler
+
 
 class PlainUnpickler(pickle._Unpickler):
     """Reads pickles of tensors and plain data.
@@ -42,6 +44,13 @@ class PlainUnpickler(pickle._Unpickler):
         size: bytes of the file. What its calls copy is limited by it: a list that is written once
             could be made into a thousand sets.
     """
+
+    # Parts of Python's own unpickler that its published types leave out.
+    stack: list[Any]
+    metastack: list[list[Any]]
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+    readline: Callable[[], bytes]
 
     # Neither the registry of extensions, nor instances of old classes, nor shared buffers.
     _codes = (
@@ -56,7 +65,7 @@ class PlainUnpickler(pickle._Unpickler):
         + pickle.BINGET + pickle.LONG_BINGET + pickle.PUT + pickle.BINPUT + pickle.LONG_BINPUT
         + pickle.MEMOIZE
     )  # fmt: skip
-    dispatch = {code: pickle._Unpickler.dispatch[code] for code in _codes}
+    dispatch: ClassVar[dict[int, Callable]] = {code: _PYTHONS.dispatch[code] for code in _codes}
 
     def __init__(self, file: Any, find_storage: Callable, size: int) -> None:
         super().__init__(file, encoding='utf-8')
@@ -124,7 +133,7 @@ class PlainUnpickler(pickle._Unpickler):
         self._charge(state if type(state) is tuple else (state,))
         if type(target) is OrderedDict:  # versions of the modules, the only attribute there is
             if isinstance(state.get('_metadata'), dict):
-                target._metadata = state['_metadata']
+                cast(Any, target)._metadata = state['_metadata']
         elif type(target) is HistoryBuffer:
             fill_history(target, state)
         elif type(target) is np.ndarray:
@@ -183,8 +192,8 @@ class PlainUnpickler(pickle._Unpickler):
         self.append(frozenset(check_keys(items)))
 
     for _code, _load in (
-        (pickle.GLOBAL, pickle._Unpickler.load_global),
-        (pickle.STACK_GLOBAL, pickle._Unpickler.load_stack_global),
+        (pickle.GLOBAL, _PYTHONS.load_global),
+        (pickle.STACK_GLOBAL, _PYTHONS.load_stack_global),
         (pickle.REDUCE, load_reduce),
         (pickle.NEWOBJ, load_newobj),
         (pickle.BUILD, load_build),

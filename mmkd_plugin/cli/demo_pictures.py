@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import cv2
 import torch
 
@@ -53,15 +55,17 @@ def gallery(student: DemoRun, distilled: DemoRun, count: int) -> list[dict]:
         path = batch['data_samples'][0].img_path
         truth = batch['data_samples'][0].gt_instances
         boxes = getattr(truth.bboxes, 'tensor', truth.bboxes)
-        jpeg = cv2.imencode('.jpg', cv2.imread(path), [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
+        image = cv2.imread(path)
+        assert image is not None  # the dataset has read it
+        jpeg = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
         entry = {
             'jpeg': jpeg.tobytes(),
-            'size': list(cv2.imread(path).shape[1::-1]),
+            'size': list(image.shape[1::-1]),
             'truth': [dict(box=box, label=label)
                       for box, label in zip(boxes.tolist(), truth.labels.tolist())],
         }  # fmt: skip
-        for role, model in models.items():
-            found = model.test_step(batch)[0].pred_instances
+        for role, model in models.items():  # detectors
+            found = cast(Any, model).test_step(batch)[0].pred_instances
             found = found[found.scores > SHOWN_SCORE]
             rows = zip(found.bboxes.tolist(), found.labels.tolist(), found.scores.tolist())
             entry[role] = [dict(box=box, label=label, score=score) for box, label, score in rows]

@@ -64,7 +64,7 @@ def sentence_of(error: BaseException) -> str | None:
     message = ' '.join(_text(error).split())
     trace = _innermost(error)
     file = None if trace is None else Path(trace.tb_frame.f_code.co_filename).resolve()
-    if not message or file is None:
+    if not message or file is None or trace is None:
         return None
     if file.is_relative_to(OWN) and _was_raised(trace):
         return message

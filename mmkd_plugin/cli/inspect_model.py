@@ -21,7 +21,7 @@ from ..recipes.detection import RECIPES
 from ..taps import TapError
 from ..taps.tappable import Place, survey
 from ..teacher import build_model
-from ..views import fitting, make_view, view_names
+from ..views import fitting, make_logit_view, view_names
 from .errors import UsageError, one_line_errors
 from .listing import Pair, as_json, show_recipes, show_table, show_views
 from .running import add_debug_argument, new_parser
@@ -143,7 +143,7 @@ def fitting_views(model: nn.Module) -> list[dict]:
     found = []
     for name in view_names():
         with contextlib.suppress(TapError):
-            view = make_view(name, model)
+            view = make_logit_view(name, model)
             if view.teacher_only:  # a teacher's only
                 continue
             specs = view.specs(model)
@@ -156,8 +156,8 @@ def fitting_views(model: nn.Module) -> list[dict]:
 def takes_detections(student: nn.Module, teacher: nn.Module) -> bool:
     """Whether ``teacher='detections'`` is open to this pair."""
     try:
-        own = make_view('cls_logits', student)
-        make_view('detections', teacher).check_pair(own, (student, teacher))
+        own = make_logit_view('cls_logits', student)
+        make_logit_view('detections', teacher).check_pair(own, (student, teacher))
     except TapError:
         return False
     return True

@@ -70,7 +70,7 @@ def show_table(console: Console, pairs: Sequence[Pair], with_teacher: bool) -> N
         table.add_column('kind', overflow='fold')
     for pair in pairs:
         sides = [pair.student, pair.teacher] if with_teacher else [pair.student]
-        cells = [_cells(side) for side in sides]
+        cells: list[tuple[str, ...]] = [_cells(side) for side in sides]
         if not wide:
             cells = [tuple('\n'.join(parts) for parts in zip(*cells, strict=True))]
         mark = [pair.mark] if with_teacher else []

@@ -91,12 +91,12 @@ def balanced_subset(labels: Sequence[int] | Tensor, num_samples: int) -> Tensor:
     Returns:
         int64 (num_samples,), ascending.
     """
-    labels = np.asarray(labels)
-    by_class = np.argsort(labels, kind='stable')
-    first = np.searchsorted(labels[by_class], labels[by_class])  # where the class begins
+    classes = np.asarray(labels)
+    by_class = np.argsort(classes, kind='stable')
+    first = np.searchsorted(classes[by_class], classes[by_class])  # where the class begins
     occurrence = np.empty(len(labels), dtype=np.int64)
     occurrence[by_class] = np.arange(len(labels)) - first
-    order = np.lexsort((np.arange(len(labels)), labels, occurrence))
+    order = np.lexsort((np.arange(len(labels)), classes, occurrence))
     return torch.from_numpy(np.sort(order[:num_samples]))
 
 

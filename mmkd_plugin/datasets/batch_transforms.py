@@ -187,7 +187,8 @@ class BatchResize(BatchTransform):
         target = pair(self.size if size is None else size)
         if size is None and isinstance(self.size, int):
             short = min(images.shape[2:])
-            target = tuple(self.size * side // short for side in images.shape[2:])
+            height, width = images.shape[2:]
+            target = self.size * height // short, self.size * width // short
         return resize(images, target, self.antialias)
 
 
@@ -269,7 +270,7 @@ def pair(size: Size) -> tuple[int, int]:
     good = isinstance(sides, Sequence) and not isinstance(sides, str) and len(sides) == 2
     if not good or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in sides):
         raise ValueError(f'size must be a number of pixels or (height, width), got {size!r}.')
-    return tuple(sides)
+    return sides[0], sides[1]
 
 
 def _positions(start: Tensor, length: Tensor, count: int, full: int) -> Tensor:

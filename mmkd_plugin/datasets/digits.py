@@ -55,7 +55,8 @@ def _write_split(
     ink, labels, pool = scans
     (folder / split).mkdir(parents=True)
     (folder / 'semantic' / split).mkdir(parents=True)
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for number in range(1, getattr(spec, split) + 1):
         # Each image has a generator of its own: more images leave the first ones as they were.
         rng = np.random.default_rng([spec.seed, SPLITS.index(split), number])
@@ -144,8 +145,7 @@ def _is_made(root: Path, spec: DigitsSpec | None) -> bool:
             f'{root} exists but is no digits set (no readable {STAMP}); '
             'choose another data_root, or remove that folder.'
         ) from error
-    wanted = there if spec is None else spec.to_dict()
-    if there != wanted:
+    if spec is not None and there != (wanted := spec.to_dict()):
         keys = sorted(set(there) | set(wanted))
         changes = [f'{key} is {there.get(key)!r} there, {wanted.get(key)!r} asked'
                    for key in keys if there.get(key) != wanted.get(key)]  # fmt: skip

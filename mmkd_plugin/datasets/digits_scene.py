@@ -214,7 +214,8 @@ def draw_image(
     """
     image = _background(rng, spec)
     instances = np.zeros(image.shape[:2], np.uint8 if spec.objects[1] < 255 else np.int32)
-    taken, digits = np.empty((0, 4), int), []
+    taken: np.ndarray = np.empty((0, 4), int)
+    digits: list[tuple[int, int]] = []
     for _ in range(rng.integers(spec.objects[0], spec.objects[1] + 1)):
         scan = int(rng.choice(pool))
         opacity = _shape_digit(ink[scan], rng, spec)

@@ -74,7 +74,8 @@ class CachedImageFolder(ArrayDataset):
         keep = None
         if cache is not False:
             name = f'{split.replace("/", "_") or "all"}-{size}.npz'
-            keep = Path(root / '.cache' if cache in (None, True) else cache).expanduser() / name
+            place = root / '.cache' if cache is None or cache is True else Path(cache)
+            keep = place.expanduser() / name
         images = load_or_decode(files, size, keep, folder)
         super().__init__(images, labels, classes, indices, num_samples)
 

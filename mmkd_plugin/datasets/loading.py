@@ -52,7 +52,7 @@ def stack_batch(items: Sequence[dict]) -> dict:
     Raises:
         ValueError: if the images are not uint8 tensors of one size.
     """
-    batch = {key: _stack([item[key] for item in items], key)
+    batch: dict[str, Any] = {key: _stack([item[key] for item in items], key)
              for key in ('inputs', 'teacher_inputs') if key in items[0]}  # fmt: skip
     samples = [item['data_samples'] for item in items]
     batch['data_samples'] = {

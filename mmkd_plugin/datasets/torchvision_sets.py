@@ -121,8 +121,8 @@ class ImageFolder(tv.ImageFolder):
         if not own:
             return super().find_classes(directory)  # says that there is none
         # Names that are no folders are another way to call the classes.
-        given = self.names is not None and not set(self.names).isdisjoint(own)
-        names = list(self.names) if given else class_names(Path(directory))
+        given = list(self.names or ())
+        names = class_names(Path(directory)) if set(given).isdisjoint(own) else given
         return names, {name: i for i, name in enumerate(names)}
 
     @staticmethod
@@ -208,7 +208,7 @@ def _dataset_class(name: str) -> type:
     return valid[name]
 
 
-def _open(cls: type, root: Path, split: str, download: bool, kwargs: dict) -> Any:
+def _open(cls: Any, root: Path, split: str, download: bool, kwargs: dict) -> Any:
     # All named arguments of the class and its bases: ImageNet passes some on as **kwargs.
     valid = {
         p for base in cls.__mro__ for p in inspect.signature(base.__init__).parameters

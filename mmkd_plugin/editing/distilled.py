@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mmengine.config import Config
 
@@ -126,7 +126,8 @@ def distill_in_place(
             'terms in one.'
         )
     else:
-        _change(cfg, hooks[0], teacher, method, cfg_options, names)
+        changes = cast(dict, teacher)  # 'previous_epoch' went another way
+        _change(cfg, hooks[0], changes, method, cfg_options, names)
 
 
 def _add(

@@ -47,6 +47,8 @@ class ClsAccuracy(BaseMetric):
         self.topk = topk
         self._warned = False
 
+    results: list[Any]  # a tensor of each batch; in `evaluate` a tuple of each image
+
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
         """Compares predictions with labels.
 

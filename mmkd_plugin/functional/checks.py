@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Iterable
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     raise ValueError(f'{name} must be one of {", ".join(map(repr, choices))}, got {value!r}{hint}')
 
 
-def check_number(name: str, value: object, low: float, high: float = math.inf) -> None:
+def check_number(name: str, value: Any, low: float, high: float = math.inf) -> None:
     """Raises ValueError unless ``value`` is a finite number with ``low <= value < high``."""
     good = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     if not (good and low <= value < high):
@@ -33,7 +34,7 @@ def check_number(name: str, value: object, low: float, high: float = math.inf) -
         raise ValueError(f'{name} must be a number of {limit}, got {value!r}.')
 
 
-def check_inside(name: str, value: object, low: float, high: float = math.inf) -> None:
+def check_inside(name: str, value: Any, low: float, high: float = math.inf) -> None:
     """Raises ValueError unless ``value`` is a finite number with ``low < value < high``."""
     good = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     if not (good and low < value < high):
@@ -56,7 +57,7 @@ def check_tensor(name: str, x: object, ndim: int, layout: str) -> None:
         raise ValueError(f'{name} must be a float tensor, got dtype {x.dtype}.')
 
 
-def check_pair(student: object, teacher: object, ndim: int, layout: str) -> None:
+def check_pair(student: Tensor, teacher: Tensor, ndim: int, layout: str) -> None:
     """Raises ValueError unless both are float tensors of the same shape."""
     check_tensor('student', student, ndim, layout)
     check_tensor('teacher', teacher, ndim, layout)

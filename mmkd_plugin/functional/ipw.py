@@ -75,7 +75,8 @@ def ipw_weights(
             'kd_logits and cls_logits must have the same shape (N, C), got '
             f'{tuple(kd_logits.shape)} and {tuple(cls_logits.shape)}.'
         )
-    check_labels(labels, *kd_logits.shape, background=sigmoid)
+    rows, classes = kd_logits.shape
+    check_labels(labels, rows, classes, background=sigmoid)
     check_choice('ratio', ratio, RATIOS)
     check_choice('normalize', normalize, NORMALIZE)
     if clip_max is not None:

@@ -134,7 +134,8 @@ def raise_target(
     """The logits of :func:`loca_margin`; which rows the teacher mispredicts, and which have a
     target at all, both (N,) bool."""
     check_tensor('teacher', teacher, 2, '(N, C)')
-    check_labels(labels, *teacher.shape, background=True)
+    rows, classes = teacher.shape
+    check_labels(labels, rows, classes, background=True)
     check_inside('alpha', alpha, 0, 1)
     check_temperature(temperature)
     z = widen(teacher.detach())

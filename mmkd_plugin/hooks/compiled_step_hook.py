@@ -149,6 +149,7 @@ class CompiledStepHook(Hook):
 
     def _since(self, name: str) -> Counter:
         """What one of the compiler's counters has counted since training began."""
+        assert self._start is not None, 'before_train notes where they stood'
         return Counter(_counters()[name]) - self._start[name]
 
     def _complain(self, text: str) -> None:

@@ -157,6 +157,7 @@ class DistillHook(Hook):
         # With load_from this has happened before loading, so that the loaded weights win.
         if self.init_student and not runner._has_loaded:
             self._inherit(runner)
+        assert self._plan is not None  # made with the distiller
         self._plan.begin(runner, self.distiller)
 
     def before_train_epoch(self, runner: Runner) -> None:
@@ -164,6 +165,7 @@ class DistillHook(Hook):
             self.distiller.teacher.refresh(student_of(runner), runner.epoch)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        assert self.distiller is not None, 'before_run attaches it'
         if isinstance(data_batch, dict):  # before the step: that of a compiled one cannot look
             self.distiller.teacher.check_images(data_batch.get('inputs'), 'loaded')
         self.distiller.set_progress(runner.iter, runner.epoch)
@@ -174,18 +176,20 @@ class DistillHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
+        distiller, watch = self.distiller, self._watch
+        assert distiller is not None and watch is not None and self._plan is not None
         self._compiled_step.after_train_iter(runner, batch_idx)
-        self._plan.update(runner, self.distiller)
+        self._plan.update(runner, distiller)
         # RuntimeInfoHook has just fetched the losses; reading its numbers costs no further sync.
         logged = runner.message_hub.log_scalars
-        for key in self.distiller.stale_keys(_steps_of_a_line(runner)):
+        for key in distiller.stale_keys(_steps_of_a_line(runner)):
             logged.pop(f'train/{key}', None)  # or every later line would show its last value
-        for key in self.distiller.loss_keys:
+        for key in distiller.loss_keys:
             history = logged.get(f'train/{key}')
             if history is not None and not math.isfinite(history.current()):
-                known = f'{self._watch.explain_nan(key)} {intact(runner)}'.strip()
+                known = f'{watch.explain_nan(key)} {intact(runner)}'.strip()
                 try:
-                    self.distiller.raise_if_not_finite()
+                    distiller.raise_if_not_finite()
                 except FloatingPointError as error:
                     raise FloatingPointError(f'{error} {known}'.rstrip()) from None
                 raise FloatingPointError(
@@ -193,7 +197,7 @@ class DistillHook(Hook):
                     'though its taps are finite: its connectors have diverged. Lower the learning '
                     f'rate or the weight of the term. {known}'.rstrip()
                 )
-        self._watch.after_train_iter(runner, outputs)
+        watch.after_train_iter(runner, outputs)
 
     # -- checkpoints -------------------------------------------------------------------------
 
@@ -234,6 +238,7 @@ class DistillHook(Hook):
         return SelfTeacher(student)
 
     def _inherit(self, runner: Runner) -> None:
+        assert self.distiller is not None and self.init_student is not None
         copy_teacher_weights(student_of(runner), self.distiller.teacher.model, self.init_student)
 
 

@@ -143,17 +143,19 @@ class InterruptHook(Hook):
         old = runner.message_hub.runtime_info.get(_INFO)
         if old is not None:
             runner.message_hub.pop_info(_INFO)
-            _remove_superseded(old, newest)
+            _remove_superseded(old, str(newest))
 
     def _save(self, runner: Runner, done: int) -> str:
         hook = _checkpoint_hook(runner)
-        if self._saved[1] == done:
-            return self._saved[0]
+        newest, saved = self._saved
+        if saved == done and newest is not None:
+            return newest
         if hook is not None and not hook.by_epoch:
             hook._save_checkpoint(runner)
             return hook.last_ckpt
         local = hook is not None and isinstance(hook.file_backend, LocalBackend)
-        path = os.path.join(hook.out_dir if local else runner.work_dir, f'iter_{done}.pth')
+        folder = hook.out_dir if hook is not None and local else runner.work_dir
+        path = os.path.join(folder, f'iter_{done}.pth')
         old = runner.message_hub.runtime_info.get(_INFO)
         runner.message_hub.update_info(_INFO, path)
         save_whole(runner, path, meta=dict(epoch=runner.epoch, iter=done), by_epoch=False)
@@ -165,9 +167,11 @@ class InterruptHook(Hook):
 
     def _end_if_saved(self, runner: Runner) -> None:
         # Ranks are not at the same batch of validation; several end after the next iteration.
-        asked = self._received is not None and get_world_size() == 1
-        if asked and self._saved[1] == runner.iter:
-            self._end(runner, self._received, self._saved[0])
+        (newest, saved), number = self._saved, self._received
+        if number is None or newest is None or get_world_size() > 1:
+            return
+        if saved == runner.iter:
+            self._end(runner, number, newest)
 
     def _end(self, runner: Runner, number: int, path: str) -> None:
         barrier()  # a launcher ends all ranks when one has ended

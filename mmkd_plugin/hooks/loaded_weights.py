@@ -24,6 +24,7 @@ from ..checkpoints.file import few
 from ..checkpoints.fit import Fit, bad_numbers, extra_in_own_parts, fill, plain_state, state_dict_of
 from ..checkpoints.load import load_file, verify_file
 from ..errors import CheckpointError
+from ..taps.foreign import AnyModule
 
 _PREFIXES = (
     '', 'http://', 'https://', 'file://', 'torchvision://', 'modelzoo://', 'open-mmlab://',
@@ -203,7 +204,7 @@ def _fit(model: nn.Module, checkpoint: dict, file: str) -> Fit:
     return fill(_inner(model), plain_state(checkpoint.get('state_dict', checkpoint), file))
 
 
-def _inner(model: nn.Module) -> nn.Module:
+def _inner(model: AnyModule) -> AnyModule:
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     return model

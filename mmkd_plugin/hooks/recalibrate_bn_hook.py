@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from ..checks import check_int
 from ..registry import HOOKS
 from ..rng import rng_kept
+from ..taps.foreign import AnyModule
 from .step_seed_hook import seed_everything
 
 
@@ -108,7 +109,7 @@ def _loader(loader: DataLoader, num_batches: int, seed: int) -> DataLoader:
     """
     rank, world = get_dist_info()
     size = loader.batch_size or getattr(loader.batch_sampler, 'batch_size', None) or 1
-    count = len(loader.dataset)
+    count = len(loader.dataset)  # type: ignore[arg-type]  # one to be shuffled has a length
     order = np.random.RandomState(seed).permutation(count)
     size = min(size, max(count // world, 1))
     per_rank = min(num_batches, max(count // (size * world), 1)) * size
@@ -130,7 +131,7 @@ def _statistics_mode(model: nn.Module) -> Iterator[None]:
     On leaving, the ranks' averages are averaged; layers that were not called keep what they had.
     """
     modes = {module: module.training for module in model.modules()}
-    layers = [module for module in model.modules() if _estimates(module)]
+    layers: list[AnyModule] = [module for module in model.modules() if _estimates(module)]
     momenta = [layer.momentum for layer in layers]
     kept = [{n: b.clone() for n, b in layer.named_buffers(recurse=False)} for layer in layers]
     called = [False] * len(layers)

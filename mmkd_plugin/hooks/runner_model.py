@@ -112,9 +112,10 @@ def include_connectors(runner: Runner, student: nn.Module, connectors: nn.Module
     group = _common_group(runner.optim_wrapper) if config is None else None
     if is_model_wrapper(runner.model):
         _wrap_again(runner, student)
-    if group is None:
+    if config is not None:
         _build_again(runner, config)
         return
+    assert group is not None
     named = [(name, p) for name, p in connectors.named_parameters() if p.requires_grad]
     group['params'].extend(p for _, p in named)
     if 'param_names' in group:

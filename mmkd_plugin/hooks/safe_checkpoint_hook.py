@@ -74,10 +74,15 @@ def save_whole(runner: Runner, path: str, *args: Any, **kwargs: Any) -> None:
         raise
 
 
-class SafeSaving:
+# It has no base of its own and is put in front of any CheckpointHook: super() is one.
+_AddedTo: Any = object
+
+
+class SafeSaving(_AddedTo):
     """What :class:`SafeCheckpointHook` adds to a ``CheckpointHook``, or to a subclass of it."""
 
     out_dir: Any
+    file_backend: Any
     _exempt: tuple[str, ...] = ()
     _saved: str | None = None  # the newest file that was looked at
 

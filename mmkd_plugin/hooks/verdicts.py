@@ -111,7 +111,7 @@ def proportion(seen: Watched, is_clipped: bool) -> str | None:
 
 
 def _out_of_target(seen: Watched) -> str | None:
-    if SMALL_GRADIENT < seen.gradient < LARGE_GRADIENT:
+    if seen.gradient is None or SMALL_GRADIENT < seen.gradient < LARGE_GRADIENT:
         return None
     usual = TARGETS.get(seen.term.kind, TARGETS['feature'])
     effect = 'crowds out the task' if seen.gradient > 1 else 'has hardly any effect'

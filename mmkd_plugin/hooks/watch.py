@@ -65,7 +65,7 @@ class Watch:
 
     def explain_nan(self, key: str) -> str:
         """What is known of the term with an entry of the log that has become NaN or Inf."""
-        seen = self.seen.get(self.distiller.keys.get(key))
+        seen = self.seen.get(self.distiller.keys.get(key, ''))
         return '' if seen is None else verdicts.not_finite(seen)
 
     def _add(self, losses: dict[str, float], iteration: int, epoch: int) -> list[Watched]:
@@ -95,7 +95,7 @@ class Watch:
         gauge = self.distiller.calibration.gauges.get(seen.term.name)
         if gauge is None:
             return True
-        if not gauge.quotients:
+        if gauge.weight is None:
             return False
         seen.gradient = gauge.target * seen.term.weight / gauge.weight
         return True

@@ -81,7 +81,8 @@ def _pair(value: Any, swap: bool = False) -> tuple[int, int] | None:
     if _number(value):
         return int(value), int(value)
     if isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_number, value)):
-        return tuple(int(v) for v in (reversed(value) if swap else value))
+        first, second = map(int, value)
+        return (second, first) if swap else (first, second)
     return None
 
 
@@ -104,7 +105,10 @@ def _preprocessed(preprocessor: Any, size: tuple[int, int] | None) -> tuple[int,
 
 def _rounded(size: tuple[int, int] | None, divisor: int | None) -> tuple[int, int] | None:
     divisor = divisor or 1
-    return None if size is None else tuple(-(-side // divisor) * divisor for side in size)
+    if size is None:
+        return None
+    height, width = (-(-side // divisor) * divisor for side in size)
+    return height, width
 
 
 def _asked_for(model: nn.Module) -> tuple[int, int] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -249,12 +249,13 @@ class LogitLoss(DistillLoss):
         given = dict(labels=labels, features=features, images=images, priors=priors)
         extras = {}
         for name in self.needs:
-            if given[name] is None:
+            value = given[name]
+            if value is None:
                 raise ValueError(
                     f'{type(self).__name__} needs {name}; call it as loss(student, teacher, '
                     f"{name}=...), or tap the view 'cls_logits' in a term, which supplies them."
                 )
-            extras[name] = _rows(given[name], name, student.shape)
+            extras[name] = _rows(value, name, student.shape)
         shape = student.shape
         student, teacher = _rows(student, 'student', shape), _rows(teacher, 'teacher', shape)
         if weights is not None:
@@ -318,13 +319,13 @@ class LogitLoss(DistillLoss):
 def _use_adopt(cls: type[LogitLoss]) -> None:
     """Lets a user's loss that overrides ``adopt`` hear by it what it is told by the new name."""
     warnings.warn(f'{cls.__name__}.adopt is called set_activation now.', DeprecationWarning, 4)
-    adopt = vars(cls)['adopt']
+    adopt, parent = vars(cls)['adopt'], cast(Any, cls)
 
     def set_activation(self: LogitLoss, activation: str, background: bool = False) -> None:
-        super(cls, self).set_activation(activation, background)
+        super(parent, self).set_activation(activation, background)
         adopt(self, activation, background)  # its own super().adopt() does nothing more
 
-    cls.set_activation = cls.adopt = set_activation
+    parent.set_activation = parent.adopt = set_activation
 
 
 def zero_uncounted(x: Tensor, counted: Tensor) -> Tensor:

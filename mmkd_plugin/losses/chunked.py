@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ def chunked_mean(
     total = None
     if weights is not None:
         weights = [widen(w) for w in weights]
-        total = sum(w.sum() for w in weights)
+        total = cast(Tensor, sum(w.sum() for w in weights))
         # NaN passes through, so that it is noticed
         share = torch.where(total == 0, torch.ones_like(total), total)
         weights = [w / share for w in weights]
@@ -104,11 +105,12 @@ class _Plan:
         """The part's share in the mean; adds to the sums of what the loss noted."""
         if self.columns is None and self.loss.closed_form:
             order, dim = _frame(s)
-            values = self.loss.values_along(*(part.of(x).permute(order) for x in (s, t)), dim)
+            framed = [part.of(x).permute(order) for x in (s, t)]
+            values = self.loss.values_along(framed[0], framed[1], dim)
             if self.weights is None:
                 return values.sum() / self.count
-            w = self._framed_weights(part, order, dim)
-            return torch.where(w != 0, values * w, 0).sum()
+            framed_weights = self._framed_weights(part, order, dim)
+            return torch.where(framed_weights != 0, values * framed_weights, 0).sum()
         s, t, extras, w = self.rows(part, s, t)
         values = self.loss.rows(s, t, **extras)
         for key, sums in self.loss.take_notes(w).items():
@@ -156,6 +158,7 @@ class _Plan:
             target.copy_(slope)
 
     def _framed_weights(self, part: _Part, order: list[int], dim: int) -> Tensor:
+        assert self.weights is not None
         return part.of(self.weights[part.level]).unsqueeze(3).permute(order)
 
 

@@ -155,9 +155,9 @@ def gather_processes(x: Tensor) -> Tensor:
     from torch.distributed.nn.functional import all_gather
 
     own = torch.tensor([x.shape[0]], device=x.device)
-    counts = [torch.zeros_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(counts, own)
-    counts = [int(count) for count in counts]
+    gathered = [torch.zeros_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, own)
+    counts = [int(count) for count in gathered]
     missing = max(counts) - x.shape[0]
     if missing:  # all_gather takes equal shapes only
         x = torch.cat([x, x.new_zeros(missing, x.shape[1])])

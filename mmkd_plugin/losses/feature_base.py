@@ -125,8 +125,9 @@ class GenerativeLoss(FeatureLoss):
         raise NotImplementedError(f'{type(self).__name__} must implement corrupt(x).')
 
 
-def run(module: nn.Module, x: Tensor) -> Tensor:
+def run(module: nn.Module | None, x: Tensor) -> Tensor:
     """Runs a connector on ``x`` cast to its own precision; an autocast may then narrow it."""
+    assert module is not None, 'connect() makes the connectors'
     for weight in module.parameters():  # not next(): dynamo of torch 2.1 breaks the graph there
         return module(x.to(weight.dtype))
     return module(x)

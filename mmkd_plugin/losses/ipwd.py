@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmengine import dist
@@ -84,7 +85,7 @@ class IPWDLoss(LogitLoss):
         (torch.Size([]), torch.Size([4, 6]), ['weight_max', 'weight_mean'], ['cls'])
     """
 
-    needs = ('labels', 'features')
+    needs: tuple[str, ...] = ('labels', 'features')
     report_keys = ('weight_mean', 'weight_max')
     auxiliary_keys = ('cls',)
     # Its layer and weights want all rows at once, and a batch has too many pixels for that.
@@ -117,7 +118,7 @@ class IPWDLoss(LogitLoss):
         if clip_max is not None:
             check_inside('clip_max', clip_max, 0)
         self.temperature = temperature
-        self.weighting = dict(
+        self.weighting: dict[str, Any] = dict(
             ratio=ratio, standardize=standardize, normalize=normalize, clip_max=clip_max
         )
         self.start_epoch = start_epoch
@@ -249,6 +250,7 @@ class IPWDLoss(LogitLoss):
     def _cls_logits(self, features: Tensor, priors: Tensor | None, classes: int) -> Tensor:
         """Logits (N, C) of the auxiliary classifier."""
         features = features.detach() if self.detach_aux else features
+        assert self.cls_head is not None, 'connect() makes the classifier'
         logits = self.cls_head(features.to(self.cls_head.weight.dtype))
         if priors is None:
             return logits

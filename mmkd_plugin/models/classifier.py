@@ -6,7 +6,7 @@ import inspect
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
@@ -106,7 +106,8 @@ class ImageClassifier(BaseModel):
             raise ValueError(f"mode is 'tensor', 'loss' or 'predict', not {mode!r}.")
         logits = self.head(self.extract_feat(inputs))
         if mode == 'loss':
-            return self.head.loss(logits, data_samples)
+            head: Any = self.head
+            return head.loss(logits, data_samples)
         if mode == 'predict':
             return [self._prediction(logits, data_samples)]
         return logits
@@ -140,7 +141,7 @@ class ImageClassifier(BaseModel):
         own = set(self.state_dict())
         if any(name.startswith('backbone.') for name in entries):
             return state
-        renamed, found = OrderedDict(), 0
+        found, renamed = 0, cast(Any, OrderedDict())  # with an attribute, as PyTorch has it
         for name, value in entries.items():
             # A wrapped network (timm's) lies one level deeper.
             ours = next((p + name for p in ('backbone.', 'backbone.net.') if p + name in own), None)

@@ -115,6 +115,7 @@ class ClsDataPreprocessor(BaseDataPreprocessor):
             for transform in self.eval_transforms:
                 images = transform(images)
             return dict(inputs=self._normalised(images), data_samples=samples)
+        teacher: Tensor | None
         if data.get('teacher_inputs') is not None:
             self._refuse_second_view()
             teacher = _batch(data['teacher_inputs'], 'teacher_inputs')
@@ -159,7 +160,7 @@ class ClsDataPreprocessor(BaseDataPreprocessor):
         student, draws = _run(chain, images)
         size = view.get('size')
         if view['mode'] == 'same':
-            if tuple(student.shape[2:]) == pair(size):
+            if tuple(student.shape[2:]) == pair(view['size']):
                 return student, None
             return student, _run(chain, images, draws, size)[0]
         if view['mode'] == 'independent':
@@ -175,6 +176,7 @@ class ClsDataPreprocessor(BaseDataPreprocessor):
         There it would be a number of the host: a constant of the compiled code, or one that is
         written once into a CUDA graph.
         """
+        assert self.mixup is not None
         drawn = torch.distributions.Beta(self.mixup, self.mixup).sample().item()  # on the CPU
         # Filled in, not copied: a copy of a number to the device would wait for it.
         lam = torch.full((), max(drawn, 1 - drawn), dtype=images.dtype, device=images.device)

@@ -39,6 +39,8 @@ class TimmBackbone(nn.Module):
             not be downloaded.
     """
 
+    net: Any
+
     def __init__(
         self, name: str = 'resnetv2_50x1_bit', pretrained: bool = False, **kwargs: Any
     ) -> None:

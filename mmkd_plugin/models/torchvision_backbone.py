@@ -67,6 +67,9 @@ class TorchvisionBackbone(nn.Module):
         ValueError: an unknown or unsupported network or set of weights.
     """
 
+    avgpool: Any  # of the network, which may have neither
+    classifier: Any
+
     def __init__(self, name: str = 'resnet18', weights: Any = None) -> None:
         super().__init__()
         net = _torchvision_net(name, weights)
@@ -125,7 +128,7 @@ def _torchvision_net(name: str, weights: Any) -> nn.Module:
     return models.get_model(name, weights=weights)
 
 
-def _cut_last_linear(net: nn.Module) -> int:
+def _cut_last_linear(net: Any) -> int:
     """Removes the last linear layer of ``net``, and what is then of no use; returns its inputs."""
     if isinstance(getattr(net, 'classifier', None), nn.Sequential):
         channels = net.classifier[-1].in_features

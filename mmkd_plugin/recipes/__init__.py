@@ -225,10 +225,12 @@ def _resolve(name: str, student: nn.Module, teacher: nn.Module, length: dict[str
             f'and the teacher {counts[1]} (num_classes of their heads). Take a teacher of the '
             f"student's classes, or distil features: {', '.join(features.RECIPES)}."
         )
-    pair = _arch(teacher), _arch(student)
+    pair: classification.Pair = _arch(teacher), _arch(student)
     if pair in classification.IMAGENET_DKD_BETA and counts[0] != 1000:
         pair = None, None  # the same networks on other data
-    return dict(classification.plan(name, *pair, **length), kind='image')
+    epochs, iterations = length.get('epochs'), length.get('iterations')
+    made = classification.plan(name, *pair, epochs=epochs, iterations=iterations)
+    return dict(made, kind='image')
 
 
 def _split(name: str) -> list[tuple[str, str | None]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-Pair = tuple[str, str]
+Pair = tuple[str | None, str | None]
 
 # DKD's beta per CIFAR-100 pair (mdistiller); 8 for all others. No official config has ResNet110 to
 # ResNet20, which gets that of the other pairs of such ResNets (recommended).

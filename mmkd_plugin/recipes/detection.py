@@ -20,7 +20,7 @@ from torch import nn
 
 from ..registry import build_loss
 from ..taps import TapError
-from ..views import HeadSpec, LogitView, make_view
+from ..views import HeadSpec, LogitView, make_logit_view
 
 ROWS = {
     'roi': 'regions of a two-stage detector',
@@ -195,7 +195,7 @@ RECIPES = {
 def source(name: str, model: nn.Module) -> str:
     """Where the hyper-parameters of a recipe come from for this kind of model."""
     recipe = RECIPES[name]
-    kind = make_view(recipe.view, model, (), name).specs(model)[0].kind
+    kind = make_logit_view(recipe.view, model, (), name).specs(model)[0].kind
     return recipe.sources[kind]
 
 
@@ -216,7 +216,7 @@ def plan(name: str, student: nn.Module, teacher: nn.Module, length: dict[str, in
             rows cannot be brought to the student's.
     """
     recipe = RECIPES[name]
-    view = make_view(recipe.view, student, (), f'recipe {name!r}: student')
+    view = make_logit_view(recipe.view, student, (), f'recipe {name!r}: student')
     spec = view.specs(student)[0]
     _check_method(name, recipe, spec, type(student).__name__)
     term = recipe.term(spec, length)
@@ -224,11 +224,11 @@ def plan(name: str, student: nn.Module, teacher: nn.Module, length: dict[str, in
         term.update(_late(length))
     # Once more, with what the loss needs beside logits, which a head may not have.
     loss = build_loss(term['loss'], f'recipe {name!r}')
-    view = make_view(recipe.view, student, loss.needs, f'recipe {name!r}: student')
+    view = make_logit_view(recipe.view, student, loss.needs, f'recipe {name!r}: student')
     rows = dict(student=_view_name(recipe.view, spec, student))
     if not _same_rows(name, recipe.view, view, (student, teacher)):
         rows['teacher'] = 'detections'
-        boxes = make_view('detections', teacher, (), f'recipe {name!r}: teacher', 'teacher')
+        boxes = make_logit_view('detections', teacher, (), f'recipe {name!r}: teacher', 'teacher')
         boxes.check_loss(loss)
     term = dict(name=name.replace('-', '_'), **rows, **term)
     return dict(terms=[term], task_weight=1.0, kind=spec.kind)
@@ -264,7 +264,7 @@ def _same_rows(name: str, view: str, own: LogitView, models: tuple[nn.Module, nn
     """
     student, teacher = models
     try:
-        theirs = make_view(view, teacher, (), f'recipe {name!r}: teacher', 'teacher')
+        theirs = make_logit_view(view, teacher, (), f'recipe {name!r}: teacher', 'teacher')
         _compare(own.specs(student), theirs.specs(teacher), name, models)
         theirs.check_pair(own, models)
         return True
@@ -272,7 +272,9 @@ def _same_rows(name: str, view: str, own: LogitView, models: tuple[nn.Module, nn
         if view != 'cls_logits' or own.specs(student)[0].kind != 'dense':
             raise
         try:
-            boxes = make_view('detections', teacher, (), f'recipe {name!r}: teacher', 'teacher')
+            boxes = make_logit_view(
+                'detections', teacher, (), f'recipe {name!r}: teacher', 'teacher'
+            )
             boxes.check_pair(own, models)
         except TapError:
             raise error from None

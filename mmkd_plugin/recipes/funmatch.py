@@ -60,7 +60,7 @@ def apply_to(cfg: Config) -> None:
         ValueError: if the model's images are not mixed by our data preprocessor, or the training
             does not count epochs.
     """
-    preprocessor = cfg.model.get('data_preprocessor') or {}
+    preprocessor: Any = cfg.model.get('data_preprocessor') or {}
     if 'ClsDataPreprocessor' not in str(preprocessor.get('type')):
         raise ValueError(
             "funmatch mixes the images in ClsDataPreprocessor, but the config's data_preprocessor "

@@ -89,7 +89,7 @@ class Method:
         return bool(self.recipe is not None or self.weights or self.options)
 
     def resolve(
-        self, student: nn.Module, teacher: nn.Module | None, length: dict[str, int] | None = None
+        self, student: nn.Module, teacher: nn.Module, length: dict[str, int] | None = None
     ) -> Chosen:
         """The terms for this pair of models.
 
@@ -110,13 +110,12 @@ class Method:
             if self.task_weight is None:
                 told += _told(choice.task_weights)
         else:
-            terms, task_weight, told = self.terms, 1.0, ''
+            terms, task_weight, told = list(self.terms or ()), 1.0, ''
             if self.weights:
                 names = [term_name(term, i) for i, term in enumerate(terms)]
                 terms = fulfilled(self.weights, names, terms, {})
-        if self.task_weight is not None:
-            task_weight = self.task_weight
-        return Chosen(_plain(change_terms(terms, self.options)), task_weight, told)
+        chosen = task_weight if self.task_weight is None else self.task_weight
+        return Chosen(_plain(change_terms(terms, self.options)), chosen, told)
 
 
 def _told(shares: dict[str, float]) -> str:

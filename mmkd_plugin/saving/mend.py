@@ -115,9 +115,9 @@ def _dangling(named: Path | None) -> str:
 
 def _candidates(folder: Path, named: Path | None) -> list[Path]:
     """Where to look, the best first: the file that is named, then the others from the newest."""
-    there = named is not None and named.exists()
-    found = []
-    for place in dict.fromkeys([folder.resolve(), *([named.parent.resolve()] if there else [])]):
+    named = named if named is not None and named.exists() else None
+    found: list[Path] = []
+    for place in dict.fromkeys([folder.resolve(), *([named.parent.resolve()] if named else [])]):
         files = [(m, path) for path in place.iterdir() if (m := _NAME.fullmatch(path.name))]
         newest = {m.group(1): 0.0 for m, _ in files}
         for match, path in files:
@@ -125,7 +125,7 @@ def _candidates(folder: Path, named: Path | None) -> list[Path]:
         # Epochs cannot be compared with iterations: the kind that was saved last goes first.
         files.sort(key=lambda item: (newest[item[0].group(1)], int(item[0].group(2))), reverse=True)
         found += [folder / path.name if place == folder.resolve() else path for _, path in files]
-    if there:
+    if named:
         found = [named, *(path for path in found if path.resolve() != named.resolve())]
     return found
 

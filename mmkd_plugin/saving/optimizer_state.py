@@ -96,14 +96,15 @@ def join_connectors(
         groups, kept, at = [], dict(state['state']), 0
         free = 1 + max((k for group in state['param_groups'] for k in group['params']), default=-1)
         values = [_per_group(s, len(saved)) for s in schedulers]
-        columns = [{key: [] for key in v} for v in values]
+        columns: list[dict[str, list]] = [{key: [] for key in v} for v in values]
         for group, row in zip(live, own, strict=True):
             if None in row or not row:  # the student's, perhaps with connectors in it
                 base = state['param_groups'][at]
                 column = [{key: v[key][at] for key in v} for v in values]
                 at += 1
             else:
-                base, column = _own_group(group, taken.get(row[0], {}), state, schedulers, values)
+                before = taken.get(str(row[0]), {})
+                base, column = _own_group(group, before, state, schedulers, values)
             rest, params = iter(base.get('params', [])), []
             for name in row:
                 params.append(next(rest) if name is None else free)
@@ -131,7 +132,7 @@ def _own_group(
     if 'group' in taken:
         return taken['group'], taken['schedulers']
     settings = {key: value for key, value in group.items() if key != 'params'}
-    first = next(iter(state['param_groups']), {})
+    first: dict[str, Any] = next(iter(state['param_groups']), {})
     column = []
     for scheduler, entries in zip(schedulers, values, strict=True):
         name = scheduler['param_name']

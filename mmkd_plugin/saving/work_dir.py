@@ -14,7 +14,7 @@ from mmengine.logging import print_log
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # the file is then not locked
 
 LOCK = 'run.lock'
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..errors import ProbeError, TapError
 from ..images.pixels import image_channels
 from ..rng import rng_kept
+from .foreign import AnyModule
 
 # Heads whose forward returns something else in eval mode (other scale, other number of tensors).
 # For a teacher or a probe only the head's own ``training`` flag is set, never its children's, so
@@ -68,7 +69,7 @@ class PartialForward:
             for one in the heads of a model that reads text, too.
     """
 
-    def __init__(self, model: nn.Module, paths: Sequence[str], where: str = 'tap') -> None:
+    def __init__(self, model: AnyModule, paths: Sequence[str], where: str = 'tap') -> None:
         self.model = model
         roots = list(dict.fromkeys(path.split('.')[0] for path in paths))
         if 'roi_head' in roots:

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map
 
 from ..errors import TapError
 from ..functional.compiling import is_compiling
+from .foreign import AnyModule
 from .paths import TapPoint
 
 
@@ -33,8 +34,8 @@ class Crop:
     """
 
     images: int
-    kept: tuple[int, int]
-    padded: tuple[int, int]
+    kept: tuple[int, ...]
+    padded: tuple[int, ...]
 
     def __call__(self, value: Any) -> Any:
         if not (isinstance(value, Tensor) and value.dim() == 4 and len(value) == self.images):
@@ -117,7 +118,7 @@ class Recorder:
 
     def __init__(self, model: nn.Module, role: str) -> None:
         self.role = role
-        self.model = model
+        self.model: AnyModule = model
         self._modules = dict(model.named_modules())
         self._listeners: dict[tuple[str, str], _Listener] = {}  # by path and source
         self._handles: list = []

@@ -28,6 +28,7 @@ from ..images.pixels import Pixels, image_channels, of_model, stated
 from ..model_config import load_model_config
 from ..rng import rng_kept
 from ..taps import Crop, Recorder, TapPoint
+from ..taps.foreign import AnyModule
 from ..taps.partial_forward import PartialForward, set_inference
 from .inputs import InputConverter
 
@@ -48,7 +49,7 @@ def build_model(config: Config) -> nn.Module:
         return ROOT_MODELS.build(ConfigDict(model))
 
 
-def _draw_weights(model: nn.Module) -> None:
+def _draw_weights(model: AnyModule) -> None:
     """Initialises a model as a Runner does, but downloads nothing: some parameters (the level
     embeddings of Deformable DETR) are mere memory before, not numbers."""
     for module in model.modules():
@@ -73,16 +74,16 @@ def _how_to_get(config: Any) -> str:
 
 def _same_channels(student: nn.Module, teacher: nn.Module) -> int:
     """Number of channels of the images that both models take."""
-    counts = image_channels(student), image_channels(teacher)
-    if None not in counts and counts[0] != counts[1]:
+    own, theirs = image_channels(student), image_channels(teacher)
+    if own is not None and theirs is not None and own != theirs:
         raise ValueError(
-            f'The student ({type(student).__name__}) takes images of {counts[0]} '
-            f'channel{"s" if counts[0] > 1 else ""}, the teacher ({type(teacher).__name__}) of '
-            f'{counts[1]}: they cannot see the same image. Take a teacher that was trained on '
-            f'images of {counts[0]}, or let the student have in_channels={counts[1]} in its '
+            f'The student ({type(student).__name__}) takes images of {own} '
+            f'channel{"s" if own > 1 else ""}, the teacher ({type(teacher).__name__}) of '
+            f'{theirs}: they cannot see the same image. Take a teacher that was trained on '
+            f'images of {own}, or let the student have in_channels={theirs} in its '
             'backbone and load such images.'
         )
-    return counts[0] or counts[1] or 3
+    return own or theirs or 3
 
 
 def _current_scope() -> str | None:
@@ -232,8 +233,9 @@ class Teacher:
                 path, 'teacher.checkpoint', trust_checkpoint
             )
             state = ckpt.state_dict_of(loaded, f'teacher.checkpoint={str(path)!r}')
-            if hasattr(model, 'adapt_state_dict'):  # a classifier reads torchvision's files, too
-                state = model.adapt_state_dict(state)
+            adapt = getattr(model, 'adapt_state_dict', None)
+            if adapt is not None:  # a classifier reads torchvision's files, too
+                state = adapt(state)
             ckpt.load_all(model, state, str(path), allow_partial)
             classes = ckpt.classes_of(loaded)
         difference = None
@@ -314,10 +316,12 @@ class Teacher:
     @property
     def depth(self) -> str:
         """How deep it runs: ``'backbone'``, ``'neck'``, ``'head'`` or ``'full'``."""
+        assert self._forward is not None, 'connect() comes first'
         return self._forward.depth
 
     def _refuse_padding(self, own: int) -> None:
         """Maps of padded images can be cut to the student's; what sees the image as one cannot."""
+        assert self._forward is not None and self._convert is not None
         heads = [getattr(self.model, name) for name in self._forward.heads]
         if self.depth != 'full' and not any(hasattr(head, 'num_grids') for head in heads):
             return
@@ -336,6 +340,7 @@ class Teacher:
         Raises:
             ValueError: if they are not what they are taken for.
         """
+        assert self._convert is not None, 'connect() comes first'
         self._convert.check(images, stage)
 
     def run(self, inputs: Tensor, data_samples: list | None = None, compiled: bool = True) -> None:
@@ -347,6 +352,8 @@ class Teacher:
         Runs without gradient (``no_grad``, not ``inference_mode``, whose tensors a loss could not
         save for its backward) and under whatever autocast the student runs.
         """
+        forward = self._run if compiled else self._forward
+        assert self._convert is not None and forward is not None and self.recorder is not None
         with torch.no_grad():
             images = self._convert(inputs, data_samples)
             sizes = tuple(inputs.shape[2:]), tuple(images.shape[2:])
@@ -354,7 +361,6 @@ class Teacher:
                 self._refuse_padding(1)
             self.recorder.arm(None if sizes[0] == sizes[1] else Crop(len(images), *sizes))
             try:
-                forward = self._run if compiled else self._forward
                 forward(images, data_samples)
             finally:
                 self.recorder.disarm()

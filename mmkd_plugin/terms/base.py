@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import placed
-from ..losses.base import LossResult
+from ..losses.base import DistillLoss, LossResult
 from ..taps import Recorder, TapPoint
 from ..views import View
 from .config import TermConfig
+from .modules import Modules
 
 
 class PlanRow(NamedTuple):
@@ -48,16 +49,19 @@ class Term(nn.Module):
         where: names the term in messages, such as ``terms[0] ('kd')``.
     """
 
+    factor: Tensor
+
     def __init__(self, config: TermConfig, student: View, teacher: View, where: str) -> None:
         super().__init__()
         self.config = config
         self.name = config.name
         self.where = where
-        self.weight = 1.0 if config.weight.is_auto else config.weight.number
+        number = config.weight.number
+        self.weight = 1.0 if number is None else number
         self.schedule = config.schedule
         self.student = student
         self.teacher = teacher
-        self.losses = nn.ModuleList()
+        self.losses: Modules[DistillLoss] = Modules()
         self.ramp = 1.0  # what the schedule makes of the weight in this step
         self.current_weight = self.weight
         self.active = self.weight > 0
@@ -146,7 +150,7 @@ class Term(nn.Module):
         """Zero that touches every connector, so that DDP finds no unused parameter."""
         return sum((p.sum() for p in self.parameters()), self.factor.new_zeros(())) * 0.0
 
-    def add_loss(self, rng: Any) -> nn.Module:
+    def add_loss(self, rng: Any) -> DistillLoss:
         """A new loss module for one more level or head, not connected yet."""
         loss = self.config.new_loss()
         loss.rng = rng

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from ..errors import placed
 from ..teacher import Teacher
-from ..views import TapView, make_view
+from ..views import LogitView, TapView, make_view
 from ..views.batch import copies_of
 from ..views.classifier import ClassifierLogits
 from .base import Term
@@ -39,5 +39,7 @@ def make_term(config: Any, student: nn.Module, teacher: Teacher, index: int) -> 
         if isinstance(views[0], TapView):
             refuse_sigmoid_head(config.built, views[0], student)
             kind = 'image_feature' if ClassifierLogits.fits(student) else 'feature'
-            return TapTerm(config, *views, where, copies, kind)
-        return LogitTerm(config, *views, where, models, teacher.class_map, copies)
+            taps = cast(tuple[TapView, TapView], views)  # both are of one kind: check_views
+            return TapTerm(config, *taps, where, copies, kind)
+        heads = cast(tuple[LogitView, LogitView], views)
+        return LogitTerm(config, *heads, where, models, teacher.class_map, copies)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmengine.dist import all_reduce, get_world_size
@@ -18,6 +18,7 @@ from ..views import HeadSpec, LogitView, PairContext, Predictions
 from ..views.base import takes
 from .base import PlanRow, Term, Watched
 from .config import TermConfig
+from .modules import Modules
 from .pairing import check_batch, check_count, check_heads, check_rows, refuse_sum
 from .selected_loss import evaluate
 from .selection import Selection, parse_select
@@ -38,6 +39,10 @@ class LogitTerm(Term):
         class_map: for each class of the student that of the teacher, or -1; None if they agree.
         copies: how many images of the student's maps belong to one of the teacher's.
     """
+
+    student: LogitView
+    teacher: LogitView
+    losses: Modules[LogitLoss]
 
     def __init__(
         self,
@@ -82,9 +87,10 @@ class LogitTerm(Term):
         wide = torch.promote_types(parameter.dtype, torch.float32)
         plan = []
         for i, spec in enumerate(self.specs):
-            loss = self.add_loss(rng)
+            loss = cast(LogitLoss, self.add_loss(rng))  # check_views refuses others
             columns = self.classes.width or spec.columns
-            features = (1, spec.feature_dim) if 'features' in loss.needs else None
+            width = spec.feature_dim if 'features' in loss.needs else None
+            features = None if width is None else (1, width)
             try:
                 loss.set_activation(spec.activation, spec.background)
                 loss.connect((1, columns), (1, columns), features, priors=spec.priors)
@@ -103,7 +109,7 @@ class LogitTerm(Term):
 
     def _default_select(self, loss: LogitLoss, spec: HeadSpec) -> Selection:
         by_view = self.teacher.default_select or self.student.default_select
-        return parse_select(by_view or loss.default_select.get(spec.kind), 'default_select')
+        return parse_select(by_view or loss.default_select.get(spec.kind, 'all'), 'default_select')
 
     def keys(self) -> list[str]:
         keys = super().keys()
@@ -119,17 +125,17 @@ class LogitTerm(Term):
     ) -> tuple[dict[str, Tensor], list[Watched]]:
         own, theirs, pair = self._read(student_recorder, teacher_recorder, data_samples)
         check_count('heads', len(self.losses), own, theirs)
-        results, counts, watched = [], [], []
+        results, amounts, watched = [], [], []
         for loss, s, t, selection in zip(self.losses, own, theirs, self.selections):
             check_rows(s, t)
             value, count = evaluate(loss, s, t, selection, pair.columns, pair.images)
             results.append(taken(loss, value))
-            counts.append(count)
+            amounts.append(count)
             watched += [
                 Watched(f'{role} logits {p.label!r} of term {self.name!r}', _sum(p))
                 for role, p in (('student', s), ('teacher', t))
             ]
-        counts, entries = torch.stack(counts), {}
+        counts, entries = torch.stack(amounts), dict[str, Tensor]()
         factors = rank_factors(counts, [x.reduction == 'sum' for x in self.selections])
         for result, factor in zip(results, factors):
             self.add_extras(result, entries, 1 / len(self.losses), factor)
@@ -169,6 +175,10 @@ class SharedClasses(nn.Module):
     Raises:
         TapError: a map that does not fit the heads.
     """
+
+    table: Tensor | None
+    own: Tensor
+    theirs: Tensor
 
     def __init__(
         self,

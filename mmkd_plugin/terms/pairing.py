@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..errors import TapError
 from ..losses.base import DistillLoss, LogitLoss
 from ..taps import Capture
-from ..views import HeadSpec, LogitView, Predictions, TapView, View
+from ..views import HeadSpec, LogitView, Predictions, TapView
 from ..views.activation import activation_of, class_loss
 from ..views.batch import check_images
 from .config import TermConfig
@@ -26,7 +26,10 @@ MAX_ROWS = 2**17  # put behind one another for a loss that cannot take them in p
 
 
 def check_views(
-    config: TermConfig, views: tuple[View, View], models: tuple[nn.Module, nn.Module], copies: int
+    config: TermConfig,
+    views: tuple[TapView | LogitView, TapView | LogitView],
+    models: tuple[nn.Module, nn.Module],
+    copies: int,
 ) -> None:
     """Refuses two places of different kinds, and a loss or a repetition that does not go with them.
 
@@ -34,10 +37,9 @@ def check_views(
         TapError: saying what to write instead.
     """
     loss, (student, teacher) = config.built, views
-    taps = [isinstance(view, TapView) for view in views]
-    if all(taps):
+    if isinstance(student, TapView) and isinstance(teacher, TapView):
         return
-    if any(taps):
+    if isinstance(student, TapView) or isinstance(teacher, TapView):
         raise TapError(
             f'student={config.student!r} and teacher={config.teacher!r} are a view and a module '
             'path: rows of logits with a meaning, and a plain tensor. Give both of one kind.'
@@ -108,7 +110,7 @@ def check_heads(
         TapError: other numbers of heads, classes or columns, or other activations.
     """
     student, teacher = views
-    names = tuple(type(model).__name__ for model in models)
+    names = (type(models[0]).__name__, type(models[1]).__name__)
     if teacher.teacher_only:  # brings any head to the student's activation, and to each of its own
         pairs = [(own, specs[1][0]) for own in specs[0]]
     else:

@@ -48,10 +48,10 @@ class HeadRows:
 
     def _labels(self) -> list[Tensor] | None:
         """Labels of the levels, as indices into the compared columns; -1 for none of them."""
-        labels = [x.labels for x in self.student.levels]
+        labels = [x.labels for x in self.student.levels if x.labels is not None]
         if 'labels' in self.loss.needs or self.by_label:
             return labels if self.columns is None else self._places(labels)
-        if any(x is None for x in labels) or not self.hides_classes:
+        if len(labels) < len(self.student.levels) or not self.hides_classes:
             return None
         return self._places(labels)
 
@@ -62,6 +62,7 @@ class HeadRows:
 
     def _places(self, labels: Sequence[Tensor]) -> list[Tensor]:
         """Labels as indices into the compared columns; -1 for none of them."""
+        assert self.columns is not None
         known = self.student.num_classes
         table = torch.full((known + 1,), -1, device=self.device, dtype=torch.long)
         places = torch.arange(len(self.columns[0]), device=self.device)
@@ -82,11 +83,12 @@ class HeadRows:
             elif 'labels' in self.loss.needs and (self.columns or self.student.kind != 'image'):
                 # The background has no column in a softmax head without one, and is not learnt.
                 sigmoid = self.student.activation == 'sigmoid' or self.student.background
+                assert self.labels is not None
                 label = self.labels[i]
                 parts.append((label >= 0) & (label <= self.classes - 1 + int(sigmoid)))
-            mask = parts[0] if parts else None
-            for part in parts[1:]:
-                mask = mask & part
+            mask: Tensor | None = None
+            for part in parts:
+                mask = part if mask is None else mask & part
             masks.append(mask)
         return masks
 
@@ -147,10 +149,12 @@ class HeadRows:
 
     def known_labels(self) -> list[Tensor]:
         """Labels for the loss: an index also in rows that do not count."""
+        assert self.labels is not None
         return self.labels if self.columns is None else [x.clamp(min=0) for x in self.labels]
 
     def positives(self) -> list[Tensor]:
         """Rows with a class, (N, P, A) bool for each level."""
+        assert self.labels is not None
         return [(x >= 0) & (x < self.classes) for x in self.labels]
 
     def scores(self) -> list[Tensor]:
@@ -164,6 +168,7 @@ class HeadRows:
         No index means all of them, in their order.
         """
         by, k = self.selection.by, self.selection.k
+        assert k is not None  # 'all' and the like choose none
         if self.student.levels[0].images is not None:  # the rows of all images, one after another
             k *= self.images
         if by == 'random':
@@ -221,19 +226,20 @@ class HeadRows:
 
     def _features(self, index: Tensor | None) -> Tensor:
         levels = self.student.levels
+        maps = [x.features for x in levels if x.features is not None]
         if index is None:
             return torch.cat(
                 [
-                    x.features.unsqueeze(2).expand(-1, -1, x.logits.shape[2], -1).flatten(1, 2)
-                    for x in levels
+                    f.unsqueeze(2).expand(-1, -1, x.logits.shape[2], -1).flatten(1, 2)
+                    for f, x in zip(maps, levels)
                 ],
                 1,
             ).flatten(0, 1)
         images = torch.arange(index.shape[0], device=self.device)[:, None]
-        features = levels[0].features.new_zeros(*index.shape, levels[0].features.shape[-1])
-        for x, (inside, position, _) in zip(levels, places([x.logits for x in levels], index)):
-            if x.logits.shape[1]:
-                own = x.features[images, position]
+        features = maps[0].new_zeros(*index.shape, maps[0].shape[-1])
+        for f, (inside, position, _) in zip(maps, places([x.logits for x in levels], index)):
+            if f.shape[1]:
+                own = f[images, position]
                 features = torch.where(inside[..., None], own, features)
         return features.flatten(0, 1)
 
@@ -246,7 +252,11 @@ class HeadRows:
         """The sum of the weights."""
         if weights is None:
             return torch.full((), float(self.count), dtype=self.dtype, device=self.device)
-        return sum(w.detach().sum() for w in weights)
+        amounts = [w.detach().sum() for w in weights]
+        total = amounts[0]
+        for amount in amounts[1:]:
+            total = total + amount
+        return total
 
 
 def _rows(maps: Sequence[Tensor], index: Tensor | None, columns: Tensor | None) -> Tensor:

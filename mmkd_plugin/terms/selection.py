@@ -18,6 +18,7 @@ one; it grows with the number of objects and of images on a GPU.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import overload
 
 from ..checks import arguments, check_bool, check_keys, shown
 from ..functional.checks import check_choice
@@ -56,7 +57,11 @@ class Selection:
         return self.by + more + (', summed' if self.reduction == 'sum' else '')
 
 
-def parse_select(config: str | dict | None, where: str) -> Selection | None:
+@overload
+def parse_select(config: str | dict | Selection, where: str) -> Selection: ...
+@overload
+def parse_select(config: None, where: str) -> None: ...
+def parse_select(config: str | dict | Selection | None, where: str) -> Selection | None:
     """Checks the ``select`` of a term; None (the loss decides) stays None.
 
     Args:

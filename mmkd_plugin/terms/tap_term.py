@@ -32,6 +32,9 @@ class TapTerm(Term):
         kind: ``'feature'``, or ``'image_feature'`` of an image classifier.
     """
 
+    student: TapView
+    teacher: TapView
+
     def __init__(
         self,
         config: TermConfig,
@@ -88,18 +91,20 @@ class TapTerm(Term):
     ) -> tuple[dict[str, Tensor], list[Watched]]:
         own, theirs = self.student.read(student_recorder), self.teacher.read(teacher_recorder)
         check_count('levels', len(self.losses), own, theirs)
-        total, entries, watched = 0.0, {}, []
+        values: list[Tensor] = []
+        entries: dict[str, Tensor] = {}
+        watched: list[Watched] = []
         for loss, s, t in zip(self.losses, own, theirs):
             refuse_gradient_free(s.tensor, s.label)
             check_maps(s, t, self.config.resize, self.copies)
             result = measure(loss, s.tensor, self._resized(t.tensor, s.tensor))
-            total = total + result.value
+            values.append(result.value)
             self.add_extras(result, entries, 1 / len(self.losses))
             watched += [
                 Watched(f'{role} tap {c.label!r} of term {self.name!r}', c.tensor)
                 for role, c in (('student', s), ('teacher', t))
             ]
-        return {f'loss_{self.name}': total * self.factor, **entries}, watched
+        return {f'loss_{self.name}': sum(values) * self.factor, **entries}, watched
 
     def _resized(self, teacher: Tensor, student: Tensor) -> Tensor:
         """The teacher's map as often as the student holds an image, and at the student's size."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from .base import Term
 COMPLEMENT = 'complement'
 
 
-def checked_task_weight(value: Any, terms: Sequence[Term]) -> float | str:
+def checked_task_weight(value: Any, terms: Iterable[Term]) -> float | str:
     """The factor on the student's own losses, as a config says it.
 
     Raises:
@@ -57,7 +57,7 @@ def weighted(losses: Any, task_weight: float | str, complement: Tensor) -> dict:
         )
     if task_weight == 1.0:
         return dict(losses)
-    factor = complement if task_weight == COMPLEMENT else task_weight
+    factor = complement if isinstance(task_weight, str) else task_weight
     result = {
         key: _scaled(value, factor) if 'loss' in key else value for key, value in losses.items()
     }
@@ -81,7 +81,7 @@ def refuse_taken(key: str, name: str, losses: dict) -> None:
         )
 
 
-def add_zero(losses: dict, zero: Tensor) -> None:
+def add_zero(losses: dict, zero: Tensor | int) -> None:
     """Adds a zero, for the sake of its graph, to one of the losses: no entry to be logged."""
     for key, value in losses.items():
         if 'loss' in key:

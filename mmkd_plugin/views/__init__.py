@@ -16,7 +16,17 @@ from . import (
     roi_masks,  # noqa: F401
     semantic,  # noqa: F401
 )
-from .base import LogitView, TapView, View, fitting, make_view, register_view, view_names, views
+from .base import (
+    LogitView,
+    TapView,
+    View,
+    fitting,
+    make_logit_view,
+    make_view,
+    register_view,
+    view_names,
+    views,
+)
 from .predictions import Boxes, HeadSpec, Level, PairContext, Predictions
 
 __all__ = [
@@ -29,6 +39,7 @@ __all__ = [
     'TapView',
     'View',
     'fitting',
+    'make_logit_view',
     'make_view',
     'register_view',
     'view_names',

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from ..rng import rng_kept
+from ..taps.foreign import AnyModule
 
 # Under which names a model or a head keeps the loss of its class logits.
 _NAMES = ('loss_cls', 'loss_module', 'loss_decode', 'criterion', 'loss_fn', 'loss')
 _FAR = 30.0  # a logit that leaves no doubt
 
 
-def class_loss(owner: nn.Module) -> nn.Module | None:
+def class_loss(owner: AnyModule) -> AnyModule | None:
     """The loss of the class logits that a head (or a model without heads) trains with.
 
     Returns:
@@ -30,7 +31,7 @@ def class_loss(owner: nn.Module) -> nn.Module | None:
     return None
 
 
-def activation_of(loss: nn.Module, classes: int, device: torch.device | None = None) -> str | None:
+def activation_of(loss: AnyModule, classes: int, device: torch.device | None = None) -> str | None:
     """What a loss on class logits does with them first.
 
     A loss says so by its ``use_sigmoid``, or a loss inside of it does (label smoothing). Any other
@@ -63,5 +64,5 @@ def activation_of(loss: nn.Module, classes: int, device: torch.device | None = N
     return None
 
 
-def _value(loss: nn.Module, logits: Tensor, target: Tensor) -> float:
+def _value(loss: AnyModule, logits: Tensor, target: Tensor) -> float:
     return float(copy.deepcopy(loss)(logits, target).sum())  # a copy: some count their labels

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -261,6 +261,17 @@ def make_view(
         'module path instead, or write a view for it: a LogitView with '
         f"@register_view('{name}'), see mmkd_plugin/views/classifier.py."
     )
+
+
+def make_logit_view(
+    name: str,
+    model: nn.Module,
+    needs: Sequence[str] = (),
+    where: str = 'tap',
+    role: str = 'student',
+) -> LogitView:
+    """:func:`make_view` of a view's name."""
+    return cast(LogitView, make_view(name, model, needs, where, role))
 
 
 def fitting(model: nn.Module, student: bool = True) -> list[str]:

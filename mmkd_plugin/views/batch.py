@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..taps import TapError
+from ..taps.foreign import AnyModule
 
 
-def branches(model: nn.Module, training: bool) -> int:
+def branches(model: AnyModule, training: bool) -> int:
     """How often the maps of a model hold each image of its batch.
 
     TridentNet's maps hold the whole batch for its first branch, then for the next one, and so on;
@@ -18,7 +19,7 @@ def branches(model: nn.Module, training: bool) -> int:
     return count if known else 1
 
 
-def copies_of(student: nn.Module, teacher: nn.Module) -> int:
+def copies_of(student: AnyModule, teacher: AnyModule) -> int:
     """How many images of the student's maps belong to one of the teacher's.
 
     Raises:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..taps import TapError, TapPoint
+from ..taps.foreign import AnyModule
 from .activation import activation_of, class_loss
 
 # Heads of MMPreTrain that classify no images, by the name of a class that they descend from.
@@ -55,7 +56,7 @@ class ClassHead:
     multi_label: bool
 
 
-def read_head(model: nn.Module) -> ClassHead:
+def read_head(model: AnyModule) -> ClassHead:
     """Reads ``model.head``.
 
     The logits are the output of the head, which is what its loss is given. A margin head
@@ -85,16 +86,16 @@ def read_head(model: nn.Module) -> ClassHead:
         summed=_is(head, _SUMMED),
         activation=_activation(head, classes),
         num_classes=classes,
-        feature_dim=layer.in_features if single else None,
+        feature_dim=layer.in_features if isinstance(layer, nn.Linear) and single else None,
         multi_label=_is(head, _MULTI_LABEL),
     )
 
 
-def _is(head: nn.Module, names: Sequence[str]) -> bool:
+def _is(head: AnyModule, names: Sequence[str]) -> bool:
     return any(cls.__name__ in names for cls in type(head).__mro__)
 
 
-def _refuse_others(head: nn.Module, name: str) -> None:
+def _refuse_others(head: AnyModule, name: str) -> None:
     for cls in type(head).__mro__:
         if cls.__name__ in _OTHERS:
             raise TapError(f"the model's head, {name}, {_OTHERS[cls.__name__]}.")
@@ -111,17 +112,18 @@ def _refuse_others(head: nn.Module, name: str) -> None:
         )
 
 
-def _layers(head: nn.Module) -> dict[str, int]:
+def _layers(head: AnyModule) -> dict[str, int]:
     """Linear layers and convolutions of a head by path, with their widths."""
     return {
-        f'head.{name}' if name else 'head': getattr(module, 'out_features', None)
-        or module.out_channels
+        f'head.{name}' if name else 'head': (
+            module.out_features if isinstance(module, nn.Linear) else module.out_channels
+        )
         for name, module in head.named_modules()
         if isinstance(module, (nn.Linear, nn.Conv2d))
     }
 
 
-def _num_classes(model: nn.Module, layers: dict[str, int]) -> int:
+def _num_classes(model: AnyModule, layers: dict[str, int]) -> int:
     """As the head says, or as wide as its last layer; of a head without layers as the backbone."""
     name, told = type(model.head).__name__, getattr(model.head, 'num_classes', None)
     if not isinstance(told, int) and layers:
@@ -138,13 +140,13 @@ def _num_classes(model: nn.Module, layers: dict[str, int]) -> int:
     )
 
 
-def _takes_targets(head: nn.Module) -> bool:
+def _takes_targets(head: AnyModule) -> bool:
     """Whether the forward may be told the true classes: then it treats them in another way."""
     names = list(inspect.signature(head.forward).parameters)[1:]
     return any(part in name for name in names for part in _TARGETS)
 
 
-def _scale(head: nn.Module, name: str) -> float:
+def _scale(head: AnyModule, name: str) -> float:
     scale = getattr(head, 'scale', None)
     if isinstance(getattr(head, 'norm_product', None), nn.Module) and isinstance(
         scale, (int, float)
@@ -157,7 +159,7 @@ def _scale(head: nn.Module, name: str) -> float:
     )
 
 
-def _activation(head: nn.Module, classes: int) -> str:
+def _activation(head: AnyModule, classes: int) -> str:
     """A head whose loss is no module is a softmax, unless it says ``use_sigmoid``."""
     loss, name = class_loss(head), type(head).__name__
     if loss is None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..checks import nearest
 from ..errors import placed
 from ..taps import Recorder, TapError, TapPoint
+from ..taps.foreign import AnyModule
 from .base import LogitView, register_view
 from .class_head import read_head
 from .predictions import HeadSpec, Level, Predictions
@@ -28,7 +29,7 @@ class ClassifierLogits(LogitView):
     the class indices (N,) of the batch.
     """
 
-    def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
+    def __init__(self, model: AnyModule, needs: Sequence[str], where: str) -> None:
         self.where = where
         # MMPreTrain mixes here; without it a sample's gt_score is its one-hot label.
         preprocessor = getattr(model, 'data_preprocessor', None)
@@ -49,10 +50,10 @@ class ClassifierLogits(LogitView):
             self.points.append(self.head.features)
 
     @classmethod
-    def fits(cls, model: nn.Module) -> bool:
+    def fits(cls, model: AnyModule) -> bool:
         return isinstance(getattr(model, 'head', None), nn.Module) and hasattr(model, 'backbone')
 
-    def specs(self, model: nn.Module) -> list[HeadSpec]:
+    def specs(self, model: AnyModule) -> list[HeadSpec]:
         return [self.spec]
 
     def read(
@@ -83,6 +84,7 @@ class ClassifierLogits(LogitView):
         return output if self.head.scale == 1 else output * self.head.scale
 
     def _features(self, recorder: Recorder) -> Tensor:
+        assert self.head.features is not None  # or the loss was refused: HeadSpec.feature_dim
         args, kwargs = self._once(recorder, self.head.features)
         return args[0] if args else next(iter(kwargs.values()))
 

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..taps import Recorder, TapError, TapPoint
+from ..taps.foreign import AnyModule
 from ..taps.partial_forward import takes_features
 from .base import LogitView, register_view
 from .dense_boxes import box_maps, read_boxes
@@ -36,7 +37,7 @@ class DenseLogits(LogitView):
     cell (GFL, RepPoints) and the other from its centre (FCOS).
     """
 
-    def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
+    def __init__(self, model: AnyModule, needs: Sequence[str], where: str) -> None:
         self.where = where
         self.needs = tuple(needs)
         head = model.bbox_head
@@ -65,7 +66,7 @@ class DenseLogits(LogitView):
             priors=max(self.priors),
         )
 
-    def _width(self, model: nn.Module) -> int | None:
+    def _width(self, model: AnyModule) -> int | None:
         """Channels of the features; None if no loss asks for them."""
         if not self.features:
             return None
@@ -80,7 +81,7 @@ class DenseLogits(LogitView):
         return [self.output]
 
     @classmethod
-    def fits(cls, model: nn.Module) -> bool:
+    def fits(cls, model: AnyModule) -> bool:
         head = getattr(model, HEAD, None)
         return (
             isinstance(head, nn.Module)
@@ -91,12 +92,12 @@ class DenseLogits(LogitView):
             and takes_features(model, HEAD)
         )
 
-    def specs(self, model: nn.Module) -> list[HeadSpec]:
+    def specs(self, model: AnyModule) -> list[HeadSpec]:
         return [self.spec]
 
     # -- pairs -------------------------------------------------------------------------------
 
-    def check_pair(self, student: LogitView, models: tuple[nn.Module, nn.Module]) -> None:
+    def check_pair(self, student: LogitView, models: tuple[AnyModule, AnyModule]) -> None:
         if not isinstance(student, DenseLogits):
             raise TapError(
                 f'{self.where}: the teacher has a dense head ({self.name}), the student has not: '
@@ -136,11 +137,12 @@ class DenseLogits(LogitView):
                 f'around a position, in pixels). Give both the same anchor_generator. {_BY_BOXES}'
             )
 
-    def _matches(self, strides: Sequence[int]) -> list[int]:
+    def _matches(self, strides: Sequence[int | None]) -> list[int]:
         """Own level for each of the student's, by stride; of equal strides by order."""
+        own: tuple[int | None, ...] = self.strides
         if tuple(strides) == self.strides:
             return list(range(len(strides)))
-        return [self.strides.index(stride) for stride in strides]
+        return [own.index(stride) for stride in strides]
 
     # -- one step ----------------------------------------------------------------------------
 
@@ -161,7 +163,8 @@ class DenseLogits(LogitView):
             levels = [self._level(head, groups, i) for i in range(len(self.strides))]
             for level, class_map in zip(levels, groups[0]):
                 offset = offset_of(head.prior_generator)
-                level.valid = valid_positions(level, class_map.shape[-2:], offset, data_samples)
+                size = (class_map.shape[-2], class_map.shape[-1])
+                level.valid = valid_positions(level, size, offset, data_samples)
             self._add_features(recorder, levels, groups[0])
             if recorder.model.training:
                 try:
@@ -170,7 +173,7 @@ class DenseLogits(LogitView):
                     no_labels = str(error)
         return [Predictions.of(self.spec, levels, no_labels=no_labels)]
 
-    def _outputs(self, recorder: Recorder, head: nn.Module) -> list[list[Tensor]]:
+    def _outputs(self, recorder: Recorder, head: AnyModule) -> list[list[Tensor]]:
         """The head's outputs, each a list with a map for every level; the first are the classes."""
         maps = [capture.tensor for capture in recorder.read([self.output])]
         levels = len(self.strides)
@@ -190,7 +193,7 @@ class DenseLogits(LogitView):
         sizes = [m.shape[-2:] for m in classes]
         return [group for group in groups if [m.shape[-2:] for m in group] == sizes]
 
-    def _level(self, head: nn.Module, groups: list[list[Tensor]], i: int) -> Level:
+    def _level(self, head: AnyModule, groups: list[list[Tensor]], i: int) -> Level:
         priors, class_map = self.priors[i], groups[0][i]
         level = Level(
             logits=_rows(class_map, priors),
@@ -202,15 +205,16 @@ class DenseLogits(LogitView):
             level.quality = _rows(groups[2][i], priors)[..., 0]
         boxes = box_maps(head, groups, priors)
         if boxes is not None:
-            level.boxes = read_boxes(head, groups[boxes][i], i, priors)
+            index, kind = boxes
+            level.boxes = read_boxes(head, kind, groups[index][i], i, priors)
         return level
 
     def _add_labels(self, recorder: Recorder, levels: list[Level]) -> None:
-        quality = [level.quality for level in levels]
+        quality = [level.quality for level in levels if level.quality is not None]
         found = self.targets.read(
             recorder,
             [level.logits for level in levels],
-            None if any(q is None for q in quality) else quality,
+            quality if len(quality) == len(levels) else None,
         )
         for level, (labels, weights) in zip(levels, found):
             level.labels, level.label_weights = labels, weights
@@ -241,7 +245,7 @@ class DenseLogits(LogitView):
             )
         return level if shapes[0] == shapes[1] else _best_prior(level)
 
-    def _class_layers(self, head: nn.Module) -> list[str]:
+    def _class_layers(self, head: AnyModule) -> list[str]:
         """Paths of the last classification convolutions: one that all levels share, or one each."""
         width = self.priors[0] * head.cls_out_channels
         found: dict[str, list[str]] = {}
@@ -284,11 +288,11 @@ def _best_prior(level: Level) -> Level:
     return reduced
 
 
-def _sigmoid(head: nn.Module) -> bool:
+def _sigmoid(head: AnyModule) -> bool:
     return bool(getattr(head, 'use_sigmoid_cls', getattr(head.loss_cls, 'use_sigmoid', False)))
 
 
-def _base_anchors(head: nn.Module) -> tuple | None:
+def _base_anchors(head: AnyModule) -> tuple:
     """Corners of the anchors around the first position of each level, as numbers."""
     anchors = getattr(head.prior_generator, 'base_anchors', None)
     if anchors is None:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..taps import Recorder, TapError
+from ..taps.foreign import AnyModule
 from .base import LogitView, register_view
 from .dense import HEAD, DenseLogits
 from .dense_boxes import reg_max
@@ -38,7 +39,7 @@ class DenseBins(DenseLogits):
     of_classes = False
     default_select = 'positive'  # background has no box
 
-    def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
+    def __init__(self, model: AnyModule, needs: Sequence[str], where: str) -> None:
         super().__init__(model, [], where)
         if 'features' in needs:
             raise TapError(
@@ -50,7 +51,7 @@ class DenseBins(DenseLogits):
                 f'{where}: the loss needs the label of a row among its columns, but those of '
                 "'dfl_logits' are distances, of which none is the label. Take KDLoss."
             )
-        self.bins = reg_max(model.bbox_head) + 1
+        self.bins = model.bbox_head.reg_max + 1
         self.side_spec = HeadSpec(
             label=f'{HEAD} bins',
             kind='dense',
@@ -59,21 +60,22 @@ class DenseBins(DenseLogits):
             priors=4 * max(self.priors),
         )
 
-    def compares_classes(self, model: nn.Module) -> bool:
+    def compares_classes(self, model: AnyModule) -> bool:
         return False
 
     @classmethod
-    def fits(cls, model: nn.Module) -> bool:
+    def fits(cls, model: AnyModule) -> bool:
         return super().fits(model) and reg_max(model.bbox_head) is not None
 
-    def specs(self, model: nn.Module) -> list[HeadSpec]:
+    def specs(self, model: AnyModule) -> list[HeadSpec]:
         return [self.side_spec]
 
-    def check_pair(self, student: LogitView, models: tuple[nn.Module, nn.Module]) -> None:
+    def check_pair(self, student: LogitView, models: tuple[AnyModule, AnyModule]) -> None:
         super().check_pair(student, models)
         if not isinstance(student, DenseBins) or student.bins != self.bins:
+            name = getattr(student, 'name', type(student).__name__)
             raise TapError(
-                f'{self.where}: {student.name} has {getattr(student, "bins", "no")} bins for a '
+                f'{self.where}: {name} has {getattr(student, "bins", "no")} bins for a '
                 f'side, the teacher, {self.name}, {self.bins}: distances of other ranges do not '
                 'correspond. Give both heads the same reg_max.'
             )

@@ -5,15 +5,16 @@ Outputs are those of training: FCOS gives distances in strides there, RepPoints 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from torch import Tensor, nn
 
+from ..taps.foreign import AnyModule
 from .predictions import Boxes
 
 
-def box_kind(head: nn.Module) -> str | None:
+def box_kind(head: AnyModule) -> str | None:
     """How a head describes boxes, as in :class:`Boxes`; None if it is in no known way."""
     if reg_max(head) is not None:
         return 'dfl'
@@ -29,7 +30,7 @@ def box_kind(head: nn.Module) -> str | None:
     return 'deltas'
 
 
-def reg_max(head: nn.Module) -> int | None:
+def reg_max(head: AnyModule) -> int | None:
     """r of a head that predicts each side as a distribution over r + 1 distances; else None."""
     value = getattr(head, 'reg_max', None)
     if not isinstance(value, int) or not isinstance(getattr(head, 'integral', None), nn.Module):
@@ -37,8 +38,10 @@ def reg_max(head: nn.Module) -> int | None:
     return value
 
 
-def box_maps(head: nn.Module, groups: Sequence[Sequence[Tensor]], priors: int) -> int | None:
-    """Which of a head's outputs are the final boxes: its index in ``groups``, or None.
+def box_maps(
+    head: AnyModule, groups: Sequence[Sequence[Tensor]], priors: int
+) -> tuple[int, str] | None:
+    """Which of a head's outputs are the final boxes: its index in ``groups`` and kind, or None.
 
     The last one with as many channels as boxes need: heads that refine give the refined last.
     """
@@ -47,24 +50,24 @@ def box_maps(head: nn.Module, groups: Sequence[Sequence[Tensor]], priors: int) -
         return None
     width = 4
     if kind == 'dfl':
-        width = 4 * (reg_max(head) + 1)
+        width = 4 * (head.reg_max + 1)
     elif kind == 'points':
         width = 2 * head.num_points
     fitting = [i for i in range(1, len(groups)) if groups[i][0].shape[1] == priors * width]
-    return fitting[-1] if fitting else None
+    return (fitting[-1], kind) if fitting else None
 
 
-def read_boxes(head: nn.Module, box_map: Tensor, level: int, priors: int) -> Boxes:
+def read_boxes(head: AnyModule, kind: str, box_map: Tensor, level: int, priors: int) -> Boxes:
     """The boxes of one level.
 
     Args:
         head: the dense head that gave them.
+        kind: what :func:`box_kind` says of it.
         box_map: its box output, (N, A D, H, W).
         level: index of the level.
         priors: A, predictions per position.
     """
     raw = box_map.unflatten(1, (priors, -1)).flatten(3).permute(0, 3, 1, 2)
-    kind = box_kind(head)
     decode = partial(_DECODERS[kind], head, box_map, level, priors)
     if kind == 'ltrb':  # asked now: whoever decodes later may have switched the head's mode
         decode = partial(decode, in_strides=head.training and _trains_in_strides(head))
@@ -77,31 +80,31 @@ def _rows(box_map: Tensor, priors: int) -> Tensor:
     return rows.reshape(box_map.shape[0], -1, box_map.shape[1] // priors)
 
 
-def _grid(head: nn.Module, box_map: Tensor, level: int, **kwargs: bool) -> Tensor:
+def _grid(head: AnyModule, box_map: Tensor, level: int, **kwargs: bool) -> Tensor:
     """The level's own priors: anchors (P A, 4), or points (P, 2)."""
     return head.prior_generator.single_level_grid_priors(
         tuple(box_map.shape[-2:]), level, device=box_map.device, **kwargs
     )
 
 
-def _points(head: nn.Module, box_map: Tensor, level: int) -> Tensor:
+def _points(head: AnyModule, box_map: Tensor, level: int) -> Tensor:
     """Points (P A, 2) that distances are measured from: of an anchor, its centre."""
     grid = _grid(head, box_map, level)
     return (grid[:, :2] + grid[:, 2:4]) / 2 if grid.shape[1] == 4 else grid
 
 
-def _stride(head: nn.Module, level: int) -> float:
+def _stride(head: AnyModule, level: int) -> float:
     stride = head.prior_generator.strides[level]
     return stride[0] if isinstance(stride, (tuple, list)) else stride
 
 
-def _trains_in_strides(head: nn.Module) -> bool:
+def _trains_in_strides(head: AnyModule) -> bool:
     """Whether distances are in strides in training; in eval mode they always are in pixels."""
     centernet = any(cls.__name__ == 'CenterNetUpdateHead' for cls in type(head).__mro__)
     return bool(getattr(head, 'norm_on_bbox', centernet))
 
 
-def _coded(head: nn.Module, priors: Tensor, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _coded(head: AnyModule, priors: Tensor, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
     boxes = head.bbox_coder.decode(priors.repeat(len(rows), 1), rows.flatten(0, 1))
     return getattr(boxes, 'tensor', boxes).view(shape)
 
@@ -110,14 +113,14 @@ def _shape(box_map: Tensor, priors: int) -> tuple[int, ...]:
     return len(box_map), box_map[0, 0].numel(), priors, 4
 
 
-def _from_deltas(head: nn.Module, box_map: Tensor, level: int, priors: int) -> Tensor:
+def _from_deltas(head: AnyModule, box_map: Tensor, level: int, priors: int) -> Tensor:
     anchors = _grid(head, box_map, level)
     anchors = getattr(anchors, 'tensor', anchors)
     return _coded(head, anchors, _rows(box_map, priors), _shape(box_map, priors))
 
 
 def _from_ltrb(
-    head: nn.Module, box_map: Tensor, level: int, priors: int, in_strides: bool
+    head: AnyModule, box_map: Tensor, level: int, priors: int, in_strides: bool
 ) -> Tensor:
     rows = _rows(box_map, priors)
     if in_strides:
@@ -125,24 +128,24 @@ def _from_ltrb(
     return _coded(head, _points(head, box_map, level), rows, _shape(box_map, priors))
 
 
-def _from_dfl(head: nn.Module, box_map: Tensor, level: int, priors: int) -> Tensor:
+def _from_dfl(head: AnyModule, box_map: Tensor, level: int, priors: int) -> Tensor:
     rows = _rows(box_map, priors)
     distances = head.integral(rows.flatten(0, 1)).view(*rows.shape[:2], 4) * _stride(head, level)
     return _coded(head, _points(head, box_map, level), distances, _shape(box_map, priors))
 
 
-def _from_points(head: nn.Module, box_map: Tensor, level: int, priors: int) -> Tensor:
+def _from_points(head: AnyModule, box_map: Tensor, level: int, priors: int) -> Tensor:
     offsets = _rows(head.points2bbox(box_map.float()), priors) * _stride(head, level)
     centers = _points(head, box_map, level)
     return (offsets + centers.repeat(1, 2)).view(_shape(box_map, priors))
 
 
-def _from_cxcywh(head: nn.Module, box_map: Tensor, level: int, priors: int) -> Tensor:
+def _from_cxcywh(head: AnyModule, box_map: Tensor, level: int, priors: int) -> Tensor:
     grid = _grid(head, box_map, level, with_stride=True)
     return head._bbox_decode(grid, _rows(box_map, priors)).view(_shape(box_map, priors))
 
 
-_DECODERS = dict(
+_DECODERS: dict[str, Callable[..., Tensor]] = dict(
     deltas=_from_deltas,
     ltrb=_from_ltrb,
     dfl=_from_dfl,

@@ -6,13 +6,14 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..taps import TapError
+from ..taps.foreign import AnyModule
 from .predictions import Level
 
 
-def level_strides(head: nn.Module, where: str) -> tuple[int, ...]:
+def level_strides(head: AnyModule, where: str) -> tuple[int, ...]:
     """Pixels between neighbouring positions, level by level.
 
     Raises:
@@ -65,6 +66,7 @@ def valid_positions(
     """
     if data_samples is None:
         return None
+    assert level.centers is not None and level.stride is not None
     height, width = size
     extents, crowds = [], []
     for sample in data_samples:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..functional.compiling import is_compiling
 from ..taps import Recorder, TapError, TapPoint
+from ..taps.foreign import AnyModule
 from .loss_calls import LossCall, loss_calls
 
 
@@ -43,7 +44,7 @@ class DenseTargets:
         where: names the term in messages.
     """
 
-    def __init__(self, head: nn.Module, path: str, where: str) -> None:
+    def __init__(self, head: AnyModule, path: str, where: str) -> None:
         self.where = where
         self.head = f'{path} ({type(head).__name__})'
         self.num_classes = int(head.num_classes)
@@ -206,7 +207,7 @@ def _arrange(
     flat = rows[0] if len(rows) == 1 else torch.cat(list(rows))
     if isinstance(by_level, Tensor):
         both = (_arrange([flat], order, shapes) for order in (True, False))
-        return [torch.where(by_level, *pair) for pair in zip(*both)]
+        return [torch.where(by_level, yes, no) for yes, no in zip(*both)]
     if by_level:
         parts = flat.split([n * p * a for n, p, a in shapes])
     else:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..taps import Recorder, TapError, TapPoint
+from ..taps.foreign import AnyModule
 from ..taps.partial_forward import inference_form
 from .assignment import assign, log_odds
 from .base import LogitView, register_view, views
@@ -65,15 +66,17 @@ class Detections(LogitView):
     teacher_only = True
     default_select = 'positive'  # near an object most boxed positions are the student's background
 
-    def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
+    def __init__(self, model: AnyModule, needs: Sequence[str], where: str) -> None:
         self.where = where
-        self.inner = _reader(model)(model, (), where)
+        reader = _reader(model)
+        assert reader is not None  # it fits
+        self.inner: Any = reader(model, (), where)  # a RoILogits or a DenseLogits
         self.spec = self.inner.specs(model)[-1]
         self.by_regions = isinstance(self.inner, RoILogits)
         self.iou = _check_boxes(model, self.by_regions, where)
 
     @classmethod
-    def fits(cls, model: nn.Module) -> bool:
+    def fits(cls, model: AnyModule) -> bool:
         return _reader(model) is not None
 
     @property
@@ -90,10 +93,10 @@ class Detections(LogitView):
     def teacher_points(self) -> list[TapPoint]:
         return self.inner.teacher_points
 
-    def specs(self, model: nn.Module) -> list[HeadSpec]:
+    def specs(self, model: AnyModule) -> list[HeadSpec]:
         return [self.spec]
 
-    def check_pair(self, student: LogitView, models: tuple[nn.Module, nn.Module]) -> None:
+    def check_pair(self, student: LogitView, models: tuple[AnyModule, AnyModule]) -> None:
         if isinstance(student, Detections):
             raise self._no_student()
         spec, name = student.specs(models[0])[0], type(models[0]).__name__
@@ -116,7 +119,7 @@ class Detections(LogitView):
         if self.by_regions:
             refuse_fused(models[1], self.where)
 
-    def check_loss(self, loss: nn.Module) -> None:
+    def check_loss(self, loss: AnyModule) -> None:
         if loss.compares_rows:
             raise TapError(
                 f"{self.where}: 'detections' gives all positions in a box the same logits, and "
@@ -138,6 +141,7 @@ class Detections(LogitView):
         with torch.no_grad():
             shared = None if pair.columns is None else pair.columns[1]
             found = self.detect(recorder, data_samples, shared)
+            assert student is not None  # a student's view has no points to listen at
             return [self._assigned(own, found) for own in student]
 
     def detect(
@@ -175,7 +179,7 @@ class Detections(LogitView):
 
     def _classified(
         self,
-        model: nn.Module,
+        model: AnyModule,
         maps: tuple[Tensor, ...],
         data_samples: Any,
         shared: Tensor | None,
@@ -211,20 +215,21 @@ class Detections(LogitView):
         """The predictions at all positions within the images."""
         (own,) = self.inner.read(recorder, data_samples)
         levels = own.levels
-        boxes = torch.cat([level.boxes.decode().flatten(1, 2) for level in levels], dim=1)
+        boxes = torch.cat([_corners(level) for level in levels], dim=1)
         logits = torch.cat([level.logits.flatten(1, 2) for level in levels], dim=1)
         if any(level.valid is not None for level in levels):
-            outside = [
+            masks = [
                 torch.zeros_like(level.logits[..., 0], dtype=torch.bool)
                 if level.valid is None
                 else ~level.valid.expand(level.logits.shape[:3])
                 for level in levels
             ]
-            outside = torch.cat([mask.flatten(1) for mask in outside], dim=1)
+            outside = torch.cat([mask.flatten(1) for mask in masks], dim=1)
             boxes = boxes.masked_fill(outside[..., None], torch.nan)
-        quality = [None] * len(boxes)
-        if all(level.quality is not None for level in levels):
-            quality = torch.cat([level.quality.flatten(1) for level in levels], dim=1)
+        quality: Sequence[Tensor | None] = [None] * len(boxes)
+        known = [level.quality.flatten(1) for level in levels if level.quality is not None]
+        if len(known) == len(levels):
+            quality = list(torch.cat(known, dim=1))
         return [ImageBoxes(b, z, q, _taint(z)) for b, z, q in zip(boxes, logits, quality)]
 
     def _best(self, found: ImageBoxes, size: tuple[int, int], shared: Tensor | None) -> ImageBoxes:
@@ -268,14 +273,14 @@ class Detections(LogitView):
                 'features.'
             )
         boxes = own.boxes.decode().detach().float()
-        logits, valid = [], []
+        logits, contained = [], []
         for image, detections in zip(boxes, found):
             nothing = detections.logits.new_zeros((1, self.spec.num_classes))
             rows = torch.cat([detections.logits, nothing]) + detections.taint
             index = assign(own.centers, image, detections.boxes)
             logits.append(rows[index])
-            valid.append(index < len(detections.boxes))
-        valid = torch.stack(valid)
+            contained.append(index < len(detections.boxes))
+        valid = torch.stack(contained)
         if own.valid is not None:
             valid &= own.valid
         return Level(
@@ -283,12 +288,18 @@ class Detections(LogitView):
         )
 
 
+def _corners(level: Level) -> Tensor:
+    """Decoded boxes of all positions, (N, P A, 4)."""
+    assert level.boxes is not None  # _check_boxes
+    return level.boxes.decode().flatten(1, 2)
+
+
 def _taint(*tensors: Tensor) -> Tensor:
     """0, or NaN if there is a NaN or an infinity among the numbers."""
-    return sum(tensor.sum(dtype=torch.float32) for tensor in tensors) * 0.0
+    return torch.stack([tensor.sum(dtype=torch.float32) for tensor in tensors]).sum() * 0.0
 
 
-def _reader(model: nn.Module) -> type[LogitView] | None:
+def _reader(model: AnyModule) -> type[LogitView] | None:
     """The view that reads boxes and class logits of the model's own positions or regions."""
     for cls in views('cls_logits'):
         if issubclass(cls, (RoILogits, DenseLogits)) and cls.fits(model):
@@ -297,14 +308,15 @@ def _reader(model: nn.Module) -> type[LogitView] | None:
     return None
 
 
-def _check_boxes(model: nn.Module, by_regions: bool, where: str) -> float:
+def _check_boxes(model: AnyModule, by_regions: bool, where: str) -> float:
     """Refuses heads whose boxes cannot be decoded.
 
     Returns:
         The IoU threshold of the model's own NMS.
     """
     head = model.roi_head.bbox_head if by_regions else model.bbox_head
-    head = head[-1] if isinstance(head, nn.ModuleList) else head
+    if isinstance(head, nn.ModuleList):
+        head = model.roi_head.bbox_head[-1]
     if not (hasattr(head, 'fc_reg') if by_regions else box_kind(head)):
         raise TapError(
             f"{where}: the view 'detections' does not know how {type(head).__name__} decodes its "

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from mmengine.structures import InstanceData
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..class_map import fit_class_map
 from ..errors import placed
 from ..taps import Recorder, TapError, TapPoint
+from ..taps.foreign import AnyModule
 from .base import LogitView, register_view
 from .grid_masks import MASKS, known_rows, mask_level, mask_rows, of_pixels, refuse_features
 from .loss_calls import loss_calls
@@ -51,7 +52,7 @@ class DynamicMasks(LogitView):
 
     of_classes = False
 
-    def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
+    def __init__(self, model: AnyModule, needs: Sequence[str], where: str) -> None:
         self.where = where
         refuse_features(needs, where)
         self.strides = tuple(model.bbox_head.strides)
@@ -68,7 +69,7 @@ class DynamicMasks(LogitView):
         return [self.pyramid, self.kernels]
 
     @classmethod
-    def fits(cls, model: nn.Module) -> bool:
+    def fits(cls, model: AnyModule) -> bool:
         head = getattr(model, 'mask_head', None)
         return (
             hasattr(head, 'parse_dynamic_params')
@@ -77,13 +78,13 @@ class DynamicMasks(LogitView):
             and hasattr(getattr(model, 'bbox_head', None), 'get_positive_infos')
         )
 
-    def specs(self, model: nn.Module) -> list[HeadSpec]:
+    def specs(self, model: AnyModule) -> list[HeadSpec]:
         return [MASKS]
 
     def check_pair(
         self,
         student: LogitView,
-        models: tuple[nn.Module, nn.Module],
+        models: tuple[AnyModule, AnyModule],
         class_map: Sequence[int] | None = None,
     ) -> None:
         if not isinstance(student, DynamicMasks):
@@ -141,7 +142,7 @@ class DynamicMasks(LogitView):
                 masks, target = call.pred, call.target
             images = info.pos_inds.new_full((len(masks),), i)
             level = mask_level(masks, target, images, data_samples)
-            if found is not None:
+            if found is not None and level.valid is not None:
                 level.valid = level.valid & of_pixels(found, masks.shape[-2:])
             levels.append(level)
             owners = info.pos_assigned_gt_inds[positions]

@@ -13,6 +13,7 @@ from torch.nn import functional as nnf
 from ..class_map import fit_class_map
 from ..errors import placed
 from ..taps import Recorder, TapError, TapPoint
+from ..taps.foreign import AnyModule
 from .base import LogitView, register_view
 from .dense_geometry import ignored_boxes
 from .loss_calls import loss_calls
@@ -39,7 +40,7 @@ class Cells:
 class _GridView(LogitView):
     """What the views on grids share: the grids, and the labels of their cells."""
 
-    def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
+    def __init__(self, model: AnyModule, needs: Sequence[str], where: str) -> None:
         head = model.mask_head
         self.where = where
         self.needs = tuple(needs)
@@ -48,14 +49,14 @@ class _GridView(LogitView):
         self.cells = TapPoint('mask_head.loss_cls', source='input')
 
     @classmethod
-    def fits(cls, model: nn.Module) -> bool:
+    def fits(cls, model: AnyModule) -> bool:
         head = getattr(model, 'mask_head', None)
         return hasattr(head, 'num_grids') and isinstance(getattr(head, 'conv_cls', None), nn.Module)
 
     def check_pair(
         self,
         student: LogitView,
-        models: tuple[nn.Module, nn.Module],
+        models: tuple[AnyModule, AnyModule],
         class_map: Sequence[int] | None = None,
     ) -> None:
         if not isinstance(student, type(self)):
@@ -95,7 +96,7 @@ class GridLogits(_GridView):
     device.
     """
 
-    def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
+    def __init__(self, model: AnyModule, needs: Sequence[str], where: str) -> None:
         super().__init__(model, needs, where)
         head = model.mask_head
         self.spec = HeadSpec(
@@ -116,7 +117,7 @@ class GridLogits(_GridView):
     def teacher_points(self) -> list[TapPoint]:
         return [self.logits]
 
-    def specs(self, model: nn.Module) -> list[HeadSpec]:
+    def specs(self, model: AnyModule) -> list[HeadSpec]:
         return [self.spec]
 
     def read(
@@ -153,7 +154,7 @@ class GridMasks(_GridView):
 
     of_classes = False
 
-    def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
+    def __init__(self, model: AnyModule, needs: Sequence[str], where: str) -> None:
         super().__init__(model, needs, where)
         head = model.mask_head
         if not hasattr(head, 'conv_mask_list'):
@@ -171,7 +172,7 @@ class GridMasks(_GridView):
     def teacher_points(self) -> list[TapPoint]:
         return self.maps
 
-    def specs(self, model: nn.Module) -> list[HeadSpec]:
+    def specs(self, model: AnyModule) -> list[HeadSpec]:
         return [MASKS]
 
     def read(
@@ -193,7 +194,7 @@ class GridMasks(_GridView):
         cells = [(x < self.num_classes).nonzero(as_tuple=True) for x in labels]
         levels = self._own_levels(recorder, maps, cells, data_samples)
         classes = [x[own] for x, own in zip(labels, cells)]
-        handover = Cells(cells, classes, [tuple(x.shape[-2:]) for x in maps])
+        handover = Cells(cells, classes, [(x.shape[-2], x.shape[-1]) for x in maps])
         return [Predictions.of(MASKS, levels, handover)]
 
     def _of_cells(self, maps: list[Tensor], student: Cells, pair: PairContext) -> list[Level]:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..taps import Recorder, TapError, TapPoint
+from ..taps.foreign import AnyModule
 from ..taps.partial_forward import decodes_queries, reads_text
 from .base import LogitView, register_view
 from .loss_calls import loss_calls
@@ -38,7 +39,7 @@ class QueryLogits(LogitView):
     With a class map the cost compares the classes that both know.
     """
 
-    def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
+    def __init__(self, model: AnyModule, needs: Sequence[str], where: str) -> None:
         head = model.bbox_head
         self.where = where
         self.needs = tuple(needs)
@@ -73,15 +74,15 @@ class QueryLogits(LogitView):
         return [self.outputs]
 
     @classmethod
-    def fits(cls, model: nn.Module) -> bool:
+    def fits(cls, model: AnyModule) -> bool:
         head = getattr(model, 'bbox_head', None)
         # A detector that reads text has a column for each token of its prompt, not a class.
         return decodes_queries(model) and hasattr(head, 'loss_cls') and not reads_text(model)
 
-    def specs(self, model: nn.Module) -> list[HeadSpec]:
+    def specs(self, model: AnyModule) -> list[HeadSpec]:
         return list(self._specs)
 
-    def check_pair(self, student: LogitView, models: tuple[nn.Module, nn.Module]) -> None:
+    def check_pair(self, student: LogitView, models: tuple[AnyModule, AnyModule]) -> None:
         if not isinstance(student, QueryLogits):
             raise TapError(
                 f'{self.where}: {type(models[1]).__name__} predicts a set of queries, '
@@ -201,8 +202,10 @@ def reorder(
     for (_, level), index, found in zip(pairs, partner, matched):
         level.valid = found.unsqueeze(-1)
         level.logits = _take(level.logits, index)
-        raw = _take(level.boxes.raw, index)
-        level.boxes = Boxes('cxcywh', raw, Corners(raw, level.boxes.coder.data_samples))
+        boxes = level.boxes
+        assert boxes is not None and isinstance(boxes.coder, Corners)
+        raw = _take(boxes.raw, index)
+        level.boxes = Boxes('cxcywh', raw, Corners(raw, boxes.coder.data_samples))
 
 
 def _take(rows: Tensor, index: Tensor) -> Tensor:
@@ -227,15 +230,16 @@ def matching_cost(
     """
     wide = torch.promote_types(student.logits.dtype, torch.float32)
     logits = [level.logits.squeeze(2).to(wide) for level in (student, teacher)]
-    boxes = [level.boxes.raw.squeeze(2).to(wide) for level in (student, teacher)]
-    cost = L1_COST * torch.cdist(*boxes, p=1) + GIOU_COST * (1 - _pairwise_giou(*boxes))
+    assert student.boxes is not None and teacher.boxes is not None
+    own, theirs = (boxes.raw.squeeze(2).to(wide) for boxes in (student.boxes, teacher.boxes))
+    cost = L1_COST * torch.cdist(own, theirs, p=1) + GIOU_COST * (1 - _pairwise_giou(own, theirs))
     if columns is not None or logits[0].shape[-1] == logits[1].shape[-1]:
         probabilities = [
             x.sigmoid() if activation == 'sigmoid' else x.softmax(dim=-1) for x in logits
         ]
         if columns is not None:
             probabilities = [p[..., c] for p, c in zip(probabilities, columns)]
-        cost = cost + CLASS_COST * torch.cdist(*probabilities, p=1)
+        cost = cost + CLASS_COST * torch.cdist(probabilities[0], probabilities[1], p=1)
     return cost
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import placed
 from ..taps import Recorder, TapError, TapPoint
+from ..taps.foreign import AnyModule
 from .batch import check_images
 from .loss_calls import LossCall, loss_calls
 
@@ -33,7 +34,7 @@ class Regions:
 FUSED = ('semantic', 'glbctx', 'feat_relay')
 
 
-def paths_of(roi_head: nn.Module, name: str) -> list[str]:
+def paths_of(roi_head: AnyModule, name: str) -> list[str]:
     """Paths of a part of the RoI head: one, or one per stage of a cascade."""
     part = getattr(roi_head, name)
     if isinstance(part, nn.ModuleList):
@@ -41,7 +42,7 @@ def paths_of(roi_head: nn.Module, name: str) -> list[str]:
     return [f'roi_head.{name}']
 
 
-def pyramid_point(model: nn.Module) -> TapPoint:
+def pyramid_point(model: AnyModule) -> TapPoint:
     """Where the features that ``roi_head`` pools from come out."""
     return TapPoint('neck' if isinstance(getattr(model, 'neck', None), nn.Module) else 'backbone')
 
@@ -74,7 +75,7 @@ def pools_rois(forward: Any) -> bool:
     return set(needed) <= {'stage', 'x', 'rois'}
 
 
-def refuse_fused(model: nn.Module, where: str) -> None:
+def refuse_fused(model: AnyModule, where: str) -> None:
     """Refuses a teacher whose RoI head also reads what its own forward computes on the way.
 
     Raises:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..taps import Recorder, TapError, TapPoint
+from ..taps.foreign import AnyModule
 from .base import LogitView, register_view
 from .loss_calls import loss_calls
 from .predictions import ALIKE, Boxes, HeadSpec, Level, PairContext, Predictions
@@ -44,7 +45,7 @@ class RoILogits(LogitView):
 
     repeats = True
 
-    def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
+    def __init__(self, model: AnyModule, needs: Sequence[str], where: str) -> None:
         self.where = where
         self.heads = paths_of(model.roi_head, 'bbox_head')
         extractors = paths_of(model.roi_head, 'bbox_roi_extractor')
@@ -59,7 +60,7 @@ class RoILogits(LogitView):
         self._specs = [_spec(model.get_submodule(path), path, where) for path in self.heads]
 
     @classmethod
-    def fits(cls, model: nn.Module) -> bool:
+    def fits(cls, model: AnyModule) -> bool:
         roi_head = getattr(model, 'roi_head', None)
         if not isinstance(roi_head, nn.Module) or not pools_rois(
             getattr(roi_head, '_bbox_forward', None)
@@ -75,10 +76,10 @@ class RoILogits(LogitView):
     def teacher_points(self) -> list[TapPoint]:
         return [self.pyramid]
 
-    def specs(self, model: nn.Module) -> list[HeadSpec]:
+    def specs(self, model: AnyModule) -> list[HeadSpec]:
         return list(self._specs)
 
-    def check_pair(self, student: LogitView, models: tuple[nn.Module, nn.Module]) -> None:
+    def check_pair(self, student: LogitView, models: tuple[AnyModule, AnyModule]) -> None:
         if not isinstance(student, RoILogits):
             raise TapError(
                 f'{self.where}: the teacher ({type(models[1]).__name__}) can classify RoIs, but '
@@ -154,13 +155,14 @@ class RoILogits(LogitView):
         """No rows, but with a gradient, in the form of others."""
         (last,), rois = before.levels, before.handover.rois
         columns = self._specs[stage].columns
+        assert last.labels is not None and last.images is not None
         level = Level(
             logits=last.logits.flatten()[:0].reshape(1, 0, 1, columns),
             labels=last.labels[:, :0],
             label_weights=rois[:0, 0][None, :, None],
             images=last.images[:, :0],
         )
-        if self.features:
+        if last.features is not None:
             level.features = last.features[:, :0]
         return level, rois[:0]
 
@@ -182,7 +184,7 @@ class RoILogits(LogitView):
         return predictions
 
     def _classify(
-        self, model: nn.Module, stage: int, maps: tuple[Tensor, ...], rois: Tensor
+        self, model: AnyModule, stage: int, maps: tuple[Tensor, ...], rois: Tensor
     ) -> tuple[Tensor, Any]:
         """Class logits (R, C) and box outputs of any RoIs (R, 5), by the model's own head."""
         if not len(rois):
@@ -194,7 +196,7 @@ class RoILogits(LogitView):
     # -- both ----------------------------------------------------------------------------------
 
     def _level(
-        self, model: nn.Module, stage: int, logits: Tensor, deltas: Any, rois: Tensor
+        self, model: AnyModule, stage: int, logits: Tensor, deltas: Any, rois: Tensor
     ) -> Level:
         head, spec = model.get_submodule(self.heads[stage]), self._specs[stage]
         boxes = None
@@ -203,7 +205,7 @@ class RoILogits(LogitView):
         return Level(logits=logits[None, :, None], boxes=boxes)
 
 
-def _classifies(head: nn.Module) -> bool:
+def _classifies(head: AnyModule) -> bool:
     """Whether it is a box head with one classification layer and a loss that is a module."""
     layer = getattr(head, 'fc_cls', None)
     return (
@@ -213,7 +215,7 @@ def _classifies(head: nn.Module) -> bool:
     )
 
 
-def _spec(head: nn.Module, path: str, where: str) -> HeadSpec:
+def _spec(head: AnyModule, path: str, where: str) -> HeadSpec:
     columns, classes = head.fc_cls.out_features, head.num_classes
     if columns not in (classes, classes + 1):
         raise TapError(
@@ -231,7 +233,7 @@ def _spec(head: nn.Module, path: str, where: str) -> HeadSpec:
     )
 
 
-def _boxes(head: nn.Module, foreground: Tensor, deltas: Tensor, rois: Tensor) -> Boxes:
+def _boxes(head: AnyModule, foreground: Tensor, deltas: Tensor, rois: Tensor) -> Boxes:
     """Box outputs of the best foreground class; a class-agnostic head has one for all."""
     size = head.bbox_coder.encode_size
     if not head.reg_class_agnostic and len(deltas):

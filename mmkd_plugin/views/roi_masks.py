@@ -13,6 +13,7 @@ from torch.nn import functional as nnf
 from ..class_map import fit_class_map
 from ..errors import placed
 from ..taps import Recorder, TapError, TapPoint
+from ..taps.foreign import AnyModule
 from .base import LogitView, register_view
 from .predictions import ALIKE, HeadSpec, Level, PairContext, Predictions
 from .regions import (
@@ -61,7 +62,7 @@ class RoIMasks(LogitView):
     of_classes = False  # a row is the mask of one class
     repeats = True
 
-    def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
+    def __init__(self, model: AnyModule, needs: Sequence[str], where: str) -> None:
         self.where = where
         head = model.roi_head
         self.heads = paths_of(head, 'mask_head')
@@ -96,7 +97,7 @@ class RoIMasks(LogitView):
         ]
 
     @classmethod
-    def fits(cls, model: nn.Module) -> bool:
+    def fits(cls, model: AnyModule) -> bool:
         head = getattr(model, 'roi_head', None)
         if not isinstance(head, nn.Module) or not pools_rois(getattr(head, '_mask_forward', None)):
             return False
@@ -113,13 +114,13 @@ class RoIMasks(LogitView):
     def teacher_points(self) -> list[TapPoint]:
         return [self.pyramid]
 
-    def specs(self, model: nn.Module) -> list[HeadSpec]:
+    def specs(self, model: AnyModule) -> list[HeadSpec]:
         return list(self._specs)
 
     def check_pair(
         self,
         student: LogitView,
-        models: tuple[nn.Module, nn.Module],
+        models: tuple[AnyModule, AnyModule],
         class_map: Sequence[int] | None = None,
     ) -> None:
         if not isinstance(student, RoIMasks):
@@ -184,6 +185,7 @@ class RoIMasks(LogitView):
             classes = truth.new_zeros(0, dtype=torch.long)
         else:
             # The third argument of a mask loss is the class, though losses call it a weight.
+            assert call.weight is not None
             masks, truth, classes = call.pred, call.target, call.weight
         if self.from_boxes:
             rois = self._positive_boxes(recorder, count)
@@ -214,10 +216,11 @@ class RoIMasks(LogitView):
 
     def _nothing(self, stage: int, before: Predictions) -> Predictions:
         (last,) = before.levels
+        assert last.labels is not None and last.images is not None
         level = Level(
             logits=last.logits[:, :0], labels=last.labels[:, :0], images=last.images[:, :0]
         )
-        if self.features:
+        if last.features is not None:
             level.features = last.features[:, :0]
         regions = replace(
             before.handover,
@@ -259,12 +262,12 @@ class RoIMasks(LogitView):
         return predictions
 
 
-def _shares(roi_head: nn.Module) -> bool:
+def _shares(roi_head: AnyModule) -> bool:
     """One module under two names is listed under the first, ``bbox_roi_extractor``."""
     return getattr(roi_head, 'share_roi_extractor', False)
 
 
-def _masks(head: nn.Module) -> str:
+def _masks(head: AnyModule) -> str:
     return 'one mask for all classes' if head.class_agnostic else f'{head.num_classes} masks'
 
 

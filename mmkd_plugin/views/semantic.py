@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 from ..taps import Recorder, TapError, TapPoint
+from ..taps.foreign import AnyModule
 from .base import LogitView, register_view
 from .loss_calls import loss_calls
 from .predictions import HeadSpec, Level, Predictions, map_rows
@@ -36,7 +37,7 @@ class SemanticLogits(LogitView):
     A teacher's logits of another size are resized to the student's, bilinearly.
     """
 
-    def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
+    def __init__(self, model: AnyModule, needs: Sequence[str], where: str) -> None:
         self.where = where
         self.needs = tuple(needs)
         self._find(model)
@@ -54,7 +55,7 @@ class SemanticLogits(LogitView):
             feature_dim=layer.in_channels,
         )
 
-    def _find(self, model: nn.Module) -> None:
+    def _find(self, model: AnyModule) -> None:
         """Where the logits and the loss are, and how the head reads its labels."""
         path, head = _decode_head(model)
         loss, loss_path = head.loss_decode, f'{path}.loss_decode'
@@ -73,16 +74,16 @@ class SemanticLogits(LogitView):
         return [self.logits]
 
     @classmethod
-    def fits(cls, model: nn.Module) -> bool:
+    def fits(cls, model: AnyModule) -> bool:
         head = _decode_head(model)[1]
         return isinstance(getattr(head, 'conv_seg', None), nn.Conv2d) and hasattr(
             head, 'loss_decode'
         )
 
-    def specs(self, model: nn.Module) -> list[HeadSpec]:
+    def specs(self, model: AnyModule) -> list[HeadSpec]:
         return [self.spec]
 
-    def check_pair(self, student: LogitView, models: tuple[nn.Module, nn.Module]) -> None:
+    def check_pair(self, student: LogitView, models: tuple[AnyModule, AnyModule]) -> None:
         if not isinstance(student, SemanticLogits):
             raise TapError(
                 f'{self.where}: {type(models[1]).__name__} classifies pixels, '
@@ -171,7 +172,7 @@ class PanopticSemanticLogits(SemanticLogits):
     of the box head, which is why this view is no ``cls_logits``.
     """
 
-    def _find(self, model: nn.Module) -> None:
+    def _find(self, model: AnyModule) -> None:
         head = model.semantic_head
         self.logits = TapPoint('semantic_head.conv_logits')
         self.losses = TapPoint('semantic_head.loss_seg', source='input')
@@ -181,15 +182,15 @@ class PanopticSemanticLogits(SemanticLogits):
         self.scale = head.seg_rescale_factor
 
     @classmethod
-    def fits(cls, model: nn.Module) -> bool:
+    def fits(cls, model: AnyModule) -> bool:
         head = getattr(model, 'semantic_head', None)
         return isinstance(getattr(head, 'conv_logits', None), nn.Conv2d) and hasattr(
             head, 'loss_seg'
         )
 
 
-def _decode_head(model: nn.Module) -> tuple[str, nn.Module | None]:
-    """Path and module of the decode head; of a cascade the last."""
+def _decode_head(model: AnyModule) -> tuple[str, AnyModule]:
+    """Path and module of the decode head; of a cascade the last; None where there is none."""
     head = getattr(model, 'decode_head', None)
     if isinstance(head, nn.ModuleList) and len(head):
         return f'decode_head.{len(head) - 1}', head[-1]

@@ -50,7 +50,7 @@ def _label(role: str, run: dict, seen: set) -> str | None:
 def ap_chart(results: dict) -> str:
     """AP over epochs of every run."""
     figure = _figure(7, 3.2)
-    axes, seen = figure.subplots(), set()
+    axes, seen = figure.subplots(), set[str]()
     for run in results['runs']:
         if run['val']:
             epochs, values = zip(*run['val'])

@@ -39,10 +39,12 @@ class Term(Protocol):
 
     name: str
     where: str
-    target: float | None
     weight: float
     ramp: float
     current_weight: float
+
+    @property
+    def target(self) -> float | None: ...
 
     def idle(self) -> Tensor:
         """Zero that touches its parameters."""
@@ -191,13 +193,13 @@ class Calibration:
     def _step(
         self, student: nn.Module, term: Term, losses: dict, task: ParameterNorms | None
     ) -> None:
-        key, gauge, own = f'loss_{term.name}', self.gauges[term.name], None
-        if task is not None:
-            own = parameter_norms(losses[key], student, self.own)
-        gauge.add(None if task is None else _quotient(task, own, term))
+        key, gauge = f'loss_{term.name}', self.gauges[term.name]
+        norms = None if task is None else (task, parameter_norms(losses[key], student, self.own))
+        gauge.add(None if norms is None else _quotient(*norms, term))
         if gauge.weight is None:
             if gauge.frozen:
-                raise CalibrationError(_useless(term, own, task))
+                assert norms is not None  # what could not be measured is due again
+                raise CalibrationError(_useless(term, *norms))
             losses[key] = term.idle()  # not times 0: a gradient may be infinite
             return
         losses[key] = losses[key] * (gauge.weight * term.ramp / term.current_weight)
@@ -240,11 +242,12 @@ class Calibration:
 
 def total(losses: dict[str, Any]) -> Tensor:
     """The scalar that MMEngine makes of a dict of losses."""
-    return sum(
+    values: list[Any] = [
         sum(x.mean() for x in value) if isinstance(value, (list, tuple)) else value.mean()
         for key, value in losses.items()
         if 'loss' in key
-    )
+    ]
+    return sum(values)
 
 
 def _quotient(task: ParameterNorms, own: ParameterNorms, term: Term) -> float | None:
@@ -256,7 +259,7 @@ def _quotient(task: ParameterNorms, own: ParameterNorms, term: Term) -> float | 
     return math.log(reference / norm) if 0 < reference and norm > ROUNDING * reference else None
 
 
-def _useless(term: Term, own: ParameterNorms, task: ParameterNorms) -> str:
+def _useless(term: Term, task: ParameterNorms, own: ParameterNorms) -> str:
     both = task.reached & own.reached
     if not own.reached.any():
         why = "its gradient reaches none of the student's trainable parameters"
