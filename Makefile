@@ -15,7 +15,7 @@ run = env $$(cat $(1)/runtime.env 2>/dev/null) $(2) $(1)/bin/python
 FAST = -m "not slow and not gpu" -n $(WORKERS) --dist loadscope
 
 .DEFAULT_GOAL := help
-.PHONY: help demo env env-openmmlab test test-slow test-gpu test-openmmlab lint format docs clean distclean
+.PHONY: help demo env env-openmmlab test test-slow test-gpu test-openmmlab lint format types docs clean distclean
 
 help:
 	@echo "make demo            teacher, student and distilled student on handwritten digits -> work_dirs/demo/report.html"
@@ -25,6 +25,7 @@ help:
 	@echo "make test-gpu        the tests that need a CUDA GPU (without one they skip and say so)"
 	@echo "make test-openmmlab  the fast tests with the official mmengine, mmcv and mmdet, in $(VENV_OFFICIAL)"
 	@echo "make lint            ruff: rules and formatting;  make format  mends what it can"
+	@echo "make types           mypy: the annotations of the package"
 	@echo "make docs            the documentation as a site, in site/ (its tools in $(VENV_DOCS); neither torch nor mmcv is needed)"
 	@echo "make env             only the set-up of $(VENV);  make env-openmmlab  only that of $(VENV_OFFICIAL)"
 	@echo "make clean           remove caches and build leftovers;  make distclean  also the environments"
@@ -64,6 +65,9 @@ format: $(VENV)/.ready
 	$(VENV)/bin/python -m ruff check --fix .
 	$(VENV)/bin/python -m ruff format .
 
+types: $(VENV)/.ready
+	$(VENV)/bin/python -m mypy
+
 # The site reads the sources of the package and imports nothing of them.
 $(VENV_DOCS)/.ready: setup.py
 	$(PYTHON) -m venv --clear $(VENV_DOCS)
@@ -75,7 +79,7 @@ docs: $(VENV_DOCS)/.ready
 	$(VENV_DOCS)/bin/mkdocs build --strict
 
 clean:
-	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean

@@ -62,7 +62,7 @@ EXTRAS = {
     'mmseg': ['onedl-mmsegmentation>=1.4'],
     'shampoo': ['pytorch-optimizer'],
     'demo': ['scikit-learn', 'matplotlib', 'rich', 'tensorboard'],
-    'dev': ['pytest', 'pytest-xdist', 'pytest-timeout', 'ruff'],
+    'dev': ['pytest', 'pytest-xdist', 'pytest-timeout', 'ruff', 'mypy'],
     # the site reads the sources and imports nothing of them; ruff formats the signatures
     'docs': ['mkdocs>=1.6,<2', 'mkdocs-material>=9.5', 'mkdocstrings[python]>=0.29', 'ruff'],
 }
@@ -96,6 +96,7 @@ setup(
     install_requires=[],
     extras_require=EXTRAS,
     packages=find_packages(include=['mmkd_plugin', 'mmkd_plugin.*']),
+    package_data={'mmkd_plugin': ['py.typed']},  # type checkers read the annotations
     py_modules=['mmkd'],
     entry_points={'console_scripts': ['mmkd = mmkd:main']},
     cmdclass={'build_py': BuildWithConfigs},

@@ -118,6 +118,7 @@ def test_an_installation_holds_package_configs_and_tools(installed):
             if file.is_file() and '__pycache__' not in file.parts:
                 assert (inside / file.relative_to(ROOT)).is_file()
     assert (inside / INDEX).is_file() and not (installed / 'tests').exists()
+    assert (installed / 'mmkd_plugin' / 'py.typed').is_file()
     (metadata,) = installed.glob('*.dist-info/METADATA')
     requires = re.findall(r'^Requires-Dist: (.*)$', metadata.read_text(), re.M)
     assert requires and all('extra ==' in line for line in requires)
@@ -299,6 +300,7 @@ def dry_make(*arguments) -> str:
         (['test-gpu'], 'pytest -m gpu'),
         (['test-openmmlab'], '.venv-openmmlab/bin/python -m pytest -m "not slow and not gpu"'),
         (['lint'], 'ruff check .'),
+        (['types'], 'python -m mypy'),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else '',
 )

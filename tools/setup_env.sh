@@ -32,7 +32,7 @@ py=$venv/bin/python
 log=$venv/setup.log
 stamp=$venv/.ready
 base=(torch torchvision numpy setuptools wheel ninja)
-extras=(pytest pytest-xdist pytest-timeout ruff scikit-learn matplotlib rich tensorboard)
+extras=(pytest pytest-xdist pytest-timeout ruff mypy scikit-learn matplotlib rich tensorboard)
 # What mmkd_plugin can work with but does not need; the tests that use one skip where it is missing.
 optional=()
 if [ "$lane" = onedl ]; then optional=(timm onedl-mmpretrain onedl-mmsegmentation pytorch-optimizer); fi
