@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -201,24 +202,32 @@ class Pool:
                         print(f'wait  {label(folder)}: another process trains it', flush=True)
                 time.sleep(0.2)
                 for folder in [f for f, process in working.items() if process.poll() is not None]:
-                    code, result = working.pop(folder).returncode, read_results(folder)
+                    code = working.pop(folder).returncode
                     done += 1
-                    if code or result is None:
-                        failed.append(folder)
-                        log = folder / 'log.txt'
-                        why = reason(log, starts[folder], code)
-                        head = f'FAILED {label(folder)} (exit code {code}), see {log}:'
-                        print(f'{head}\n{why}', flush=True)
-                        continue
                     left = (time.perf_counter() - begin) / done * (len(folders) - done) / 60
-                    print(
-                        f'done  {label(folder)}: {headline(result)}, {result["seconds"]:.0f} s '
-                        f'[{done}/{len(folders)}, about {left:.0f} min left]',
-                        flush=True,
-                    )
+                    progress = f'[{done}/{len(folders)}, about {left:.0f} min left]'
+                    if not _tell_end(folder, code, starts[folder], progress):
+                        failed.append(folder)
         finally:
-            for process in working.values():
-                process.terminate()
-            for process in working.values():
-                process.wait()
+            _terminate(working.values())
         return failed
+
+
+def _terminate(processes: Collection[subprocess.Popen]) -> None:
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.wait()
+
+
+def _tell_end(folder: Path, code: int, start: int, progress: str) -> bool:
+    """Prints how a run has ended, and returns whether it has results."""
+    result = read_results(folder)
+    if code or result is None:
+        log = folder / 'log.txt'
+        why = reason(log, start, code)
+        print(f'FAILED {label(folder)} (exit code {code}), see {log}:\n{why}', flush=True)
+        return False
+    text = f'{headline(result)}, {result["seconds"]:.0f} s {progress}'
+    print(f'done  {label(folder)}: {text}', flush=True)
+    return True

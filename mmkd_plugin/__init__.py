@@ -11,4 +11,4 @@ from .editing.distilled import distill  # noqa: E402
 
 __version__ = '0.1.0'  # setup.py reads it without importing anything
 
-__all__ = ['Distiller', 'attach', 'detach', 'distill', '__version__']
+__all__ = ['Distiller', '__version__', 'attach', 'detach', 'distill']

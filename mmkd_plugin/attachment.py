@@ -160,7 +160,7 @@ def _after_forward(student: AnyModule, args: tuple, kwargs: dict, output: Any) -
     return None
 
 
-def _drop_from_state_dict(student: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
+def _drop_from_state_dict(_student: nn.Module, state: dict, prefix: str, _metadata: dict) -> None:
     own = f'{prefix}{ATTRIBUTE}'
     for entries in (state, getattr(state, '_metadata', {})):
         for key in [k for k in entries if k == own or k.startswith(own + '.')]:

@@ -100,14 +100,7 @@ def resolve_class_map(
         ValueError: wrong form, unknown names, or names that are not known on one side.
     """
     if isinstance(config, (list, tuple)):
-        if not all(c is None or (_is_index(c) and c >= UNKNOWN) for c in config):
-            raise ValueError(
-                f'teacher.class_map={config!r} must hold the index of the teacher for each class '
-                'of the student, -1 where the teacher does not know the class.'
-            )
-        indices = tuple(UNKNOWN if c is None else c for c in config)
-        _tell_shared(indices)
-        return indices
+        return _given_indices(config)
     if config != BY_NAME and not isinstance(config, dict):
         raise ValueError(
             f"teacher.class_map={config!r} must be 'names', a dict from the student's class names "
@@ -150,6 +143,17 @@ def resolve_class_map(
             'current',
             logging.WARNING,
         )
+    return indices
+
+
+def _given_indices(config: Sequence) -> tuple[int, ...]:
+    if not all(c is None or (_is_index(c) and c >= UNKNOWN) for c in config):
+        raise ValueError(
+            f'teacher.class_map={config!r} must hold the index of the teacher for each class '
+            'of the student, -1 where the teacher does not know the class.'
+        )
+    indices = tuple(UNKNOWN if c is None else c for c in config)
+    _tell_shared(indices)
     return indices
 
 

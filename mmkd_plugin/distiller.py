@@ -140,7 +140,7 @@ class Distiller(nn.Module):
     def _claim_keys(self) -> None:
         """Refuses terms that would write into each other's entries."""
         for term in self.terms:
-            for key in term.keys():
+            for key in term.keys():  # noqa: SIM118  # a term is no dict
                 owner = self.keys.setdefault(key, term.name)
                 if owner != term.name:
                     raise ValueError(

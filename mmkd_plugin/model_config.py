@@ -147,10 +147,10 @@ def _line_in(path: Path, error: Exception) -> str:
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename  # some versions of MMEngine run a config as ''
         file = Path(name).resolve()
-        if not name or (file.suffix == '.py' and file != _HERE):
-            if not file.is_relative_to(_MMENGINE):
-                other = f' of {name}' if name and file != path.resolve() else ''
-                place = f' in line {trace.tb_lineno}{other}'
+        of_config = not name or (file.suffix == '.py' and file != _HERE)
+        if of_config and not file.is_relative_to(_MMENGINE):
+            other = f' of {name}' if name and file != path.resolve() else ''
+            place = f' in line {trace.tb_lineno}{other}'
         trace = trace.tb_next
     return place
 
@@ -196,7 +196,7 @@ def existing_file(
     what: str,
     suffixes: Sequence[str] = (),
     advice: str = '',
-    root: Path = Path(),  # noqa: B008
+    root: Path = Path(),
 ) -> Path:
     """Checks that a file is there.
 

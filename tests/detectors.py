@@ -97,9 +97,8 @@ def model_config(family: str, width: int = WIDTH, classes: int = 10) -> ConfigDi
 
 def _shrink(node, width: int, classes: int) -> None:
     """Replaces the numbers that make a detector large, everywhere below `node`."""
-    if isinstance(node, (list, tuple)):
-        for child in node:
-            _shrink(child, width, classes)
+    for child in node if isinstance(node, (list, tuple)) else ():
+        _shrink(child, width, classes)
     if not isinstance(node, dict):
         return
     if node.get('type') == 'SyncBN':
@@ -130,12 +129,16 @@ def _shrink(node, width: int, classes: int) -> None:
         elif key in ('encoder', 'decoder', 'transformer_decoder') and 'num_layers' in value:
             value['num_layers'] = 2
         elif key == 'batch_augments' and value:
-            for augment in value:
-                if 'size' in augment:
-                    augment['size'] = (IMAGE, IMAGE)
-                else:  # YOLOX keeps its random size: small, drawn at every step
-                    augment.update(random_size_range=(IMAGE, 2 * IMAGE), interval=1)
+            _shrink_augments(value)
         _shrink(node[key], width, classes)
+
+
+def _shrink_augments(augments: list) -> None:
+    for augment in augments:
+        if 'size' in augment:
+            augment['size'] = (IMAGE, IMAGE)
+        else:  # YOLOX keeps its random size: small, drawn at every step
+            augment.update(random_size_range=(IMAGE, 2 * IMAGE), interval=1)
 
 
 def _shrink_backbone(model: dict, width: int, levels_in: int) -> None:

@@ -178,7 +178,7 @@ OTHERS = (
 OTHERS += ('tools/slurm_train.sh', 'torchrun')
 
 
-class Parsed(Exception):  # noqa: N818
+class Parsed(Exception):
     """Raised in place of a run, with what the parser has made of the command line."""
 
 

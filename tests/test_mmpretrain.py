@@ -22,7 +22,7 @@ from mmkd_plugin.teacher import build_model, make_teacher
 if find_spec('mmpretrain') is None:  # an installed but broken one must not pass as missing
     pytest.skip('needs MMPreTrain: pip install onedl-mmpretrain', allow_module_level=True)
 
-from mmpretrain.structures import DataSample  # noqa: E402
+from mmpretrain.structures import DataSample
 
 CLASSES = 10
 CROSS_ENTROPY = dict(type='CrossEntropyLoss', loss_weight=1.0)

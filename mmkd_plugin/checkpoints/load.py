@@ -163,10 +163,7 @@ def read_old_format(path: Path) -> Any:
         if type(magic) is not int or magic != MAGIC_NUMBER:
             raise DamagedFile('it is a pickle, but none of torch.save')
         version, machine, loaded, keys = (load() for _ in range(4))
-        if type(version) is not int or version != PROTOCOL_VERSION or type(machine) is not dict:
-            raise DamagedFile('it is of another version of the old format')
-        if machine.get('little_endian') is not (sys.byteorder == 'little'):
-            raise DamagedFile('it was written by a machine with another order of bytes')
+        _check_origin(version, machine)
         named = type(keys) is list and all(type(key) is str for key in keys)
         if not named or set(keys) != set(storages):
             raise DamagedFile('its tensors use other storages than it has')
@@ -176,6 +173,13 @@ def read_old_format(path: Path) -> Any:
                 raise DamagedFile(f'the storage {key[:40]!r} has another size than its tensors')
             stream.fill(buffer_of(data))
     return loaded
+
+
+def _check_origin(version: Any, machine: Any) -> None:
+    if type(version) is not int or version != PROTOCOL_VERSION or type(machine) is not dict:
+        raise DamagedFile('it is of another version of the old format')
+    if machine.get('little_endian') is not (sys.byteorder == 'little'):
+        raise DamagedFile('it was written by a machine with another order of bytes')
 
 
 def _read_safetensors(path: Path, key: str, device: Any) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import pickle
 import re
@@ -22,7 +23,7 @@ class _NamesOnly(PlainUnpickler):
     """Collects the names in a pickle, and builds and calls nothing."""
 
     def __init__(self, file: Any) -> None:
-        super().__init__(file, lambda *args: _Inert(), 0)
+        super().__init__(file, lambda *_: _Inert(), 0)
         self.found: list[str] = []
 
     def find_class(self, module: str, name: str) -> Any:
@@ -89,10 +90,8 @@ def names_in(file: Any, pickles: int = 1) -> list[str]:
     found = []
     for _ in range(pickles):
         unpickler = _NamesOnly(file)
-        try:
+        with contextlib.suppress(pickle.UnpicklingError):
             unpickler.load()
-        except pickle.UnpicklingError:
-            pass
         found += unpickler.found
     return list(dict.fromkeys(found))
 

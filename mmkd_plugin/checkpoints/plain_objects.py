@@ -98,14 +98,14 @@ def _finish(tensor: Tensor, grad: bool, rest: tuple) -> Tensor:
     return tensor.requires_grad_(grad is True)
 
 
-def _parameter(data: Tensor, grad: bool, *rest: Any) -> nn.Parameter:
-    """``torch._utils._rebuild_parameter``; ``rest``: hooks and attributes, which are left out."""
+def _parameter(data: Tensor, grad: bool, *_rest: Any) -> nn.Parameter:
+    """``torch._utils._rebuild_parameter``; ``_rest``: hooks and attributes, which are left out."""
     if not isinstance(data, Tensor):
         raise MalformedPickle('a parameter without numbers')
     return nn.Parameter(data.detach(), grad is True)
 
 
-def _tensor_with_attributes(call: Any, kind: Any, args: Any, state: Any) -> Tensor:
+def _tensor_with_attributes(call: Any, _kind: Any, args: Any, _state: Any) -> Tensor:
     """``torch._tensor._rebuild_from_type_v2``; the attributes are left out."""
     if type(call) is not Call or call.function not in (_tensor, _tensor_v3, _parameter):
         raise MalformedPickle('a tensor that is built in an unknown way')
@@ -119,7 +119,7 @@ def _device(*args: Any) -> torch.device:
 # -- arrays ------------------------------------------------------------------------------------
 
 
-def _array(kind: Any, shape: Any, code: Any) -> np.ndarray:
+def _array(kind: Any, shape: Any, _code: Any) -> np.ndarray:
     """``numpy._reconstruct``: an empty array, which the file then fills (see ``fill_array``)."""
     if kind != Word('numpy.ndarray') or shape != (0,):
         raise MalformedPickle('a call of numpy that no array needs')
@@ -128,7 +128,7 @@ def _array(kind: Any, shape: Any, code: Any) -> np.ndarray:
 
 def fill_array(array: Any, state: Any) -> None:
     """``ndarray.__setstate__`` with a type of plain numbers or text, and as many as there are."""
-    version, shape, dtype, fortran, data = state
+    _version, shape, dtype, fortran, data = state
     _check_dtype(dtype)
     sizes_fit = type(shape) is tuple and all(type(n) is int and 0 <= n < 1 << 40 for n in shape)
     if not (sizes_fit and type(data) is bytes and math.prod(shape) * dtype.itemsize == len(data)):
@@ -136,7 +136,7 @@ def fill_array(array: Any, state: Any) -> None:
     array.__setstate__((1, shape, dtype, bool(fortran), data))
 
 
-def _dtype(kind: Any, *flags: Any) -> np.dtype:
+def _dtype(kind: Any, *_flags: Any) -> np.dtype:
     if type(kind) is not str or not re.fullmatch(r'[<>=|]?([biufc]\d{1,2}|\?|[SUOV]\d{0,6})', kind):
         raise MalformedPickle(f'the array type {short(kind)}')
     if kind.lstrip('<>=|')[0] in 'OV':

@@ -23,6 +23,8 @@ from .torchvision_sets import TorchvisionDataset, build_transforms
 from .views_transform import TeacherStudentViews
 
 __all__ = [
+    'CIFAR100',
+    'CLASSES',
     'ArrayDataset',
     'BatchCenterCrop',
     'BatchRandomCrop',
@@ -30,8 +32,6 @@ __all__ = [
     'BatchRandomResizedCrop',
     'BatchResize',
     'BatchTransform',
-    'CIFAR100',
-    'CLASSES',
     'CachedImageFolder',
     'DigitsSpec',
     'SklearnDigits',

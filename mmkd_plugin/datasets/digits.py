@@ -215,15 +215,20 @@ def ensure_digits(
         except FileExistsError:
             if not overwrite or not (root / STAMP).is_file():
                 raise
-        part = root.parent / f'.{root.name}.part-{os.getpid()}'
-        try:
-            write_digits(part, spec or DigitsSpec(), progress)
-            if root.exists():
-                shutil.rmtree(root)
-            part.rename(root)
-        except OSError:
-            if not _is_made(root, spec):  # without locks, another process may have been first
-                raise
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+        _make(root, spec, progress)
     return root
+
+
+def _make(root: Path, spec: DigitsSpec | None, progress: bool) -> None:
+    """Writes the set beside ``root`` and moves it there when it is whole."""
+    part = root.parent / f'.{root.name}.part-{os.getpid()}'
+    try:
+        write_digits(part, spec or DigitsSpec(), progress)
+        if root.exists():
+            shutil.rmtree(root)
+        part.rename(root)
+    except OSError:
+        if not _is_made(root, spec):  # without locks, another process may have been first
+            raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -80,7 +80,7 @@ def _stack(images: list, key: str) -> torch.Tensor:
 
 
 @_register
-def epoch_worker_seed(worker_id: int, **_: Any) -> None:
+def epoch_worker_seed(worker_id: int, **_: Any) -> None:  # noqa: ARG001  # the loader gives it
     """Seeds a worker process differently in every epoch (``worker_init_fn``).
 
     MMEngine's own function seeds with ``seed + worker_id`` whenever workers start, so that with

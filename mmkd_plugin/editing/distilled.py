@@ -263,11 +263,16 @@ def _teacher(teacher: Any, checkpoint: Any) -> str | dict:
                 f'{entry["checkpoint"]!r}}} name two files. Give one of them.'
             )
         entry['checkpoint'] = str(checkpoint)
-    config = entry.get('config')
-    if isinstance(config, Path):
-        entry['config'] = str(config)
-    elif isinstance(config, Config):
-        entry['config'] = config.to_dict()
-        if entry.get('checkpoint') == ZOO:  # while the name of its file is known
-            entry['checkpoint'] = published_weights(config)
+    _make_plain(entry)
     return entry
+
+
+def _make_plain(teacher: dict) -> None:
+    """Replaces a path or a Config by plain values."""
+    config = teacher.get('config')
+    if isinstance(config, Path):
+        teacher['config'] = str(config)
+    elif isinstance(config, Config):
+        teacher['config'] = config.to_dict()
+        if teacher.get('checkpoint') == ZOO:  # while the name of its file is known
+            teacher['checkpoint'] = published_weights(config)

@@ -13,12 +13,12 @@ from .timm_backbone import TimmBackbone
 from .torchvision_backbone import TorchvisionBackbone
 
 __all__ = [
+    'CIFARVGG',
     'CIFARFourStageResNet',
     'CIFARMobileNetV2',
     'CIFARResNet',
     'CIFARShuffleNetV1',
     'CIFARShuffleNetV2',
-    'CIFARVGG',
     'CIFARWideResNet',
     'ClsDataPreprocessor',
     'ImageClassifier',

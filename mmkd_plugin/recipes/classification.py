@@ -51,7 +51,7 @@ def _kd(pair: Pair) -> tuple[float, dict]:
 
 
 def _classic(loss: str, **arguments: object) -> Callable[[Pair, dict], dict]:
-    def plan(pair: Pair, length: dict) -> dict:
+    def plan(pair: Pair, _length: dict) -> dict:
         share, softening = _kd(pair)
         term = dict(loss=dict(type=loss, **softening, **arguments), weight=share)
         return dict(term=term, task_weight=round(1 - share, 12))
@@ -75,13 +75,13 @@ def _dkd(**arguments: object) -> Callable[[Pair, dict], dict]:
     return plan
 
 
-def _ckd(pair: Pair, length: dict) -> dict:
+def _ckd(pair: Pair, _length: dict) -> dict:
     weight, temperature = CKD_NUMBERS.get(pair, (10.0, 1.0))
     term = dict(loss=dict(type='CKDLoss', temperature=temperature), weight=weight)
     return dict(term=term, task_weight=1.0)
 
 
-def _funmatch(pair: Pair, length: dict) -> dict:
+def _funmatch(pair: Pair, _length: dict) -> dict:
     # No label term of any kind. T: official code for ImageNet, recommended (1 or 4) for CIFAR.
     temperature = 1.0 if pair in IMAGENET_DKD_BETA else 4.0
     term = dict(loss=dict(type='KDLoss', temperature=temperature), weight=1.0)

@@ -56,24 +56,24 @@ class Recipe:
     late: bool = True
 
 
-def _kd(head: HeadSpec, length: dict[str, int]) -> dict:
+def _kd(head: HeadSpec, _length: dict[str, int]) -> dict:
     return dict(loss=dict(type='KDLoss', temperature=1.0), weight=_WEIGHT[head.kind])
 
 
 def _dkd(**arguments: Any) -> Callable[[HeadSpec, dict[str, int]], dict]:
-    def term(head: HeadSpec, length: dict[str, int]) -> dict:
+    def term(_head: HeadSpec, _length: dict[str, int]) -> dict:
         loss = dict(type='DKDLoss', temperature=1.0, alpha=1.0, beta=0.25, **arguments)
         return dict(loss=loss, weight=1.0)
 
     return term
 
 
-def _loca(head: HeadSpec, length: dict[str, int]) -> dict:
+def _loca(head: HeadSpec, _length: dict[str, int]) -> dict:
     loss = dict(type='LoCaLoss', temperature=1.0, alpha=0.9)
     return dict(loss=loss, weight=_WEIGHT[head.kind])
 
 
-def _ckd(head: HeadSpec, length: dict[str, int]) -> dict:
+def _ckd(head: HeadSpec, _length: dict[str, int]) -> dict:
     return dict(loss=dict(type='CKDLoss', temperature=1.0), weight=_CKD_WEIGHT[head.kind])
 
 
@@ -96,7 +96,7 @@ def _ipwd(ratio: str) -> Callable[[HeadSpec, dict[str, int]], dict]:
     return term
 
 
-def _bins(head: HeadSpec, length: dict[str, int]) -> dict:
+def _bins(head: HeadSpec, _length: dict[str, int]) -> dict:
     # LD adds up w T^2 KL over positives and their four sides, w being the student's best class
     # score, times 0.25, divided by 4; its KL is a mean over the bins, KDLoss's a sum.
     loss = dict(type='KDLoss', temperature=10.0)

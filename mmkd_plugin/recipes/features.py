@@ -138,7 +138,7 @@ def _taps(name: str, student: nn.Module, teacher: nn.Module) -> tuple[Tap, Tap]:
         return 'neck.fpn_convs.*.conv', 'neck.fpn_convs.*.conv'
     levels = _neck_levels(student), _neck_levels(teacher)
     both_fpn = None not in convs
-    if None not in levels and levels[0] != levels[1] or both_fpn:
+    if both_fpn or (None not in levels and levels[0] != levels[1]):
         # Two FPNs with equal outputs but other convolutions start at different strides.
         counts, what = (convs, 'FPN levels') if both_fpn else (levels, 'neck levels')
         raise ValueError(

@@ -5,6 +5,7 @@ A student's file then resumes in a run without connectors, such as the plain con
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -105,13 +106,11 @@ def join_connectors(
             else:
                 before = taken.get(str(row[0]), {})
                 base, column = _own_group(group, before, state, schedulers, values)
-            rest, params = iter(base.get('params', [])), []
-            for name in row:
-                params.append(next(rest) if name is None else free)
-                if name is not None:
-                    if taken.get(name, {}).get('state') is not None:
-                        kept[free] = taken[name]['state']
-                    free += 1
+            rest, own_names = iter(base.get('params', [])), [n for n in row if n is not None]
+            numbers = dict(zip(own_names, itertools.count(free)))
+            free += len(numbers)
+            params = [next(rest) if name is None else numbers[name] for name in row]
+            kept.update(_states(numbers, taken))
             groups.append(dict(base, params=params))
             for target, entry in zip(columns, column, strict=True):
                 for key in target:
@@ -123,6 +122,12 @@ def join_connectors(
             dict(state, state=kept, param_groups=groups),
             [dict(s, **column) for s, column in zip(schedulers, columns, strict=True)],
         )
+
+
+def _states(numbers: dict[str, int], taken: dict[str, dict]) -> dict[int, Any]:
+    """The optimizer's states of connectors by their numbers, of those that have one."""
+    states = {number: taken.get(name, {}).get('state') for name, number in numbers.items()}
+    return {number: state for number, state in states.items() if state is not None}
 
 
 def _own_group(

@@ -21,8 +21,22 @@ def student_config(cfg: Config) -> Config:
     """
     plain = cfg.to_dict()
     scope = plain.get('default_scope') or 'mmengine'
-    dropped = []
-    hooks = []
+    dropped = _drop_hooks(plain, scope)
+    for hook in dropped:
+        for key in ('teacher', 'terms'):  # variables of the config file
+            if isinstance(hook, dict) and key in plain and plain[key] == hook.get(key):
+                del plain[key]
+    _drop_import(plain, scope)
+    return Config(plain)
+
+
+def _drop_hooks(plain: dict, scope: str) -> list:
+    """Takes the package's hooks out of a config, or puts MMEngine's own in their places.
+
+    Returns:
+        The custom hooks that went.
+    """
+    dropped, hooks = [], []
     for hook in plain.get('custom_hooks') or []:
         if not _is_own(_type_of(hook), scope):
             hooks.append(hook)
@@ -37,12 +51,7 @@ def student_config(cfg: Config) -> Config:
             plain['default_hooks'].pop(name)
             if _plain_hook(hook) is not None:
                 plain['default_hooks'][name] = _plain_hook(hook)
-    for hook in dropped:
-        for key in ('teacher', 'terms'):  # variables of the config file
-            if isinstance(hook, dict) and key in plain and plain[key] == hook.get(key):
-                del plain[key]
-    _drop_import(plain, scope)
-    return Config(plain)
+    return dropped
 
 
 def _plain_hook(hook: Any) -> dict | None:

@@ -250,10 +250,10 @@ class DenseLogits(LogitView):
         width = self.priors[0] * head.cls_out_channels
         found: dict[str, list[str]] = {}
         for name, module in head.named_modules():
-            inner = name.endswith('.conv')  # of a ConvModule
-            if getattr(module, 'out_channels', None) == width and 'cls' in name and not inner:
-                if isinstance(getattr(module, 'weight', None), Tensor):
-                    found.setdefault(re.sub(r'\d+', '*', name), []).append(f'{HEAD}.{name}')
+            named = 'cls' in name and not name.endswith('.conv')  # which is inside a ConvModule
+            weighs = isinstance(getattr(module, 'weight', None), Tensor)
+            if named and weighs and getattr(module, 'out_channels', None) == width:
+                found.setdefault(re.sub(r'\d+', '*', name), []).append(f'{HEAD}.{name}')
         layers = list(found.values())[-1] if found else []
         if len(layers) not in (1, len(self.strides)):
             raise TapError(

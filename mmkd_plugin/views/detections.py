@@ -302,9 +302,9 @@ def _taint(*tensors: Tensor) -> Tensor:
 def _reader(model: AnyModule) -> type[LogitView] | None:
     """The view that reads boxes and class logits of the model's own positions or regions."""
     for cls in views('cls_logits'):
-        if issubclass(cls, (RoILogits, DenseLogits)) and cls.fits(model):
-            if not issubclass(cls, RoILogits) or hasattr(model, 'rpn_head'):
-                return cls
+        proposes = not issubclass(cls, RoILogits) or hasattr(model, 'rpn_head')
+        if proposes and issubclass(cls, (RoILogits, DenseLogits)) and cls.fits(model):
+            return cls
     return None
 
 

@@ -40,7 +40,7 @@ def _image(figure, alt: str) -> str:
     return f'<img alt="{html.escape(alt)}" src="data:image/svg+xml;base64,{code}">'
 
 
-def _label(role: str, run: dict, seen: set) -> str | None:
+def _label(role: str, seen: set) -> str | None:
     if role in seen:  # one entry of the legend for all seeds
         return None
     seen.add(role)
@@ -55,7 +55,7 @@ def ap_chart(results: dict) -> str:
         if run['val']:
             epochs, values = zip(*run['val'])
             axes.plot(epochs, values, 'o-', markersize=4, linewidth=1.8, alpha=0.9,
-                      color=COLORS[run['role']], label=_label(run['role'], run, seen))  # fmt: skip
+                      color=COLORS[run['role']], label=_label(run['role'], seen))  # fmt: skip
     _style(axes, 'AP on the validation set', 'epoch')
     if seen:
         axes.legend(frameon=False, fontsize=8)
@@ -80,7 +80,7 @@ def loss_chart(results: dict) -> str:
                 steps, values = zip(*points)
                 epochs = [step * results['epochs'] / run['iterations'] for step in steps]
                 axes.plot(epochs, values, linewidth=1.2, alpha=0.85, color=COLORS[run['role']],
-                          label=_label(run['role'], run, seen))  # fmt: skip
+                          label=_label(run['role'], seen))  # fmt: skip
         _style(axes, key, 'epoch')
         if key == keys[0]:
             axes.legend(frameon=False, fontsize=7)

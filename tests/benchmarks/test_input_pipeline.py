@@ -21,7 +21,7 @@ def test_parts_are_less_than_the_whole(tmp_path, capsys):
             '1',
             '--out',
             str(out),
-        ]  # fmt: skip
+        ]
     )
     text = out.read_text()
     assert '| resnet8 | crop + flip |' in text and 'mixup' in text

@@ -69,7 +69,7 @@ def test_pairs_share_students_and_teachers():
     assert alone == features
     assert alone.items() <= both.items()
     assert [f.parent.parent.name for f in both] == ['digits', 'faster-gfl']
-    distilled = [run for run in both.values() if run['terms']][0]
+    distilled = next(run for run in both.values() if run['terms'])
     assert distilled['terms'][0]['teacher'] == 'detections'
 
 

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip('matplotlib')
 pytest.importorskip('cv2')
 
-from benchmarks.picture import draw  # noqa: E402
+from benchmarks.picture import draw
 
 ROOT = Path(__file__).resolve().parents[2]
 

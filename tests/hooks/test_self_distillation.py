@@ -102,7 +102,7 @@ def test_a_recipe_of_the_first_epoch_is_refused_with_its_terms_written_out(tmp_p
     with pytest.raises(ValueError, match=r"recipe 'kd' begins in the first epoch") as error:
         train(cfg)
     advice = str(error.value).split('the second: ')[1].removesuffix('.')
-    written = eval(f'dict({advice})')  # noqa: S307
+    written = eval(f'dict({advice})')
     (term,) = written['terms']
     assert (term['begin'], term['by_epoch'], term['loss']['type']) == (1, True, 'KDLoss')
     hook = dict(teacher='previous_epoch', **written)

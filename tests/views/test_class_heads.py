@@ -20,10 +20,10 @@ from mmkd_plugin.views.activation import activation_of
 if find_spec('mmpretrain') is None:  # an installed but broken one must not pass as missing
     pytest.skip('needs MMPreTrain: pip install onedl-mmpretrain', allow_module_level=True)
 
-from mmpretrain.models import heads as mmpretrain_heads  # noqa: E402
-from mmpretrain.models import losses as mmpretrain_losses  # noqa: E402
-from mmpretrain.registry import MODELS  # noqa: E402
-from mmpretrain.structures import DataSample  # noqa: E402
+from mmpretrain.models import heads as mmpretrain_heads
+from mmpretrain.models import losses as mmpretrain_losses
+from mmpretrain.registry import MODELS
+from mmpretrain.structures import DataSample
 
 CLASSES, WIDTH = 5, 6
 KD = dict(loss=dict(type='KDLoss', temperature=2.0), student='cls_logits', name='kd')

@@ -21,8 +21,8 @@ from mmkd_plugin.views.base import make_view
 
 pytest.importorskip('mmseg')
 
-from region_batches import detector, images, sample, student_step, teacher_step  # noqa: E402
-from segmenters import (  # noqa: E402
+from region_batches import detector, images, sample, student_step, teacher_step
+from segmenters import (
     CLASSES,
     IGNORED,
     SIZE,
@@ -31,7 +31,7 @@ from segmenters import (  # noqa: E402
     segmenter,
     segmenter_config,
 )
-from waiting import Waits  # noqa: E402
+from waiting import Waits
 
 KD = dict(loss=dict(type='KDLoss', temperature=1.0), student='seg_logits', name='kd')
 
