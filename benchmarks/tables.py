@@ -206,7 +206,7 @@ def gains(names: list[str], options: dict[str, str]) -> str:
         raise MarkerError('gains wants names of files and rows=METHOD,TITLE=METHOD/METHOD.')
     heads = []
     for file in files:
-        title = file.title().partition(' on ')[0] if short else file.title()
+        title = re.sub(' on [^,]+', '', file.title()) if short else file.title()
         main = METRICS.get(file.task.main, file.task.main)
         heads.append(title if main == 'AP' else f'{title} ({main})')
     lines = [f'| | {" | ".join(heads)} |', '|---|' + '---:|' * len(files)]

@@ -229,8 +229,7 @@ def unclipped(norms: Sequence[float]) -> str:
         f"gradients are not clipped. That of the student's own losses had norm {usual:.2g} (median "
         f'of {len(norms)} steps; the largest was {max(norms):.2g}). Single steps of a much larger '
         'one can end the training of a student from scratch, with a teacher sooner than without. '
-        'Against that: --cfg-options optim_wrapper.clip_grad.max_norm='
-        f'{float(f"{CLIP * usual:.2g}"):g}'
+        f'Against that: clip_grad=dict(max_norm={float(f"{CLIP * usual:.2g}"):g}) in optim_wrapper.'
     )
 
 

@@ -108,12 +108,15 @@ class Watch:
             seen.acted = False
 
     def _look_at_norms(self, is_clipped: bool) -> None:
-        """Once the last weight is found: what the task's gradient was, where nothing limits it."""
-        calibration = self.distiller.calibration
-        if self._knows_norms or any(calibration.is_open(t) for t in self.distiller.terms):
+        """Once a weight is found: what the task's gradient was, where nothing limits it."""
+        gauges, weight = self.distiller.calibration.gauges, self.distiller.task_weight
+        norms = self.distiller.calibration.task_norms
+        if self._knows_norms or is_clipped or not norms or isinstance(weight, str):
             return
-        self._knows_norms, norms = True, calibration.task_norms
-        if norms and not is_clipped:
+        if not any(gauge.frozen for gauge in gauges.values()):
+            return
+        self._knows_norms, norms = True, [weight * norm for norm in norms]
+        if median(norms) > 0:
             spiked = max(norms) >= verdicts.SPIKE * median(norms)
             level = logging.WARNING if spiked else logging.INFO
             print_log(verdicts.unclipped(norms), 'current', level)

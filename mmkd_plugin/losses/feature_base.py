@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mmkd_plugin.functional.checks import check_tensor
+from mmkd_plugin.functional.compiling import is_compiling
 
 from .base import DistillLoss
 
@@ -83,7 +85,9 @@ class FeatureLoss(DistillLoss):
                 "the same stride, or set resize='bilinear' in the term."
             )
         fresh = self.channels is None
-        self.connect(student.shape, teacher.shape)
+        # A compiled step has run eagerly before; dynamo of torch 2.1 stumbles over the comparison.
+        if fresh or not is_compiling():
+            self.connect(student.shape, teacher.shape)
         if fresh:
             wide = torch.float64 if student.dtype == torch.float64 else torch.float32
             self.to(device=student.device, dtype=wide)
@@ -125,9 +129,8 @@ class GenerativeLoss(FeatureLoss):
         raise NotImplementedError(f'{type(self).__name__} must implement corrupt(x).')
 
 
-def run(module: nn.Module | None, x: Tensor) -> Tensor:
+def run(module: Any, x: Tensor) -> Tensor:
     """Runs a connector on ``x`` cast to its own precision; an autocast may then narrow it."""
-    assert module is not None, 'connect() makes the connectors'
     for weight in module.parameters():  # not next(): dynamo of torch 2.1 breaks the graph there
         return module(x.to(weight.dtype))
     return module(x)

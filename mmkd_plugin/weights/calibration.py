@@ -72,6 +72,7 @@ class Gauge:
         self.steps = 0  # in which the term acted
         self.length = STEPS
         self._due = 0
+        self._kept: float | None = None  # what a run has found that this one goes on from
 
     @property
     def frozen(self) -> bool:
@@ -86,11 +87,17 @@ class Gauge:
     @property
     def weight(self) -> float | None:
         """The weight as far as it is known; four digits, so that the logged number is exact."""
+        found = self._found
+        return None if found is None else float(f'{self.target * math.exp(found):.4g}')
+
+    @property
+    def _found(self) -> float | None:
+        """The quotient that counts. Of two in the middle it is the smaller: one measurement too
+        many must not drown the task."""
+        if self._kept is not None:
+            return self._kept
         counted = self.quotients[-COUNTED:]
-        if not counted:
-            return None
-        # Of two in the middle the smaller: one measurement too many must not drown the task.
-        return float(f'{self.target * math.exp(statistics.median_low(counted)):.4g}')
+        return statistics.median_low(counted) if counted else None
 
     def add(self, quotient: float | None) -> None:
         """Ends a step, with its quotient if it could be measured."""
@@ -100,15 +107,14 @@ class Gauge:
             self._due = sum(step < self.steps for step in MEASURED)
 
     def state(self) -> dict:
-        return dict(
-            quotients=list(self.quotients), steps=self.steps, due=self._due, frozen=self.frozen
-        )
+        found = self._found if self.frozen else None
+        return dict(quotients=list(self.quotients), steps=self.steps, due=self._due, found=found)
 
     def load(self, state: dict) -> None:
         self.quotients = [float(x) for x in state['quotients']]
         self.steps, self._due = int(state['steps']), int(state['due'])
-        if state.get('frozen'):  # by a run of fewer steps, which is made longer now
-            self.length = min(STEPS, self.steps)
+        if state.get('found') is not None:  # for good, also if that run had fewer steps
+            self._kept, self.length = float(state['found']), min(STEPS, self.steps)
 
 
 class Calibration:

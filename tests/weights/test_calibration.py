@@ -429,7 +429,7 @@ def test_a_look_at_the_losses_without_gradients_measures_nothing():
     distiller = mmkd_plugin.attach(student, toy_model(1), [AUTO], probe_size=(16, 16))
     with torch.no_grad():
         assert float(student(*toy_batch(), mode='loss')['loss_gdd']) == 0
-    assert distiller.calibration.state()['gdd'] == dict(quotients=[], steps=0, due=0, frozen=False)
+    assert distiller.calibration.state()['gdd'] == dict(quotients=[], steps=0, due=0, found=None)
     student(*toy_batch(), mode='loss')
     with torch.no_grad():
         assert float(student(*toy_batch(), mode='loss')['loss_gdd']) > 0
