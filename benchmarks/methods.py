@@ -9,34 +9,46 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 BASELINE = 'student'
-# Optimizers that a student may be trained with instead of its config's; None is the config's own.
-OPTIMIZERS: dict[str, tuple[str, dict[str, Any] | None]] = {
-    'own': ("the config's", None),
-    'sgd': (
-        "mmdet's default: SGD, lr 0.02, momentum 0.9, weight decay 1e-4, no clipping",
-        dict(
-            type='OptimWrapper',
-            optimizer=dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=1e-4),
-        ),
+
+
+class Optimizer(NamedTuple):
+    """What a student may be trained with instead of its config's optimizer.
+
+    Attributes:
+        about: what it is, in words.
+        wrapper: the ``optim_wrapper`` of a config; None leaves the config's own.
+        title: its name in tables.
+    """
+
+    about: str
+    wrapper: dict[str, Any] | None
+    title: str = ''
+
+
+_SGD = dict(
+    type='OptimWrapper', optimizer=dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=1e-4)
+)
+OPTIMIZERS = {
+    'own': Optimizer("the config's", None),
+    'sgd': Optimizer(
+        "mmdet's default: SGD, lr 0.02, momentum 0.9, weight decay 1e-4, no clipping", _SGD, 'SGD'
     ),
-    'sgd-clip': (
-        'the same with clipping at 2',
-        dict(
-            type='OptimWrapper',
-            optimizer=dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=1e-4),
-            clip_grad=dict(max_norm=2, norm_type=2),
-        ),
+    'sgd-clip': Optimizer(
+        'SGD, lr 0.02, momentum 0.9, weight decay 1e-4, clipping at 2',
+        dict(_SGD, clip_grad=dict(max_norm=2, norm_type=2)),
+        'SGD, clipped',
     ),
-    'adamw': (
+    'adamw': Optimizer(
         'AdamW, lr 1e-3, weight decay 0.05, clipping at 35',
         dict(
             type='OptimWrapper',
             optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
             clip_grad=dict(max_norm=35, norm_type=2),
         ),
+        'AdamW',
     ),
 }
 

@@ -87,7 +87,7 @@ class RecipeStudy(Study):
         seeds = ', '.join(map(str, self.args.seeds))
         lines = [
             f'Measured on the {self.benchmark.report}; seeds {seeds}; last epoch of each run.',
-            f'Optimizer: {self.args.optimizer} ({OPTIMIZERS[self.args.optimizer][0]}).',
+            f'Optimizer: {self.args.optimizer} ({OPTIMIZERS[self.args.optimizer].about}).',
             f'Command: `{command}`',
             'Machine: ' + ', '.join(f'{k} {v}' for k, v in about.items()),
             table(rows, runs, self.task),
@@ -139,7 +139,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         '--optimizer',
         choices=list(OPTIMIZERS),
         default='own',
-        help='; '.join(f'{name}: {text}' for name, (text, _) in OPTIMIZERS.items()),
+        help='; '.join(f'{name}: {x.about}' for name, x in OPTIMIZERS.items()),
     )
     args = parser.parse_args(argv)
     known = RecipeStudy.pairs[args.dataset]

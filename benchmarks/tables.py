@@ -107,13 +107,11 @@ class Results:
     def title(self) -> str:
         """Of a column or a row: ``'GFL on digits'``."""
         name = self.name.removeprefix('recipes_')
-        for optimizer in recipes.OPTIMIZERS:
-            if name.endswith(f'_{optimizer}'):
-                name = name.removesuffix(f'_{optimizer}')
-                after = f', {optimizer.upper()}'.replace('-CLIP', ', clipped')
+        after = ''
+        for key, optimizer in recipes.OPTIMIZERS.items():
+            if name.endswith(f'_{key}'):
+                name, after = name.removesuffix(f'_{key}'), f', {optimizer.title}'
                 break
-        else:
-            after = ''
         if 'tables' in self.content:
             dataset = DATASETS[self.runs[0]['dataset']]
             epochs = self.runs[0]['epochs']

@@ -8,6 +8,7 @@ checkpoint; ``results.json`` appears when it is done.
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 import time
@@ -92,7 +93,7 @@ def build_config(run: dict[str, Any], folder: Path) -> Config:
         set_epochs(cfg, run['epochs'])
     cfg.merge_from_dict(run['options'])  # schedules among them are made for these epochs
     if run.get('optimizer'):
-        cfg.optim_wrapper = OPTIMIZERS[run['optimizer']][1]
+        cfg.optim_wrapper = copy.deepcopy(OPTIMIZERS[run['optimizer']].wrapper)
     set_speed(cfg, run.get('amp'), run.get('compile'))
     cfg.work_dir = str(folder)
     cfg.resume = True

@@ -23,8 +23,10 @@ TAKEN = (
     'benchmarks/results/*.md',
     'configs/README.md',
 )
-LINK = re.compile(r'(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)')
-CODE = re.compile(r'(^```.*?^```$|`[^`\n]+`)', re.M | re.S)
+# Whichever begins first: a link may have code for its text, and code may look like a link.
+CODE_OR_LINK = re.compile(
+    r'^```.*?^```$|`[^`\n]+`|(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)', re.M | re.S
+)
 
 
 def taken() -> list[str]:
@@ -46,14 +48,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Rewrites the links of a page for its place on the site."""
     uri = page.file.src_uri
     source = uri.removeprefix(PREFIX) if uri.startswith(PREFIX) else f'docs/{uri}'
-    parts = CODE.split(markdown)
-    parts[::2] = [LINK.sub(lambda match: _link(match, source, uri), part) for part in parts[::2]]
-    return ''.join(parts)
+    return CODE_OR_LINK.sub(lambda match: _link(match, source, uri), markdown)
 
 
 def _link(match: re.Match[str], source: str, uri: str) -> str:
     image, text, link = match.groups()
-    if re.match(r'^(https?:|mailto:|#)', link):
+    if link is None or re.match(r'^(https?:|mailto:|#)', link):  # None: code
         return match[0]
     path, hash_, anchor = link.partition('#')
     target = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))

@@ -345,6 +345,16 @@ def test_never_waits_for_the_device(loss, activation, select, kind, mapped, monk
     assert not waits.seen and waits.count > 10
 
 
+@pytest.mark.parametrize('device', ['cpu', 'meta'])
+def test_an_accelerator_has_few_large_parts(device):
+    """Each part is a row of launches there, and fits the caches of a CPU here."""
+    maps = [torch.empty(1, size * size, 9, 80, device=device) for size in (128, 64, 32)]
+    parts = list(chunked._Plan(KDLoss(), None, None, None, 1).parts(maps))
+    assert sum(part.length for part in parts) == sum(x.shape[1] for x in maps)
+    limit = chunked.PARTS if device == 'cpu' else chunked.PARTS_OF_ACCELERATORS
+    assert limit / 2 < len(parts) <= limit + len(maps)  # a map ends a part
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
 @each_select

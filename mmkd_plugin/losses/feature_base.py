@@ -85,7 +85,7 @@ class FeatureLoss(DistillLoss):
                 "the same stride, or set resize='bilinear' in the term."
             )
         fresh = self.channels is None
-        # A compiled step has run eagerly before; dynamo of torch 2.1 stumbles over the comparison.
+        # Terms connect before a step is compiled; dynamo of torch 2.1 stumbles over the comparison.
         if fresh or not is_compiling():
             self.connect(student.shape, teacher.shape)
         if fresh:

@@ -131,5 +131,6 @@ def test_a_study_from_end_to_end(tmp_path: Path, digits_root: Path, monkeypatch)
     assert 'weights' not in runs['student']
     assert 'loss_gdd' in runs['gdd:1e9']['diverged'] and runs['gdd:1e9']['AP'] == 0
     assert (
-        methods.OPTIMIZERS['sgd'][0] in (tmp_path / 'results/recipes_digits_gfl_sgd.md').read_text()
+        methods.OPTIMIZERS['sgd'].about
+        in (tmp_path / 'results/recipes_digits_gfl_sgd.md').read_text()
     )
