@@ -227,8 +227,8 @@ def unclipped(norms: Sequence[float]) -> str:
     usual = median(norms)
     return (
         f"gradients are not clipped. That of the student's own losses had norm {usual:.2g} (median "
-        f'of {len(norms)} steps; the largest was {max(norms):.2g}). Single steps of a much larger '
-        'one can end the training of a student from scratch, with a teacher sooner than without. '
+        f'of {len(norms)} steps; the largest was {max(norms):.2g}). A single step with '
+        'a far larger one can ruin a student from scratch, with a teacher sooner than without. '
         f'Against that: clip_grad=dict(max_norm={float(f"{CLIP * usual:.2g}"):g}) in optim_wrapper.'
     )
 
