@@ -10,7 +10,6 @@ from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor, nn
 
 from ..checks import shown
-from ..class_map import fit_class_map
 from ..errors import TapError
 from ..losses.base import LogitLoss, taken
 from ..taps import Recorder
@@ -22,6 +21,7 @@ from .modules import Modules
 from .pairing import check_batch, check_count, check_heads, check_rows, refuse_sum
 from .selected_loss import evaluate
 from .selection import Selection, parse_select
+from .shared_classes import SharedClasses
 
 
 class LogitTerm(Term):
@@ -157,52 +157,6 @@ class LogitTerm(Term):
         with torch.no_grad():
             theirs = self.teacher.read(teacher_recorder, data_samples, student=own, **more)
         return own, theirs, pair
-
-
-class SharedClasses(nn.Module):
-    """The class_map of a term, as buffers that move with it and are never saved.
-
-    Args:
-        class_map: for each class of the student that of the teacher, or -1; None if they agree.
-        student: one of the student's heads.
-        teacher: one of the teacher's.
-        in_columns: whether the columns of the rows are classes.
-
-    Attributes:
-        table: the class_map, (K,), or None.
-        width: how many columns are compared, or None for all.
-
-    Raises:
-        TapError: a map that does not fit the heads.
-    """
-
-    table: Tensor | None
-    own: Tensor
-    theirs: Tensor
-
-    def __init__(
-        self,
-        class_map: Sequence[int] | None,
-        student: HeadSpec,
-        teacher: HeadSpec,
-        in_columns: bool,
-    ) -> None:
-        super().__init__()
-        own = theirs = None
-        if class_map is not None and in_columns:
-            own = fit_class_map(class_map, student.num_classes, teacher.num_classes)
-            theirs = [class_map[i] for i in own]
-            if student.background:
-                own, theirs = [*own, student.num_classes], [*theirs, teacher.num_classes]
-        self.width = None if own is None else len(own)
-        for name, indices in (('table', class_map), ('own', own), ('theirs', theirs)):
-            values = None if indices is None else torch.tensor(indices)
-            self.register_buffer(name, values, persistent=False)
-
-    @property
-    def columns(self) -> tuple[Tensor, Tensor] | None:
-        """Columns of student and teacher that mean the same; None for all."""
-        return None if self.width is None else (self.own, self.theirs)
 
 
 def rank_factors(counts: Tensor, summed: Sequence[bool]) -> Tensor:

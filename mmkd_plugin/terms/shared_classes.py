@@ -1,0 +1,78 @@
+"""Classes that student and teacher share: which columns of their rows are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..class_map import fit_class_map
+from ..views import HeadSpec
+
+Columns = tuple[Tensor, Tensor]  # of the student, and those of the teacher that mean the same
+
+
+class SharedClasses(nn.Module):
+    """The class_map of a term, as buffers that move with it and are never saved.
+
+    Args:
+        class_map: for each class of the student that of the teacher, or -1; None if they agree.
+        student: one of the student's heads.
+        teacher: one of the teacher's.
+        in_columns: whether the columns of the rows are classes.
+
+    Attributes:
+        table: the class_map, (K,), or None.
+        width: how many columns are compared, or None for all.
+
+    Raises:
+        TapError: a map that does not fit the heads.
+    """
+
+    table: Tensor | None
+    own: Tensor
+    theirs: Tensor
+
+    def __init__(
+        self,
+        class_map: Sequence[int] | None,
+        student: HeadSpec,
+        teacher: HeadSpec,
+        in_columns: bool,
+    ) -> None:
+        super().__init__()
+        own = theirs = None
+        if class_map is not None and in_columns:
+            own = fit_class_map(class_map, student.num_classes, teacher.num_classes)
+            theirs = [class_map[i] for i in own]
+            if student.background:
+                own, theirs = [*own, student.num_classes], [*theirs, teacher.num_classes]
+        self.width = None if own is None else len(own)
+        for name, indices in (('table', class_map), ('own', own), ('theirs', theirs)):
+            values = None if indices is None else torch.tensor(indices)
+            self.register_buffer(name, values, persistent=False)
+
+    @property
+    def columns(self) -> Columns | None:
+        """Columns of student and teacher that mean the same; None for all."""
+        return None if self.width is None else (self.own, self.theirs)
+
+
+def labels_in(
+    columns: Tensor, labels: Sequence[Tensor], num_classes: int, background: int
+) -> list[Tensor]:
+    """Labels as indices into the compared columns; -1 for none of them.
+
+    Args:
+        columns: those of the student, (C,).
+        labels: class indices of any shape; ``num_classes`` is the background.
+        num_classes: of the student.
+        background: what becomes of the background's label.
+    """
+    device = columns.device
+    table = torch.full((num_classes + 1,), -1, device=device, dtype=torch.long)
+    table = table.scatter(0, columns, torch.arange(len(columns), device=device))
+    table[num_classes] = background
+    inside = [(x >= 0) & (x <= num_classes) for x in labels]
+    return [torch.where(i, table[x.clamp(0, num_classes)], -1) for i, x in zip(inside, labels)]
