@@ -8,20 +8,7 @@ import pytest
 from mmengine.registry import DefaultScope
 
 # Helpers, not tests: --doctest-modules would import them a second time, under another name.
-collect_ignore = [
-    'classification_toys.py',
-    'coco_mini.py',
-    'config_pairs.py',
-    'dense_models.py',
-    'detectors.py',
-    'fuzz_loader.py',
-    'loss_cases.py',
-    'ranks.py',
-    'region_batches.py',
-    'segmenters.py',
-    'toys.py',
-    'waiting.py',
-]
+collect_ignore = ['helpers']
 
 DIGITS = dict(image_size=128, train=24, val=12, seed=0)
 

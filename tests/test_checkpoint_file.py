@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from damage import Calls, flip, inside_a_tensor
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.optim import OneCycleLR, OptimWrapper
@@ -34,22 +35,6 @@ def file(tmp_path) -> Path:
     path = tmp_path / 'epoch_1.pth'
     torch.save(dict(state_dict=state(), meta=dict(epoch=1)), path)
     return path
-
-
-def flip(path: Path, offset: int, bit: int = 0) -> None:
-    data = bytearray(path.read_bytes())
-    data[offset] ^= 1 << bit
-    path.write_bytes(data)
-
-
-def inside_a_tensor(path: Path) -> int:
-    """Offset of a byte in the middle of the contents of a tensor's record."""
-    with zipfile.ZipFile(path) as archive:
-        record = max(archive.infolist(), key=lambda info: info.file_size)
-    data = path.read_bytes()
-    name = int.from_bytes(data[record.header_offset + 26 : record.header_offset + 28], 'little')
-    extra = int.from_bytes(data[record.header_offset + 28 : record.header_offset + 30], 'little')
-    return record.header_offset + 30 + name + extra + record.file_size // 2
 
 
 # -- damage ------------------------------------------------------------------------------------
@@ -237,16 +222,6 @@ def test_a_program_is_no_checkpoint(tmp_path):
 
 
 # -- files made to do harm ---------------------------------------------------------------------
-
-
-class Calls:
-    """Is pickled as a call."""
-
-    def __init__(self, *call) -> None:
-        self.call = call
-
-    def __reduce__(self):
-        return self.call
 
 
 def refused(path: Path, *words: str) -> None:

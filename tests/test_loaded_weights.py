@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_checkpoint_file import Calls, flip, inside_a_tensor
+from damage import Calls, flip, inside_a_tensor
 from toys import hook_config, runner_config, toy_model, train
 
 from mmkd_plugin.errors import CheckpointError

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).resolve().parents[1]
-CHILD = REPO / 'tests' / 'fuzz_loader.py'
+CHILD = REPO / 'tests' / 'helpers' / 'fuzz_loader.py'
 COUNT = 1500  # files of each kind and seed
 # What reading may take beside the process itself, for these files of at most 60 KB.
 MEMORY = 64 * 2**20

@@ -16,7 +16,7 @@ from mmengine.registry import METRICS
 from mmengine.runner import Runner
 from toys import TEACHER, TERM, hook_config, runner_config, toy_model, train
 
-TESTS = Path(__file__).parents[1]
+HELPERS = Path(__file__).parents[1] / 'helpers'
 
 
 def weights(path) -> dict:
@@ -146,7 +146,7 @@ def test_checkpoint_loads_strictly_where_the_plugin_cannot_be_imported(tmp_path)
     train(runner_config(tmp_path, hook_config()))
     code = (
         "import sys; sys.modules['mmkd_plugin'] = None\n"
-        f'sys.path.insert(0, {str(TESTS)!r})\n'
+        f'sys.path.insert(0, {str(HELPERS)!r})\n'
         'import torch, toys\n'
         'from mmengine.runner import load_checkpoint\n'
         'model = toys.ToyDetector()\n'

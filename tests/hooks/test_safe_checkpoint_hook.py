@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import resource, signal, sys
-sys.path[:0] = [{root!r}, {tests!r}]
+sys.path[:0] = [{root!r}, {helpers!r}]
 import toys
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -34,8 +34,8 @@ runner.train()
 
 def run(work: Path, hook: str, distil: bool = True) -> subprocess.CompletedProcess:
     code = SCRIPT.format(
-        root=str(TESTS.parent),
-        tests=str(TESTS),
+        root=str(ROOT),
+        helpers=str(ROOT / 'tests' / 'helpers'),
         work=str(work),
         hook=hook,
         hooks='[toys.hook_config()]' if distil else '[]',

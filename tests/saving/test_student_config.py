@@ -16,7 +16,7 @@ from toys import TEACHER, TERM, hook_config, runner_config, train
 from mmkd_plugin.hooks import DistillHook
 from mmkd_plugin.saving.student_config import student_config
 
-TESTS = Path(__file__).parents[1]
+HELPERS = Path(__file__).parents[1] / 'helpers'
 SAFE = dict(type='mmkd_plugin.SafeCheckpointHook', by_epoch=False, interval=2, max_keep_ckpts=1)
 EMA = dict(type='EMAHook')
 
@@ -74,7 +74,7 @@ def test_the_import_stays_where_other_parts_need_it(part, failed, imports):
 BUILD = """
 import sys
 sys.modules['mmkd_plugin'] = None
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {helpers!r})
 import toys, torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
@@ -107,7 +107,7 @@ def test_files_build_and_resume_where_the_package_cannot_be_imported(tmp_path):
             assert saved['message_hub']['runtime_info']['cfg'] == saved['meta']['cfg']
     assert len(list(tmp_path.glob('*.pth'))) == 4
     code = BUILD.format(
-        tests=str(TESTS), file=str(tmp_path / 'iter_4.pth'), work=str(tmp_path / 'plain')
+        helpers=str(HELPERS), file=str(tmp_path / 'iter_4.pth'), work=str(tmp_path / 'plain')
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert 'TRAINED' in done.stdout, done.stderr[-2000:]

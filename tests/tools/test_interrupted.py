@@ -14,7 +14,7 @@ import torch
 from mmengine.config import Config
 
 REPO = Path(__file__).resolve().parents[2]
-TESTS = REPO / 'tests'
+HELPERS = REPO / 'tests' / 'helpers'
 EPOCHS = dict(by_epoch=True, max_epochs=3)
 ITERATIONS = dict(by_epoch=False, max_iters=12)
 
@@ -71,7 +71,7 @@ def write_config(folder: Path, train_cfg: dict, workers: int = 0) -> Path:
 
 
 def start(folder: Path, *options: str, work: str = 'run', pace: float = 0.0) -> subprocess.Popen:
-    paths = [str(REPO), str(TESTS), str(folder), os.environ.get('PYTHONPATH', '')]
+    paths = [str(REPO), str(HELPERS), str(folder), os.environ.get('PYTHONPATH', '')]
     env = dict(
         os.environ,
         PYTHONPATH=os.pathsep.join(path for path in paths if path),

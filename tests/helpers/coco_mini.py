@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 ARCHIVE = 'coco_mini_permissive.tar.gz'
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def archive() -> Path | None:

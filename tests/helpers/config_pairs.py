@@ -17,7 +17,7 @@ from mmengine.hooks import Hook
 
 from mmkd_plugin.model_config import load_model_config
 
-CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 WIDTH = 16  # of the small students; their teachers have twice as much
 CKD = 'detection/ckd/ckd_'
 MASK_CKD = 'instance_segmentation/ckd/ckd_'

@@ -8,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-TESTS = Path(__file__).parent
+HELPERS = Path(__file__).resolve().parent
+TESTS = HELPERS.parent
 
 
 def run_ranks(code: str, world: int = 2, cwd: Path | None = None) -> None:
@@ -22,7 +23,8 @@ def run_ranks(code: str, world: int = 2, cwd: Path | None = None) -> None:
     with socket.socket() as sock:
         sock.bind(('127.0.0.1', 0))
         port = sock.getsockname()[1]
-    paths = f'import sys; sys.path[:0] = [{str(TESTS.parent)!r}, {str(TESTS)!r}]\n'
+    found = [str(path) for path in (TESTS.parent, TESTS, HELPERS)]
+    paths = f'import sys; sys.path[:0] = {found!r}\n'
     common = dict(
         WORLD_SIZE=str(world),
         MASTER_ADDR='127.0.0.1',
