@@ -24,8 +24,8 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 import mmkd_plugin
 from benchmarks.methods import DETECTION, OPTIMIZERS, TASKS, Task
-from benchmarks.pool import write_json
 from benchmarks.summary import columns
+from mmkd_plugin.cli.runs import write_json
 from mmkd_plugin.hooks import CompiledStepHook, mend_last_checkpoint
 
 

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import io
 import os
-import platform
 import shlex
 import signal
 import sys
@@ -28,6 +27,7 @@ from rich.table import Table
 from ..files import whole_file
 from .demo_runs import DemoError, DemoRun, read_curves
 from .running import new_parser
+from .runs import hold, machine
 
 DESCRIPTION = """\
 Train a teacher, a student and the same student distilled, and show what distillation gained.
@@ -105,31 +105,6 @@ def plan_runs(args: argparse.Namespace) -> list[DemoRun]:
         runs.append(DemoRun('distilled', seed, DISTILLED, work_dir / f'distilled_seed{seed}',
                             args.epochs, own, teacher=teacher))  # fmt: skip
     return runs
-
-
-def machine() -> dict:
-    """What the timings depend on."""
-    import torch
-
-    name = platform.processor() or platform.machine()
-    try:
-        with open('/proc/cpuinfo', encoding='utf-8') as file:
-            name = next(
-                line.split(':', 1)[1].strip() for line in file if line.startswith('model name')
-            )
-    except (OSError, StopIteration):
-        pass
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'
-    return {
-        'processor': name,
-        'cores': len(os.sched_getaffinity(0))
-        if hasattr(os, 'sched_getaffinity')
-        else os.cpu_count(),
-        'accelerator': device,
-        'torch': torch.__version__,
-        'python': platform.python_version(),
-        'system': platform.system(),
-    }
 
 
 def collect(args: argparse.Namespace, runs: list[DemoRun], command: str) -> dict:
@@ -235,18 +210,12 @@ def take_lock(work_dir: Path) -> int:
         DemoError: if another demo works there.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
-    lock = os.open(work_dir / '.lock', os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        import fcntl
-
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    lock = hold(work_dir / '.lock')
+    if lock is None:
         raise DemoError(
             f'Another demo is training in {work_dir}; wait for it, end it, or give another '
             '--work-dir.'
-        ) from None
-    except (ImportError, OSError):  # no locks on this system
-        pass
+        )
     return lock
 
 

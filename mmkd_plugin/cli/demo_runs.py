@@ -6,21 +6,13 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import shlex
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..files import whole_file
+from .runs import PACKAGE, Pool, Run, child_environment
 
-PACKAGE = Path(__file__).resolve().parents[1]
-NOTE = 'run.json'  # what a run was started with, and whether it is finished
-LOG = 'train.log'
 # Folders of the package whose code changes no training.
 _NO_PART_OF_A_STEP = {'cli', 'datasets', 'visualization', '.mim'}
 
@@ -29,8 +21,7 @@ class DemoError(RuntimeError):
     """A run failed; the message is for the user."""
 
 
-@dataclass
-class DemoRun:
+class DemoRun(Run):
     """One training run of the demo, in a folder of its own.
 
     Args:
@@ -43,14 +34,22 @@ class DemoRun:
         teacher: The run whose checkpoint is the teacher.
     """
 
-    role: str
-    seed: int
-    config: str
-    folder: Path
-    epochs: int
-    options: list[str]
-    teacher: DemoRun | None = None
-    reused: bool = field(default=False, init=False)
+    log_name = 'train.log'
+
+    def __init__(
+        self,
+        role: str,
+        seed: int,
+        config: str,
+        folder: Path,
+        epochs: int,
+        options: list[str],
+        teacher: DemoRun | None = None,
+    ) -> None:
+        super().__init__(folder)
+        self.role, self.seed, self.config, self.epochs = role, seed, config, epochs
+        self.options, self.teacher = options, teacher
+        self.reused = False
 
     @property
     def name(self) -> str:
@@ -67,15 +66,8 @@ class DemoRun:
 
     def command(self) -> list[str]:
         """The command that trains it, or goes on from its last checkpoint."""
-        command = [
-            '-m',
-            'mmkd_plugin',
-            'train',
-            self.config,
-            '--work-dir',
-            str(self.folder),
-            '--resume',
-        ]
+        command = ['-m', 'mmkd_plugin', 'train', self.config]
+        command += ['--work-dir', str(self.folder), '--resume']
         options = self.all_options()
         return command + (['--cfg-options', *options] if options else [])
 
@@ -118,20 +110,13 @@ class DemoRun:
                     digest.update(source.read_bytes())
         return digest.hexdigest()
 
-    def note(self) -> dict:
-        try:
-            return json.loads((self.folder / NOTE).read_text(encoding='utf-8'))
-        except (OSError, ValueError):
-            return {}
-
-    def write_note(self, **content) -> None:
-        with whole_file(self.folder / NOTE) as part:
-            part.write_text(json.dumps(content, indent=2), encoding='utf-8')
+    def has_result(self) -> bool:
+        return self.checkpoint.is_file()
 
     def is_finished(self, fingerprint: str) -> bool:
         note = self.note()
         same = note.get('fingerprint') == fingerprint and note.get('finished', False)
-        return same and self.checkpoint.is_file()
+        return same and self.has_result()
 
     def set_aside(self) -> Path:
         """Keeps what lies in the folder as ``<folder>.previous``, in place of an older one."""
@@ -171,45 +156,36 @@ class DemoRun:
                 last = sorted(self.folder.glob('epoch_*.pth'), key=lambda p: p.stat().st_mtime)
                 after = f'after {last[-1].stem.replace("_", " ")}' if last else 'from the start'
                 tell(f'{self.name}: was interrupted, going on {after}')
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.write_note(fingerprint=fingerprint, finished=False, command=self.shown_command())
-        self._run(watch, keep_open)
-        if not self.checkpoint.is_file():
-            raise DemoError(f'{self.name}: training ended without writing {self.checkpoint}.')
+        _Watched(watch, keep_open).train([self])
         self.write_note(fingerprint=fingerprint, finished=True, command=self.shown_command())
 
-    def _run(self, watch: Callable[[dict], None], keep_open: tuple[int, ...]) -> None:
-        env = dict(os.environ)
-        home = PACKAGE.parent
-        if home.name not in ('site-packages', 'dist-packages'):  # a checkout may not be installed
-            env['PYTHONPATH'] = os.pathsep.join(filter(None, [str(home), env.get('PYTHONPATH')]))
-        # Threads that wait by spinning make a shared machine many times slower.
-        env.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
-        with open(self.folder / LOG, 'a', encoding='utf-8') as log:
-            process = subprocess.Popen([sys.executable, *self.command()], env=env,
-                                       stdout=log, stderr=subprocess.STDOUT,
-                                       pass_fds=keep_open)  # fmt: skip
-            try:
-                while process.poll() is None:
-                    time.sleep(1)
-                    lines = read_lines(self.folder)[0]
-                    if lines:
-                        watch(lines[-1])
-            finally:
-                if process.poll() is None:
-                    process.terminate()
-                    try:
-                        process.wait(20)
-                    except subprocess.TimeoutExpired:
-                        process.kill()
-        if process.returncode != 0:
-            tail = (
-                (self.folder / LOG).read_text(encoding='utf-8', errors='replace').splitlines()[-15:]
-            )
+
+class _Watched(Pool[DemoRun]):
+    """Trains a run and hands the newest line of its training log to ``watch``."""
+
+    interval = 1.0
+
+    def __init__(self, watch: Callable[[dict], None], keep_open: tuple[int, ...]) -> None:
+        super().__init__(1, child_environment(), keep_open)
+        self.watch = watch
+
+    def on_look(self, run: DemoRun) -> None:
+        lines = read_lines(run.folder)[0]
+        if lines:
+            self.watch(lines[-1])
+
+    def on_wait(self, run: DemoRun) -> None:
+        raise DemoError(f'{run.name}: another process trains it in {run.folder}.')
+
+    def on_end(self, run: DemoRun, code: int) -> None:
+        if code:
             raise DemoError(
-                f'{self.name}: training failed (exit status {process.returncode}); '
-                f'the last lines of {self.folder / LOG}:\n' + '\n'.join(tail)
+                f'{run.name}: training failed (exit status {code}); '
+                f'the last lines of {run.log}:\n{run.reason(code)}'
             )
+        if not run.has_result():
+            raise DemoError(f'{run.name}: training ended without writing {run.checkpoint}.')
 
 
 # ---------------------------------------------------------------------------------------- logs

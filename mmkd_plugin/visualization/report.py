@@ -117,13 +117,16 @@ def _table_html(rows: list[list[str]]) -> str:
     return f'<table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
 
 
+_NAMES = dict(cpu='Processor')  # of facts whose key says too little
+
+
 def _facts(results: dict) -> str:
     facts = {
         'Command': results['command'],
         'Seeds': ', '.join(map(str, results['seeds'])),
         'Epochs': str(results['epochs']),
         'Date': results['date'],
-        **{key.capitalize(): str(value) for key, value in results['machine'].items()},
+        **{_NAMES.get(key, key.capitalize()): str(v) for key, v in results['machine'].items()},
         **{f'Config of {role}': path for role, path in results['configs'].items()},
     }
     pairs = ((html.escape(key), html.escape(value)) for key, value in facts.items())
