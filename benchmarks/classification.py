@@ -18,7 +18,6 @@ import argparse
 import hashlib
 import json
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,12 +28,11 @@ sys.path.insert(0, str(ROOT))  # started as a script
 import torch  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 
-from benchmarks import cls_summary, summary  # noqa: E402
+from benchmarks import cls_summary, study  # noqa: E402
 from benchmarks.cls_methods import BENCHMARKS, METHODS, Benchmark, build_run  # noqa: E402
 from benchmarks.methods import BASELINE, TASKS  # noqa: E402
-from benchmarks.pool import Pool, machine, prepare_run, read_results  # noqa: E402
+from benchmarks.pool import Pool  # noqa: E402
 
-TASK = TASKS['classification']
 DATA_KEYS = ('data_root', 'root')  # where the data lies does not change a result
 
 
@@ -52,16 +50,18 @@ def digest(config: Config) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-class Study:
+class Study(study.Study):
     """The runs of one data set under one work directory."""
 
+    task = TASKS['classification']
+
     def __init__(self, args: argparse.Namespace, benchmark: Benchmark) -> None:
-        self.args = args
+        env = dict(CUDA_VISIBLE_DEVICES=args.gpu) if args.gpu is not None else {}
+        super().__init__(args, Pool(args.jobs, args.threads, env))
+        self.script = args.command
         self.benchmark = benchmark
         self.folder = args.work_dir / args.dataset
         self.pairs = {name: benchmark.pairs[name] for name in args.pairs}
-        env = dict(CUDA_VISIBLE_DEVICES=args.gpu) if args.gpu is not None else {}
-        self.pool = Pool(args.jobs, args.threads, env)
 
     def spec(self, network: str, method: str, seed: int, **changes: Any) -> dict[str, Any]:
         """What ``run.json`` says: everything a result depends on."""
@@ -89,33 +89,22 @@ class Study:
         run['options'] = {**fast_options(config, args.fast), **args.options, **run['options']}
         return run
 
-    def train_teachers(self) -> tuple[dict[str, dict], dict[str, dict]]:
-        """Trains the teachers that are missing; returns their results, and how runs name them."""
-        networks = sorted({teacher for teacher, _ in self.pairs.values()})
-        folders = {name: self.folder / 'teachers' / name for name in networks}
-        todo = []
-        for name, folder in folders.items():
-            changes = dict(epochs=self.args.teacher_epochs) if self.args.teacher_epochs else {}
-            run = self.spec(name, 'teacher', 0, **changes)
-            if prepare_run(folder, run) is None:
-                todo.append(folder)
-        self.pool.run(todo)
-        results, named = {}, {}
-        for name, folder in folders.items():
-            result = read_results(folder)
-            if result is None:
-                raise SystemExit(
-                    f'The teacher {name} could not be trained; see {folder / "log.txt"}.'
-                )
-            file = folder / result['checkpoint']
-            sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-            config = self.benchmark.config(name)
-            results[name] = result
-            named[name] = dict(config=config, checkpoint=str(file), sha256=sha256)
-        return results, named
+    def distils(self) -> bool:
+        return not self.args.select_lr and super().distils()
 
-    def plan(self, teachers: dict[str, dict]) -> dict[Path, dict[str, Any]]:
+    def train_teachers(self) -> tuple[dict[str, dict], dict[str, dict]]:
+        changes = dict(epochs=self.args.teacher_epochs) if self.args.teacher_epochs else {}
+        networks = sorted({teacher for teacher, _ in self.pairs.values()})
+        teachers = {
+            name: (self.folder / 'teachers' / name, self.spec(name, 'teacher', 0, **changes))
+            for name in networks
+        }
+        return self.teach(self.pool, teachers)
+
+    def plan(self, teachers: dict[str, dict] | None) -> study.Plan:
         """Folder and settings of every run, seed by seed; students alone serve all their pairs."""
+        if self.args.select_lr:
+            return self.plan_selection()
         plan = {}
         for seed in self.args.seeds:
             for pair, (teacher, student) in self.pairs.items():
@@ -130,7 +119,7 @@ class Study:
                     plan[folder] = run
         return plan
 
-    def plan_selection(self) -> dict[Path, dict[str, Any]]:
+    def plan_selection(self) -> study.Plan:
         """The networks alone with each learning rate, on the split that is not reported."""
         plan = {}
         networks = {n: None for pair in self.pairs.values() for n in pair}
@@ -147,42 +136,18 @@ class Study:
                         plan[self.folder / 'select' / folder] = run
         return plan
 
-    def run(self) -> int:
-        """Trains what is missing and writes the tables; returns the number of failed runs."""
-        teachers: dict[str, dict] = {}
-        named: dict[str, dict] = {}
-        if self.args.teacher_only or (
-            not self.args.select_lr and set(self.args.methods) != {BASELINE}
-        ):
-            teachers, named = self.train_teachers()
-        if self.args.teacher_only:
-            for name, result in teachers.items():
-                print(f'{name}: top-1 {result["top1"]:.2f} ({named[name]["checkpoint"]})')
-            return 0
-        plan = self.plan_selection() if self.args.select_lr else self.plan(named)
-        todo = [folder for folder, run in plan.items() if prepare_run(folder, run) is None]
-        print(f'{len(plan)} runs, {len(plan) - len(todo)} of them finished before.', flush=True)
-        failed = self.pool.run(todo)
-        runs = [result for folder in plan if (result := read_results(folder)) is not None]
-        self.write(runs, teachers)
-        return len(failed)
-
-    def write(self, runs: list[dict[str, Any]], teachers: dict[str, dict]) -> None:
-        """Single runs as CSV, the tables as Markdown, all of it as JSON; prints the tables."""
-        args, about = self.args, machine()
-        devices = sorted({run['device'] for run in runs})
-        command = shlex.join(['python', args.command, *args.argv])
+    def write(self, runs: list[dict[str, Any]], teachers: dict[str, dict] | None) -> None:
+        args, teachers = self.args, teachers or {}
         where = self.benchmark.select if args.select_lr else self.benchmark.report
-        seeds = ', '.join(map(str, args.seeds))
-        speed = [f'{k}={v}' for k, v in dict(amp=args.amp, compile=args.compile).items() if v]
+        trained_on = sorted({run['device'] for run in runs})
+        trained_on += [f'{key}={getattr(args, key)}' for key in ('amp', 'compile')
+                       if getattr(args, key)]  # fmt: skip
         graphs = sorted({run['graphs'] for run in runs if run.get('graphs')})
         if graphs:
-            speed.append(f'compiled graphs of a run: {", ".join(map(str, graphs))}')
+            trained_on.append(f'compiled graphs of a run: {", ".join(map(str, graphs))}')
         lines = [
-            f'Top-1 in percent on the {where}; seeds {seeds}.',
-            f'Command: `{command}`',
-            'Machine: ' + ', '.join(f'{k} {v}' for k, v in about.items()),
-            'Trained on: ' + ', '.join([*devices, *speed]),
+            f'Top-1 in percent on the {where}; seeds {self.seeds}.',
+            f'Trained on: {", ".join(trained_on)}',
         ]
         name = f'classification_{args.dataset}'
         if args.select_lr:
@@ -191,14 +156,7 @@ class Study:
         else:
             tables = cls_summary.tables(runs, teachers, self.pairs, args.methods, self.benchmark)
             text = cls_summary.to_markdown(tables, self.benchmark)
-        text = '\n\n'.join([*lines, text])
-        summary.write_csv(args.results / f'{name}.csv', [*teachers.values(), *runs], TASK)
-        (args.results / f'{name}.md').write_text(text)
-        # Every epoch's accuracy stays in the work directory.
-        short = [{k: v for k, v in run.items() if k != 'history'} for run in runs]
-        content = dict(command=command, machine=about, teachers=teachers, tables=tables, runs=short)
-        (args.results / f'{name}.json').write_text(json.dumps(content, indent=1) + '\n')
-        print('\n' + text)
+        self.save(name, lines, text, runs, teachers.values(), teachers=teachers, tables=tables)
 
 
 def fast_options(config: Config, fast: bool) -> dict[str, Any]:
@@ -209,23 +167,6 @@ def fast_options(config: Config, fast: bool) -> dict[str, Any]:
         'train_dataloader.batch_size': 2 * config.train_dataloader.batch_size,
         'optim_wrapper.optimizer.lr': 2 * config.optim_wrapper.optimizer.lr,
     }
-
-
-def parse_grid(texts: list[str] | None) -> list[tuple[str, list[float]]]:
-    """``['sgd=0.05,0.1']`` to ``[('sgd', [0.05, 0.1])]``."""
-    grid = []
-    for text in texts or []:
-        optimizer, _, values = text.partition('=')
-        try:
-            rates = [float(v) for v in values.split(',')]
-        except ValueError:
-            rates = []
-        if optimizer not in ('sgd', 'adamw') or not rates:
-            raise SystemExit(
-                f'--select-lr {text!r}: expected OPTIMIZER=LR1,LR2,... with sgd or adamw.'
-            )
-        grid.append((optimizer, rates))
-    return grid
 
 
 def choose_device(name: str | None) -> tuple[str, str | None]:
@@ -240,36 +181,18 @@ def choose_device(name: str | None) -> tuple[str, str | None]:
     return kind, '' if kind == 'cpu' else number or None
 
 
-def positive(text: str) -> int:
-    """A whole number from 1, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f'{text} must be 1 or more')
-    return value
-
-
 def build_parser(description: str) -> argparse.ArgumentParser:
     """The options that all data sets share."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = study.make_parser(description, jobs=1, work_dir='work_dirs/bench_classification')
     add = parser.add_argument
     default = [name for name, method in METHODS.items() if method.default]
     add('--pairs', nargs='+', metavar='TEACHER_STUDENT', help='default: all')
     add('--methods', nargs='+', choices=METHODS, default=default, metavar='METHOD',
         help=f'of {", ".join(METHODS)}; default: {", ".join(default)}')  # fmt: skip
-    add('--seeds', nargs='+', type=int, default=[0, 1, 2])
-    add('--jobs', type=positive, default=1, help='runs at a time (default 1)')
-    add('--threads', type=positive, default=1, help='CPU threads of each run (default 1)')
-    add('--epochs', type=positive, help="of the students; default: the config's")
-    add('--teacher-epochs', type=positive, help='default: as --epochs')
     add('--device', help='cpu, cuda or cuda:N; default: a GPU if there is one')
     add('--amp', choices=['bfloat16', 'float16'], help='mixed precision (GPU)')
     add('--compile', nargs='?', const='default', metavar='MODE', help='torch.compile the step')
     add('--select-lr', nargs='+', metavar='OPTIMIZER=LR,LR', help='compare learning rates instead')
-    add('--teacher-only', action='store_true', help='train the teachers and stop')
-    add('--work-dir', type=Path, default=Path('work_dirs/bench_classification'))
-    add('--results', type=Path, default=Path('benchmarks/results'), help='where the tables go')
     return parser
 
 
@@ -283,7 +206,8 @@ def finish(args: argparse.Namespace, argv: list[str], command: str) -> argparse.
         raise SystemExit('--fast is a schedule of 60 epochs: give --fast or --epochs, not both.')
     if args.fast:
         args.epochs = 60
-    args.select_lr = parse_grid(args.select_lr)
+    rates = args.select_lr
+    args.select_lr = study.parse_grid('--select-lr', 'OPTIMIZER=LR1,LR2', rates, ('sgd', 'adamw'))
     if args.select_lr and benchmark.select is None:
         raise SystemExit(f'--select-lr: {args.dataset} has no split to choose on.')
     unknown = sorted(set(args.pairs or []) - set(benchmark.pairs))

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.cls_methods import METHODS, Benchmark
 from benchmarks.methods import BASELINE, TASKS
-from benchmarks.summary import points, summarise
+from benchmarks.summary import markdown, number_cells, summarise
 
 TASK = TASKS['classification']
 TOLERANCE = 0.5  # points below the published result that still count as reproducing it
@@ -84,19 +84,17 @@ def to_markdown(made: dict[str, dict[str, Any]], benchmark: Benchmark) -> str:
 
 def _table(name: str, pair: dict[str, Any], benchmark: Benchmark) -> str:
     published = benchmark.published.get(name, {})
-    lines = [f'### {name}', '', _about_teacher(pair, published), '']
-    head = ['method', 'best', 'last', 'gain (last)', 'seeds better', 's/epoch']
+    heads = ['method', 'best', 'last', 'gain (last)', 'seeds better', 's/epoch']
     if benchmark.published:
-        head[3:3] = ['published', 'verdict']
-    lines.append(f'| {" | ".join(head)} |')
-    lines.append('|---|' + '---:|' * (len(head) - 1))
+        heads[3:3] = ['published', 'verdict']
+    rows = []
     for row in pair['rows']:
         cells = row_cells(row)
         if benchmark.published:
             number = '–' if row['published'] is None else f'{row["published"]:.2f}'
             cells[3:3] = [number, '' if row['incomplete'] else row['verdict']]
-        lines.append(f'| {" | ".join(cells)} |')
-    return '\n'.join(lines) + '\n'
+        rows.append(cells)
+    return f'### {name}\n\n{_about_teacher(pair, published)}\n\n{markdown(heads, rows)}'
 
 
 def _about_teacher(pair: dict[str, Any], published: dict[str, float]) -> str:
@@ -114,16 +112,9 @@ def _about_teacher(pair: dict[str, Any], published: dict[str, float]) -> str:
 
 def row_cells(row: dict[str, Any]) -> list[str]:
     """Title, best, last, gain, wins, seconds."""
-    title = METHODS[row['method']].title
     seconds = f'{row["seconds"]:.1f}' if 'seconds' in row else ''
-    if row['incomplete']:
-        return [title, f'incomplete: {row["incomplete"]}', '', '', '', seconds]
-    numbers = [points(row[m], scale=1.0, digits=2) for m in ('best_top1', 'top1')]
-    gain, wins = '–', '–'
-    if row['method'] != BASELINE:
-        gain = points(row['gain'], sign=True, scale=1.0, digits=2)
-        wins = f'{row["wins"]}/{len(row["seeds"])}'
-    return [title, *numbers, gain, wins, seconds]
+    numbers = number_cells(row, TASK, ('best_top1', 'top1'), digits=2)
+    return [METHODS[row['method']].title, *numbers, seconds]
 
 
 def selection_markdown(runs: Sequence[dict[str, Any]]) -> str:
@@ -132,9 +123,9 @@ def selection_markdown(runs: Sequence[dict[str, Any]]) -> str:
     for run in runs:
         groups.setdefault((run['method'], run['weight']), []).append(run['top1'])
     means = {key: statistics.fmean(values) for key, values in groups.items()}
-    lines = ['| network, optimizer | learning rate | seeds | top-1 | |', '|---|---:|---:|---:|---|']
+    rows = []
     for (name, lr), mean in means.items():
         best = max(m for (n, _), m in means.items() if n == name)
         mark = 'highest' if mean == best else ''
-        lines.append(f'| {name} | {lr:g} | {len(groups[name, lr])} | {mean:.2f} | {mark} |')
-    return '\n'.join(lines) + '\n'
+        rows.append([name, f'{lr:g}', str(len(groups[name, lr])), f'{mean:.2f}', mark])
+    return markdown(['network, optimizer', 'learning rate', 'seeds', 'top-1', ''], rows)

@@ -17,10 +17,7 @@ Tables go to ``benchmarks/results``.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import os
-import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,7 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # started as a script
 
-from benchmarks import summary  # noqa: E402
+from benchmarks import study, summary  # noqa: E402
 from benchmarks.head_methods import PAIRS, Pair, title  # noqa: E402
 from benchmarks.methods import (  # noqa: E402
     BASELINE,
@@ -39,7 +36,7 @@ from benchmarks.methods import (  # noqa: E402
     METHODS,
     build_terms,
 )
-from benchmarks.pool import Pool, headline, machine, prepare_run, read_results  # noqa: E402
+from benchmarks.pool import Pool  # noqa: E402
 
 
 def prepare_data(dataset: str, select: bool, pair: Pair | None = None) -> dict[str, Any]:
@@ -67,18 +64,20 @@ def prepare_data(dataset: str, select: bool, pair: Pair | None = None) -> dict[s
     return options
 
 
-class Study:
+class Study(study.Study):
     """The runs of one data set, or of one pair on it, under one work directory."""
 
+    script = 'benchmarks/detection.py'
     pairs = PAIRS
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.args = args
         self.select = bool(args.select_weights)
         self.pair: Pair | None = self.pairs[args.dataset][args.pair] if args.pair else None
         self.benchmark = self.pair or BENCHMARKS[args.dataset]
         self.task = self.pair.measured if self.pair else DETECTION
+        # Before the pool: its workers inherit where the data lies.
         self.options = prepare_data(args.dataset, self.select, self.pair)
+        super().__init__(args, Pool(args.jobs, args.threads))
 
     def folder(self, pair: str | None) -> Path:
         """Where the runs of a pair are; GFL's are shared with the comparison without a pair."""
@@ -113,26 +112,25 @@ class Study:
             run['task'] = self.pair.task
         return {**run, **changes}
 
-    def train_teacher(self) -> tuple[dict[str, Any], dict[str, str]]:
-        """Trains the teacher unless that is done; returns its results, and how runs name it."""
+    def distils(self) -> bool:
+        return self.select or super().distils()
+
+    def train_teachers(self) -> tuple[dict[str, Any], dict[str, str]]:
         # Other training images have a teacher of their own.
         own = self.select and self.args.dataset == 'digits' and not self.pair
         of = self.pair.teacher_of if self.pair else None
         folder = self.folder(of or self.args.pair) / ('teacher-select' if own else 'teacher')
-        config = self.benchmark.teacher
-        changes = dict(config=config, split=self.benchmark.split, epochs=self.epochs(teacher=True))
+        changes = dict(
+            config=self.benchmark.teacher,
+            split=self.benchmark.split,
+            epochs=self.epochs(teacher=True),
+        )
         run = {**self.spec(BASELINE, 0, None, **changes), 'method': 'teacher'}
         if self.pair:
             run['options'] = {}  # the same teacher whatever the students are measured on
-        result = prepare_run(folder, run)
-        if result is None:
-            Pool(1, self.args.threads * self.args.jobs).run([folder])
-            result = read_results(folder)
-        if result is None:
-            raise SystemExit(f'The teacher could not be trained; see {folder / "log.txt"}.')
-        checkpoint = folder / result['checkpoint']
-        digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-        return result, dict(config=config, checkpoint=str(checkpoint), sha256=digest)
+        alone = Pool(1, self.args.threads * self.args.jobs)
+        results, named = self.teach(alone, dict(teacher=(folder, run)))
+        return results['teacher'], named['teacher']
 
     def plan(self, teacher: dict[str, str] | None) -> dict[Path, dict[str, Any]]:
         """Folder and settings of every run: seed by seed, the student alone first."""
@@ -154,41 +152,15 @@ class Study:
                 plan[folder] = self.spec(method, seed, weight, teacher=used)
         return plan
 
-    def run(self) -> int:
-        """Trains what is missing and writes the tables; returns the number of failed runs."""
-        distils = self.select or set(self.args.methods) != {BASELINE}
-        result = teacher = None
-        if distils or self.args.teacher_only:
-            result, teacher = self.train_teacher()
-        if self.args.teacher_only:
-            print(f'Teacher: {headline(result)} ({teacher["checkpoint"]})')
-            return 0
-        plan = self.plan(teacher)
-        failed: list[Path] = []
-        if not self.args.report_only:
-            todo = [folder for folder, run in plan.items() if prepare_run(folder, run) is None]
-            print(f'{len(plan)} runs, {len(plan) - len(todo)} of them finished before.', flush=True)
-            failed = Pool(self.args.jobs, self.args.threads).run(todo)
-        results = [read_results(folder) for folder in plan]
-        self.write([r for r in results if r is not None], result)
-        return len(failed)
-
     def write(self, runs: list[dict[str, Any]], teacher: dict[str, Any] | None) -> None:
-        """Single runs as CSV, the table as Markdown, all of it as JSON; prints the table."""
-        about = machine()
-        argv = [a for a in self.args.argv if a != '--report-only']  # it changes no number
-        command = shlex.join(['python', 'benchmarks/detection.py', *argv])
         where = self.benchmark.select if self.select else self.benchmark.report
-        seeds = ', '.join(map(str, self.args.seeds))
-        lines = [f'Measured on the {where}; seeds {seeds}; last epoch of each run.']
+        lines = [f'Measured on the {where}; seeds {self.seeds}; last epoch of each run.']
         if teacher:
             scale = self.task.scale
             numbers = ', '.join(f'{m} {scale * teacher[m]:.1f}' for m in self.task.metrics)
             lines.append(f'Teacher (one run, {teacher["split"]} split): {numbers}.')
             millions = [f'{r["parameters"] / 1e6:.2f} M' for r in (teacher, *runs[:1])]
             lines.append(f'Parameters of teacher and student: {", ".join(millions)}.')
-        lines.append(f'Command: `{command}`')
-        lines.append('Machine: ' + ', '.join(f'{k} {v}' for k, v in about.items()))
         rows: list[dict[str, Any]] = []
         methods = {*self.args.methods, *(r['method'] for r in runs)}
         titles = {m: title(m) for m in sorted(methods)} if self.pair else None
@@ -201,64 +173,25 @@ class Study:
                 if self.pair
                 else summary.to_markdown(rows, self.benchmark.weights)
             )
-        text = '\n\n'.join([*lines, table])
         name = self.args.dataset
         name += (f'_{self.args.pair}' if self.pair else '') + ('_selection' if self.select else '')
         used = {m: self.pair.terms(m) for m in titles} if self.pair else LOSSES
-        content = dict(command=command, machine=about, losses=used, teacher=teacher, rows=rows)
-        self.save(name, text, runs, content)
-
-    def save(
-        self, name: str, text: str, runs: list[dict[str, Any]], content: dict[str, Any]
-    ) -> None:
-        """The three files of a study: single runs, the table, all of it; prints the table."""
-        out = self.args.results
-        summary.write_csv(out / f'{name}.csv', runs, self.task)
-        (out / f'{name}.md').write_text(text)
-        # What every evaluation gave stays in the work directory.
-        short = [{k: v for k, v in run.items() if k != 'history'} for run in runs]
-        text_of_all = json.dumps(dict(content, runs=short), indent=1)
-        (out / f'{name}.json').write_text(text_of_all + '\n')
-        print('\n' + text)
+        self.save(name, lines, table, runs, losses=used, teacher=teacher, rows=rows)
 
 
 def parse_grid(
     texts: list[str] | None, known: Iterable[str] = LOSSES
 ) -> list[tuple[str, list[float]]]:
     """``['cwd=5,20']`` to ``[('cwd', [5.0, 20.0])]``."""
-    grid = []
-    for text in texts or []:
-        method, _, values = text.partition('=')
-        try:
-            weights = [float(v) for v in values.split(',')]
-        except ValueError:
-            weights = []
-        if method not in known or not weights:
-            raise SystemExit(
-                f'--select-weights {text!r}: expected METHOD=W1,W2,... with a METHOD of '
-                f'{", ".join(known)}.'
-            )
-        grid.append((method, weights))
-    return grid
+    return study.parse_grid('--select-weights', 'METHOD=W1,W2', texts, known)
 
 
 def make_parser(
     description: str | None, datasets: Iterable[str] = BENCHMARKS
 ) -> argparse.ArgumentParser:
     """A parser with what every study of pairs may be told."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add('--dataset', choices=list(datasets), required=True)
-    add('--seeds', nargs='+', type=int, default=[0, 1, 2])
-    add('--jobs', type=int, default=2, help='runs at a time (default 2)')
-    add('--threads', type=int, default=1, help='threads of each run (default 1)')
-    add('--epochs', type=int, help="of the students; default: the pair's or the config's")
-    add('--teacher-epochs', type=int, help="default: the pair's or the config's")
-    add('--report-only', action='store_true', help='tables of what is finished; no student trains')
-    add('--work-dir', type=Path, default=Path('work_dirs/bench'))
-    add('--results', type=Path, default=Path('benchmarks/results'), help='where the tables go')
+    parser = study.make_parser(description, jobs=2, work_dir='work_dirs/bench')
+    parser.add_argument('--dataset', choices=list(datasets), required=True)
     return parser
 
 
@@ -268,7 +201,6 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add('--pair', help='a pair of one kind of head; default: losses on features, on GFL')
     add('--methods', nargs='+', metavar='METHOD', help='default: all')
     add('--select-weights', nargs='+', metavar='METHOD=W,W', help='compare weights instead')
-    add('--teacher-only', action='store_true', help='train the teacher and stop')
     args = parser.parse_args(argv)
     args.argv = argv
     pairs = PAIRS.get(args.dataset, {})

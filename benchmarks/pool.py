@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,6 @@ from mmkd_plugin.cli.runs import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = ROOT / 'benchmarks' / 'worker.py'
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers were measured on, and when."""
-    return dict(runs.machine(), date=datetime.now(timezone.utc).strftime('%Y-%m-%d'))
 
 
 def read_results(folder: Path) -> dict[str, Any] | None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ from benchmarks.cls_methods import BENCHMARKS as CLASSIFIERS  # noqa: E402
 from benchmarks.detection import Study, make_parser  # noqa: E402
 from benchmarks.head_methods import PAIRS, Pair  # noqa: E402
 from benchmarks.methods import BASELINE, OPTIMIZERS, Task  # noqa: E402
-from benchmarks.pool import machine  # noqa: E402
 from mmkd_plugin import recipes  # noqa: E402
 
 DEFAULT = ('gdd', 'kd', 'gdd+kd')
@@ -56,6 +54,7 @@ def all_pairs() -> dict[str, dict[str, Pair]]:
 class RecipeStudy(Study):
     """The runs of one pair with one optimizer."""
 
+    script = 'benchmarks/recipes.py'
     pairs = all_pairs()
 
     def spec(self, method: str, seed: int, weight: float | None, **changes: Any) -> dict[str, Any]:
@@ -80,41 +79,28 @@ class RecipeStudy(Study):
         }
 
     def write(self, runs: list[dict[str, Any]], teacher: dict[str, Any] | None) -> None:
-        about = machine()
-        argv = [a for a in self.args.argv if a != '--report-only']
-        command = shlex.join(['python', 'benchmarks/recipes.py', *argv])
         rows = summary.summarise(runs, self.args.methods, self.task)
-        seeds = ', '.join(map(str, self.args.seeds))
+        optimizer = self.args.optimizer
         lines = [
-            f'Measured on the {self.benchmark.report}; seeds {seeds}; last epoch of each run.',
-            f'Optimizer: {self.args.optimizer} ({OPTIMIZERS[self.args.optimizer].about}).',
-            f'Command: `{command}`',
-            'Machine: ' + ', '.join(f'{k} {v}' for k, v in about.items()),
-            table(rows, runs, self.task),
+            f'Measured on the {self.benchmark.report}; seeds {self.seeds}; last epoch of each run.',
+            f'Optimizer: {optimizer} ({OPTIMIZERS[optimizer].about}).',
         ]
         name = f'recipes_{self.args.dataset}_{self.args.pair}'
-        name += '' if self.args.optimizer == 'own' else f'_{self.args.optimizer}'
-        content = dict(command=command, machine=about, teacher=teacher, rows=rows)
-        self.save(name, '\n\n'.join(lines), runs, content)
+        name += '' if optimizer == 'own' else f'_{optimizer}'
+        self.save(name, lines, table(rows, runs, self.task), runs, teacher=teacher, rows=rows)
 
 
 def table(rows: list[dict[str, Any]], runs: list[dict[str, Any]], task: Task) -> str:
     """A row for each recipe: the weights of its terms, metrics, paired gain, runs that diverged."""
     heads = ['recipe', 'weights', *task.metrics, f'gain in {task.main}', 'seeds better', 'NaN']
-    lines = [f'| {" | ".join(heads)} |', '|---|---|' + '---:|' * (len(heads) - 2)]
+    lines = []
     for row in rows:
         own = [run for run in runs if run['method'] == row['method']]
-        cells = [row['method'] if row['method'] != BASELINE else 'student alone', weights_text(own)]
-        if row['incomplete']:
-            cells += [f'incomplete: {row["incomplete"]}', *[''] * (len(task.metrics) + 1)]
-        else:
-            alone = row['method'] == BASELINE
-            cells += [summary.points(row[m], scale=task.scale) for m in task.metrics]
-            cells.append('–' if alone else summary.points(row['gain'], True, task.scale))
-            cells.append('–' if alone else f'{row["wins"]}/{len(row["seeds"])}')
-        cells.append(f'{sum(bool(run.get("diverged")) for run in own)}/{len(own)}')
-        lines.append(f'| {" | ".join(cells)} |')
-    return '\n'.join(lines) + '\n'
+        name = row['method'] if row['method'] != BASELINE else 'student alone'
+        diverged = sum(bool(run.get('diverged')) for run in own)
+        numbers = summary.number_cells(row, task)
+        lines.append([name, weights_text(own), *numbers, f'{diverged}/{len(own)}'])
+    return summary.markdown(heads, lines, texts=2)
 
 
 def weights_text(runs: list[dict[str, Any]]) -> str:
@@ -151,7 +137,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         except ValueError as error:
             raise SystemExit(f'--recipes: {error}') from None
     args.argv, args.methods = argv, [BASELINE, *args.recipes]
-    args.select_weights, args.teacher_only = [], False
+    args.select_weights = []
     return args
 
 

@@ -88,31 +88,55 @@ def points(
     return f'{mean:{"+" if sign else ""}.{digits}f} ± {std:.{digits}f}'
 
 
+def listed(facts: dict[str, Any]) -> str:
+    """Facts as a line of text: ``'threads 2, torch 2.1.0'``."""
+    return ', '.join(f'{key} {value}' for key, value in facts.items())
+
+
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> str:
+    """A table of which the first ``texts`` columns are text, and the others numbers."""
+    rule = '|---' * texts + '|---:' * (len(heads) - texts) + '|'
+    head, *lines = [f'| {" | ".join(cells)} |' for cells in (heads, *rows)]
+    return '\n'.join([head.replace('|  |', '| |'), rule, *lines]) + '\n'
+
+
+def number_cells(
+    row: dict[str, Any],
+    task: Task,
+    metrics: Sequence[str] | None = None,
+    gains: Sequence[str] = ('gain',),
+    digits: int = 1,
+) -> list[str]:
+    """What a row of :func:`summarise` has in a table: metrics, gains and wins, or why not.
+
+    Args:
+        row: Of :func:`summarise`.
+        task: What was measured.
+        metrics: Keys of the metrics; by default the task's.
+        gains: Keys of the gains.
+        digits: After the point.
+    """
+    metrics = list(task.metrics) if metrics is None else metrics
+    if row['incomplete']:
+        return [f'incomplete: {row["incomplete"]}', *[''] * (len(metrics) + len(gains))]
+    numbers = [points(row[m], scale=task.scale, digits=digits) for m in metrics]
+    if row['method'] == BASELINE:
+        return numbers + ['–'] * (len(gains) + 1)
+    numbers += [points(row[g], sign=True, scale=task.scale, digits=digits) for g in gains]
+    return [*numbers, f'{row["wins"]}/{len(row["seeds"])}']
+
+
 def to_markdown(rows: Sequence[dict[str, Any]], weights: dict[str, float] | None = None) -> str:
     """The table of ``summarise`` as Markdown, AP in points (0 to 100)."""
     weights = weights or {}
-    lines = [
-        '| method | weight | AP | AP50 | AP75 | best AP | gain in AP | seeds better |',
-        '|---|---:|---:|---:|---:|---:|---:|---:|',
-    ]
+    heads = ['method', 'weight', *METRICS, 'best AP', 'gain in AP', 'seeds better']
+    lines = []
     for row in rows:
-        title = TITLES.get(row['method'], row['method'])
-        weight = f'{weights[row["method"]]:g}' if row['method'] in weights else '–'
-        if row['incomplete']:
-            lines.append(f'| {title} | {weight} | incomplete: {row["incomplete"]} | | | | | |')
-            continue
-        alone = row['method'] == BASELINE
-        gain, wins = (
-            ('–', '–')
-            if alone
-            else (
-                points(row['gain'], sign=True),
-                f'{row["wins"]}/{len(row["seeds"])}',
-            )
-        )
-        numbers = ' | '.join(points(row[m]) for m in (*METRICS, 'best_AP'))
-        lines.append(f'| {title} | {weight} | {numbers} | {gain} | {wins} |')
-    return '\n'.join(lines) + '\n'
+        method = row['method']
+        weight = f'{weights[method]:g}' if method in weights else '–'
+        cells = number_cells(row, DETECTION, (*METRICS, 'best_AP'))
+        lines.append([TITLES.get(method, method), weight, *cells])
+    return markdown(heads, lines)
 
 
 def to_task_markdown(
@@ -133,24 +157,13 @@ def to_task_markdown(
     """
     gains = {task.main: 'gain', **({'box_AP': 'gain_box_AP'} if 'box_AP' in task.metrics else {})}
     names = [*task.metrics, *(f'gain in {name}' for name in gains), 'seeds better']
-    heads = [name.replace('_', ' ') for name in ['method', 'weight', *names]]
-    lines = [f'| {" | ".join(heads)} |', '|---|' + '---:|' * (len(heads) - 1)]
+    lines = []
     for row in rows:
         method = row['method']
         used = [f'{weights[part]:g}' for part in method.split('+') if part in weights]
-        cells = [titles.get(method, method), ' + '.join(used) or '–']
-        if row['incomplete']:
-            cells += [f'incomplete: {row["incomplete"]}', *[''] * (len(names) - 1)]
-        else:
-            cells += [points(row[m], scale=task.scale) for m in task.metrics]
-            alone = method == BASELINE
-            cells += [
-                '–' if alone else points(row[key], sign=True, scale=task.scale)
-                for key in gains.values()
-            ]
-            cells.append('–' if alone else f'{row["wins"]}/{len(row["seeds"])}')
-        lines.append(f'| {" | ".join(cells)} |')
-    return '\n'.join(lines) + '\n'
+        cells = number_cells(row, task, gains=list(gains.values()))
+        lines.append([titles.get(method, method), ' + '.join(used) or '–', *cells])
+    return markdown([name.replace('_', ' ') for name in ['method', 'weight', *names]], lines)
 
 
 def to_selection_markdown(
@@ -161,18 +174,15 @@ def to_selection_markdown(
     best: dict[str, float] = {}
     for run in runs:
         best[run['method']] = max(best.get(run['method'], 0.0), run[task.main])
-    heads = [name.replace('_', ' ') for name in task.metrics]
-    lines = [
-        f'| method | weight | seed | {" | ".join(heads)} | |',
-        f'|---|---:|---:|{"---:|" * len(heads)}---|',
-    ]
+    heads = ['method', 'weight', 'seed', *(name.replace('_', ' ') for name in task.metrics), '']
+    lines = []
     for run in runs:
         method = run['method']
         mark = 'highest' if run[task.main] == best[method] and method != BASELINE else ''
-        numbers = ' | '.join(f'{task.scale * run[m]:.1f}' for m in task.metrics)
+        numbers = [f'{task.scale * run[m]:.1f}' for m in task.metrics]
         weight = '–' if run['weight'] is None else f'{run["weight"]:g}'
-        lines.append(f'| {titles[method]} | {weight} | {run["seed"]} | {numbers} | {mark} |')
-    return '\n'.join(lines) + '\n'
+        lines.append([titles[method], weight, str(run['seed']), *numbers, mark])
+    return markdown(heads, lines)
 
 
 def write_csv(path: Path, runs: Sequence[dict[str, Any]], task: Task = DETECTION) -> None:

@@ -179,19 +179,15 @@ def table(names: list[str], options: dict[str, str]) -> str:
     if wanted:
         rows.sort(key=lambda row: wanted.index(row['method']))
     if 'tables' in results.content:
-        text = _classifiers(rows)
+        heads = ['method', 'best', 'last', 'gain (last)', 'seeds better']
+        cells = [row_cells(row)[:-1] for row in rows]  # without seconds
+        text = summary.markdown(heads, cells)
     elif results.recipes:
         text = recipes.table(rows, results.runs, results.task)
     else:
         titles = {row['method']: results.method_title(row['method']) for row in rows}
         text = summary.to_task_markdown(rows, results.task, titles, results.weights)
     return (_about(results) if about else '') + text
-
-
-def _classifiers(rows: list[dict[str, Any]]) -> str:
-    lines = ['| method | best | last | gain (last) | seeds better |', '|---|---:|---:|---:|---:|']
-    lines += [f'| {" | ".join(row_cells(row)[:-1])} |' for row in rows]  # without seconds
-    return '\n'.join(lines) + '\n'
 
 
 def gains(names: list[str], options: dict[str, str]) -> str:
@@ -207,26 +203,23 @@ def gains(names: list[str], options: dict[str, str]) -> str:
         title = re.sub(' on [^,]+', '', file.title()) if short else file.title()
         main = METRICS.get(file.task.main, file.task.main)
         heads.append(title if main == 'AP' else f'{title} ({main})')
-    lines = [f'| | {" | ".join(heads)} |', '|---|' + '---:|' * len(files)]
+    lines = []
     for spec in rows:
         title, _, methods = spec.rpartition('=')
         alternatives = methods.split('/')
         title = title or next(
             file.method_title(m) for m in alternatives for file in files if file.row(m)
         )
-        found = [_gain_of_first(file, alternatives) for file in files]
-        lines.append(f'| {title} | {" | ".join(found)} |')
-    return '\n'.join(lines) + '\n'
+        lines.append([title, *(_gain_of_first(file, alternatives) for file in files)])
+    return summary.markdown(['', *heads], lines)
 
 
 def method(names: list[str], options: dict[str, str]) -> str:
     """A row for each file: the student alone, with one method, and the gain."""
     _nothing_else(options)
     wanted, *files = names
-    lines = [
-        '| measured on | metric | weight | student alone | with it | gain | seeds better |',
-        '|---|---|---:|---:|---:|---:|---:|',
-    ]
+    heads = ['measured on', 'metric', 'weight', 'student alone', 'with it', 'gain', 'seeds better']
+    lines = []
     for file in map(load, files):
         row, alone = _row(file, wanted), _row(file, BASELINE)
         main, scale = file.task.main, file.task.scale
@@ -234,11 +227,10 @@ def method(names: list[str], options: dict[str, str]) -> str:
         if row['incomplete']:
             line += [f'incomplete: {row["incomplete"]}', '', '', '']
         else:
-            line += [summary.points(r[main], scale=scale) for r in (alone, row)]
-            line.append(summary.points(row['gain'], True, scale))
-            line.append(f'{row["wins"]}/{len(row["seeds"])}')
-        lines.append(f'| {" | ".join(line)} |')
-    return '\n'.join(lines) + '\n'
+            line.append(summary.points(alone[main], scale=scale))
+            line += summary.number_cells(row, file.task, [main])
+        lines.append(line)
+    return summary.markdown(heads, lines, texts=2)
 
 
 def gain(names: list[str], options: dict[str, str]) -> str:
