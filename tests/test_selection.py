@@ -12,7 +12,8 @@ from waiting import Waits
 from mmkd_plugin import functional as F
 from mmkd_plugin.functional import checks
 from mmkd_plugin.losses import CKDLoss, DKDLoss, IPWDLoss, KDLoss, LoCaLoss, LogitLoss
-from mmkd_plugin.terms import chunked, pairing
+from mmkd_plugin.terms import chunked
+from mmkd_plugin.terms.pairing import rows as pairing
 from mmkd_plugin.terms.selected_loss import evaluate
 from mmkd_plugin.terms.selection import Selection, parse_select
 from mmkd_plugin.views.predictions import Level, Predictions

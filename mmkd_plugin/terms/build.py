@@ -14,7 +14,7 @@ from ..views.classifier import ClassifierLogits
 from .base import Term
 from .config import TermConfig
 from .logit_term import LogitTerm
-from .pairing import check_views, refuse_sigmoid_head
+from .pairing.places import check_views, refuse_sigmoid_head
 from .tap_term import TapTerm
 
 

@@ -18,7 +18,9 @@ from ..views.base import takes
 from .base import PlanRow, Term, Watched
 from .config import TermConfig
 from .modules import Modules
-from .pairing import check_batch, check_count, check_heads, check_rows, refuse_sum
+from .pairing.both import check_count
+from .pairing.heads import check_heads, refuse_sum
+from .pairing.rows import check_batch, check_rows
 from .selected_loss import evaluate
 from .selection import Selection, parse_select
 from .shared_classes import SharedClasses

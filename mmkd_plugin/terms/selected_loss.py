@@ -10,7 +10,7 @@ from ..views.predictions import Predictions
 from .chosen_rows import ChosenRows, choose
 from .chunked import chunked_mean, suits_parts
 from .head_rows import HeadRows
-from .pairing import check_needs, refuse_many_rows
+from .pairing.rows import check_needs, refuse_many_rows
 from .selection import Selection
 from .shared_classes import Columns
 

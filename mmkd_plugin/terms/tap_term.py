@@ -17,7 +17,8 @@ from ..views import TapView
 from ..views.batch import repeated
 from .base import PlanRow, Term, Watched
 from .config import TermConfig
-from .pairing import check_count, check_levels, check_maps, refuse_gradient_free
+from .pairing.both import check_count, refuse_gradient_free
+from .pairing.maps import check_levels, check_maps
 
 
 class TapTerm(Term):
