@@ -9,8 +9,8 @@ from toys import toy_batch, toy_classifier
 
 import mmkd_plugin
 from mmkd_plugin.errors import placed
-from mmkd_plugin.losses.base import LogitLoss
 from mmkd_plugin.losses.kd import KDLoss
+from mmkd_plugin.losses.logit_base import LogitLoss
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.taps import TapError
 from mmkd_plugin.terms import TermConfig

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .compiling import is_compiling
 
+MAPS = '(N, C, H, W)'  # layout of feature maps, in messages
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .checks import (
+    MAPS,
     check_choice,
     check_number,
     check_pair,
@@ -16,7 +17,6 @@ from .checks import (
 )
 from .logits import softened_kl
 
-MAPS = '(N, C, H, W)'
 NOISE_MODES = ('channel', 'shared', 'scalar', 'none')
 NORMALIZE = ('mean', 'batch')
 MASKS = ('position', 'channel')

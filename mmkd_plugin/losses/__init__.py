@@ -3,7 +3,7 @@
 A method adds its name to this list, its file, and nothing else.
 """
 
-from .base import DistillLoss, LogitLoss
+from .base import DistillLoss
 from .ckd import CKDLoss
 from .cwd import CWDLoss
 from .dkd import DKDLoss
@@ -12,6 +12,7 @@ from .gdd import GDDLoss
 from .ipwd import IPWDLoss
 from .kd import KDLoss
 from .loca import LoCaLoss
+from .logit_base import LogitLoss
 from .mgd import MGDLoss
 from .pkd import PKDLoss
 

@@ -15,7 +15,7 @@ from mmkd_plugin.functional.checks import check_choice, check_temperature, widen
 from mmkd_plugin.functional.contrastive import VARIANTS
 from mmkd_plugin.registry import MODELS
 
-from .base import LogitLoss, select_by_kind
+from .logit_base import LogitLoss, select_by_kind
 
 MAX_SAMPLES = 16384  # a matrix of their cosines takes 1 GiB
 MAX_IMAGES = 2**20  # of a process

@@ -13,7 +13,7 @@ from mmkd_plugin.functional.checks import (
 from mmkd_plugin.functional.loca import calibrate as loca
 from mmkd_plugin.registry import MODELS
 
-from .base import LogitLoss
+from .logit_base import LogitLoss
 
 
 @MODELS.register_module()

@@ -8,12 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmkd_plugin.functional.checks import check_tensor
+from mmkd_plugin.functional.checks import MAPS, check_tensor
 from mmkd_plugin.functional.compiling import is_compiling
 
 from .base import DistillLoss
-
-MAPS = '(N, C, H, W)'
 
 
 class FeatureLoss(DistillLoss):

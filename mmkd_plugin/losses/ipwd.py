@@ -24,7 +24,7 @@ from mmkd_plugin.functional.ipw import NORMALIZE, RATIOS, binary_cross_entropy
 
 from ..checks import check_keys
 from ..registry import MODELS
-from .base import LogitLoss, select_by_kind
+from .logit_base import LogitLoss, select_by_kind
 
 BASES = ('kd', 'dkd')
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..functional.checks import widen
 from ..functional.compiling import is_compiling
-from ..losses.base import LogitLoss, zero_uncounted
+from ..losses.logit_base import LogitLoss, zero_uncounted
 from ..views.scores import PART
 from .head_rows import HeadRows
 

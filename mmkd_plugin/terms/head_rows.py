@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..losses.base import LogitLoss
+from ..losses.logit_base import LogitLoss
 from ..views.predictions import Level, Predictions
 from ..views.scores import class_scores
 from .selection import Selection

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..checks import shown
 from ..errors import TapError
-from ..losses.base import LogitLoss, taken
+from ..losses.base import taken
+from ..losses.logit_base import LogitLoss
 from ..taps import Recorder
 from ..views import HeadSpec, LogitView, PairContext, Predictions
 from ..views.base import takes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..losses.base import LogitLoss
+from ..losses.logit_base import LogitLoss
 from ..views.predictions import Predictions
 from .chosen_rows import ChosenRows, choose
 from .chunked import chunked_mean, suits_parts

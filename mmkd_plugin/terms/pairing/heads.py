@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from ...errors import TapError
-from ...losses.base import LogitLoss
+from ...losses.logit_base import LogitLoss
 from ...views import HeadSpec, LogitView
 from ..selection import Selection
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from ...errors import TapError
-from ...losses.base import DistillLoss, LogitLoss
+from ...losses.base import DistillLoss
+from ...losses.logit_base import LogitLoss
 from ...views import LogitView, TapView
 from ...views.activation import activation_of, class_loss
 from ..config import TermConfig

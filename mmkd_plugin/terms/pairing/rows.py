@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...errors import TapError
-from ...losses.base import LogitLoss
+from ...losses.logit_base import LogitLoss
 from ...views import Predictions
 from ...views.batch import check_images
 from ..selection import Selection
