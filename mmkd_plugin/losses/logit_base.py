@@ -162,11 +162,11 @@ class LogitLoss(DistillLoss):
                     f'{type(self).__name__} needs {name}; call it as loss(student, teacher, '
                     f"{name}=...), or tap the view 'cls_logits' in a term, which supplies them."
                 )
-            extras[name] = _rows(value, name, student.shape)
+            extras[name] = _as_rows(value, name, student.shape)
         shape = student.shape
-        student, teacher = _rows(student, 'student', shape), _rows(teacher, 'teacher', shape)
+        student, teacher = _as_rows(student, 'student', shape), _as_rows(teacher, 'teacher', shape)
         if weights is not None:
-            weights = widen(_rows(weights, 'weights', shape).detach())
+            weights = widen(_as_rows(weights, 'weights', shape).detach())
             # In front of the loss: behind it, a NaN would come back through the gradient, times 0.
             counted = weights != 0  # which NaN is, too: it shall be noticed
             weights, student, teacher = (
@@ -245,7 +245,7 @@ def zero_uncounted(x: Tensor, counted: Tensor) -> Tensor:
 _OF_POSITION = ('labels', 'weights', 'images', 'priors')
 
 
-def _rows(x: Tensor, name: str, shape: Sequence[int]) -> Tensor:
+def _as_rows(x: Tensor, name: str, shape: Sequence[int]) -> Tensor:
     """Positions of a map become rows: (N, C, H, W) to (N*H*W, C), labels (N, H, W) to (N*H*W,)."""
     layout = [shape[0], *shape[2:]]
     sizes = list(x.shape) if name in _OF_POSITION else [x.shape[0], *x.shape[2:]]

@@ -23,7 +23,7 @@ class ChosenRows:
     def logits(self) -> list[Tensor]:
         """The logits (N K, C) of student and teacher."""
         heads, found = self.heads, []
-        for head, which in zip((heads.student, heads.teacher), heads.columns or (None, None)):
+        for head, which in zip((heads.own, heads.theirs), heads.columns or (None, None)):
             rows = gather_rows([x.logits for x in head.levels], self.index).flatten(0, 1)
             found.append(rows if which is None else rows.index_select(1, which))
         return found
@@ -35,7 +35,7 @@ class ChosenRows:
         return self.heads.values(name).gather(1, self.index).reshape(-1)
 
     def _features(self) -> Tensor:
-        levels, index = self.heads.student.levels, self.index
+        levels, index = self.heads.own.levels, self.index
         maps = [x.features for x in levels if x.features is not None]
         images = torch.arange(index.shape[0], device=index.device)[:, None]
         features = maps[0].new_zeros(*index.shape, maps[0].shape[-1])
@@ -58,12 +58,12 @@ def choose(heads: HeadRows) -> tuple[Tensor | None, Tensor]:
     """
     selection, k = heads.selection, heads.selection.k
     assert k is not None  # 'all' and the like choose none
-    if heads.student.levels[0].images is not None:  # the rows of all images, one after another
+    if heads.own.levels[0].images is not None:  # the rows of all images, one after another
         k *= heads.images
     key = heads.flat(heads.scores()) if selection.by != 'random' else _random(heads)
     masks = [
         m if m is not None else torch.ones_like(x.logits[..., 0], dtype=torch.bool)
-        for m, x in zip(heads.masks, heads.student.levels)
+        for m, x in zip(heads.masks, heads.own.levels)
     ]
     mask = heads.flat(masks)
     if selection.by == 'positive':
@@ -81,6 +81,6 @@ def choose(heads: HeadRows) -> tuple[Tensor | None, Tensor]:
 
 
 def _random(heads: HeadRows) -> Tensor:
-    shape = heads.student.levels[0].logits.shape[0], heads.per_image
+    shape = heads.own.levels[0].logits.shape[0], heads.per_image
     generator = heads.loss.random_generator(heads.device)
     return torch.rand(shape, generator=generator, device=heads.device, dtype=heads.dtype)

@@ -29,12 +29,12 @@ PARTS, PARTS_OF_ACCELERATORS = 64, 8
 
 def suits_parts(heads: HeadRows) -> bool:
     """Whether the loss goes over the maps part by part; the compiler has means of its own."""
-    large = sum(x.logits.numel() for x in heads.student.levels) > PART
+    large = sum(x.logits.numel() for x in heads.own.levels) > PART
     return (
         heads.loss.separable
         and not is_compiling()
         and not heads.are_few
-        and (large or heads.student.kind == 'dense')
+        and (large or heads.own.kind == 'dense')
     )
 
 
@@ -97,7 +97,9 @@ class _Plan:
             for begin in range(0, x.shape[1], step):
                 yield _Part(level, begin, min(step, x.shape[1] - begin))
 
-    def rows(self, part: _Part, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor, dict, Tensor | None]:
+    def inputs(
+        self, part: _Part, s: Tensor, t: Tensor
+    ) -> tuple[Tensor, Tensor, dict, Tensor | None]:
         """Rows of student and teacher (K, C), what else the loss needs, and the weights (K,)."""
         s, t = part.of(s), part.of(t)
         if self.columns is not None:
@@ -123,7 +125,7 @@ class _Plan:
                 return values.sum() / self.count
             framed_weights = self._framed_weights(part, order, dim)
             return torch.where(framed_weights != 0, values * framed_weights, 0).sum()
-        s, t, extras, w = self.rows(part, s, t)
+        s, t, extras, w = self.inputs(part, s, t)
         values = self.loss.rows(s, t, **extras)
         for key, sums in self.loss.take_notes(w).items():
             notes[key] = [a + b for a, b in zip(notes.get(key, (0, 0)), sums)]
@@ -136,7 +138,7 @@ class _Plan:
         if self.columns is None and self.loss.closed_form:
             self._write_closed(part, s, t, upstream, whole)
             return
-        s_rows, t_rows, extras, w = self.rows(part, s, t)
+        s_rows, t_rows, extras, w = self.inputs(part, s, t)
         with torch.enable_grad():
             s_rows = s_rows.detach().requires_grad_()
             values = self.loss.rows(s_rows, t_rows, **extras)

@@ -19,8 +19,8 @@ class HeadRows:
 
     Args:
         loss: what compares them.
-        student: the student's logits.
-        teacher: the teacher's, whose levels have the same (N, P, A).
+        own: the student's logits.
+        theirs: the teacher's, whose levels have the same (N, P, A).
         selection: which rows count.
         columns: those of student and teacher that are compared; None for all.
         images: how many images there are, for heads that put the rows of all images behind one
@@ -38,22 +38,22 @@ class HeadRows:
     def __init__(
         self,
         loss: LogitLoss,
-        student: Predictions,
-        teacher: Predictions,
+        own: Predictions,
+        theirs: Predictions,
         selection: Selection,
         columns: Columns | None,
         images: int,
     ) -> None:
-        self.loss, self.student, self.teacher = loss, student, teacher
+        self.loss, self.own, self.theirs = loss, own, theirs
         self.selection, self.columns, self.images = selection, columns, images
-        first = student.levels[0].logits
+        first = own.levels[0].logits
         self.device = first.device
         self.dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
-        self.per_image = sum(x.logits.shape[1:3].numel() for x in student.levels)
+        self.per_image = sum(x.logits.shape[1:3].numel() for x in own.levels)
         self.count = first.shape[0] * self.per_image
-        self.classes = student.num_classes
+        self.classes = own.num_classes
         if columns is not None:
-            self.classes = len(columns[0]) - int(student.background)
+            self.classes = len(columns[0]) - int(own.background)
         self.labels = self._labels()
         self.masks = self._masks()
 
@@ -62,7 +62,7 @@ class HeadRows:
     @property
     def are_few(self) -> bool:
         """Whether a head of this kind has so few rows that weights do what copies would."""
-        return self.student.kind in ('roi', 'query', 'image')
+        return self.own.kind in ('roi', 'query', 'image')
 
     @property
     def by_label(self) -> bool:
@@ -72,28 +72,28 @@ class HeadRows:
     @property
     def hides_classes(self) -> bool:
         """Whether rows may have a class of which the teacher, not knowing it, says 'background'."""
-        return self.columns is not None and self.student.background
+        return self.columns is not None and self.own.background
 
     def _labels(self) -> list[Tensor] | None:
-        labels = [x.labels for x in self.student.levels if x.labels is not None]
+        labels = [x.labels for x in self.own.levels if x.labels is not None]
         wanted = 'labels' in self.loss.needs or self.by_label
-        if not wanted and (len(labels) < len(self.student.levels) or not self.hides_classes):
+        if not wanted and (len(labels) < len(self.own.levels) or not self.hides_classes):
             return None
         if self.columns is None:
             return labels
-        return labels_in(self.columns[0], labels, self.student.num_classes, self.classes)
+        return labels_in(self.columns[0], labels, self.own.num_classes, self.classes)
 
     def _masks(self) -> list[Tensor | None]:
         masks = []
-        for i, (own, theirs) in enumerate(zip(self.student.levels, self.teacher.levels)):
-            parts = [x for x in (own.valid, theirs.valid) if x is not None]
-            if own.label_weights is not None:
-                parts.append(own.label_weights > 0)
+        for i, (level, other) in enumerate(zip(self.own.levels, self.theirs.levels)):
+            parts = [x for x in (level.valid, other.valid) if x is not None]
+            if level.label_weights is not None:
+                parts.append(level.label_weights > 0)
             if self.hides_classes and self.labels is not None:
                 parts.append(self.labels[i] >= 0)
-            elif 'labels' in self.loss.needs and (self.columns or self.student.kind != 'image'):
+            elif 'labels' in self.loss.needs and (self.columns or self.own.kind != 'image'):
                 # The background has no column in a softmax head without one, and is not learnt.
-                sigmoid = self.student.activation == 'sigmoid' or self.student.background
+                sigmoid = self.own.activation == 'sigmoid' or self.own.background
                 assert self.labels is not None
                 label = self.labels[i]
                 parts.append((label >= 0) & (label <= self.classes - 1 + int(sigmoid)))
@@ -117,7 +117,7 @@ class HeadRows:
             return [x if mask is None else torch.where(mask, x, zero) for mask, x in pairs]
         if all(m is None for m in masks):
             return None
-        shapes = [x.logits.shape[:3] for x in self.student.levels]
+        shapes = [x.logits.shape[:3] for x in self.own.levels]
         return [
             torch.ones(shape, dtype=self.dtype, device=self.device)
             if m is None
@@ -131,13 +131,13 @@ class HeadRows:
             return self.scores()
         if self.selection.weights is None:
             return None
-        own = None if self.columns is None else self.columns[0]
-        return [class_scores(x, self.student, own).to(self.dtype) for x in self.student.levels]
+        columns = None if self.columns is None else self.columns[0]
+        return [class_scores(x, self.own, columns).to(self.dtype) for x in self.own.levels]
 
     def scores(self) -> list[Tensor]:
         """The teacher's scores, (N, P, A) for each level."""
         columns = None if self.columns is None else self.columns[1]
-        return [class_scores(x, self.teacher, columns).to(self.dtype) for x in self.teacher.levels]
+        return [class_scores(x, self.theirs, columns).to(self.dtype) for x in self.theirs.levels]
 
     def positives(self) -> list[Tensor]:
         """Rows with a class, (N, P, A) bool for each level."""
@@ -159,7 +159,7 @@ class HeadRows:
     def logits(self) -> list[Tensor]:
         """The logits (rows, C) of student and teacher, image by image."""
         found = []
-        for head, which in zip((self.student, self.teacher), self.columns or (None, None)):
+        for head, which in zip((self.own, self.theirs), self.columns or (None, None)):
             maps = [x.logits for x in head.levels]
             if len(maps) == 1:
                 rows = maps[0].flatten(0, 2)
@@ -174,14 +174,14 @@ class HeadRows:
             return self.values(name).reshape(-1)
         parts = [
             x.features.unsqueeze(2).expand(-1, -1, x.logits.shape[2], -1).flatten(1, 2)
-            for x in self.student.levels
+            for x in self.own.levels
             if x.features is not None
         ]
         return torch.cat(parts, 1).flatten(0, 1)
 
     def values(self, name: str) -> Tensor:
         """Labels, priors or images of the rows, image by image: (N, per_image)."""
-        levels = self.student.levels
+        levels = self.own.levels
         if name == 'labels':  # an index also in rows that do not count
             assert self.labels is not None
             labels = self.labels

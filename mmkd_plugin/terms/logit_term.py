@@ -155,7 +155,9 @@ class LogitTerm(Term):
         images = len(data_samples) if isinstance(data_samples, (list, tuple)) else None
         check_batch(own, images)
         copies = self.copies
-        pair = PairContext(self.classes.columns, self.classes.table, copies, copies * (images or 1))
+        pair = PairContext(
+            self.classes.columns, self.classes.class_map, copies, copies * (images or 1)
+        )
         more = dict(pair=pair) if self.tells_pair else {}
         with torch.no_grad():
             theirs = self.teacher.read(teacher_recorder, data_samples, student=own, **more)

@@ -17,8 +17,8 @@ from .shared_classes import Columns
 
 def evaluate(
     loss: LogitLoss,
-    student: Predictions,
-    teacher: Predictions,
+    own: Predictions,
+    theirs: Predictions,
     selection: Selection,
     columns: Columns | None = None,
     images: int = 1,
@@ -27,8 +27,8 @@ def evaluate(
 
     Args:
         loss: connected, and told the activation.
-        student: the student's rows.
-        teacher: the teacher's, whose levels have the same (N, P, A).
+        own: the student's rows.
+        theirs: the teacher's, whose levels have the same (N, P, A).
         selection: see :class:`Selection`.
         columns: which columns of student and teacher are compared, for heads that share some of
             their classes only; background columns, where there are any, last. Rows whose label is
@@ -43,10 +43,10 @@ def evaluate(
     Raises:
         ValueError: something is missing, or there are too many rows.
     """
-    check_needs(loss, student, selection)
+    check_needs(loss, own, selection)
     # Also for what is in front of the loss: autocast would widen whole maps where it joins levels.
-    with torch.autocast(student.levels[0].logits.device.type, enabled=False):
-        mean, amount = _mean(HeadRows(loss, student, teacher, selection, columns, images))
+    with torch.autocast(own.levels[0].logits.device.type, enabled=False):
+        mean, amount = _mean(HeadRows(loss, own, theirs, selection, columns, images))
         return (mean * amount if selection.reduction == 'sum' else mean), amount
 
 
@@ -59,8 +59,8 @@ def _mean(heads: HeadRows) -> tuple[Tensor, Tensor]:
     if suits_parts(heads):
         value = chunked_mean(
             heads.loss,
-            [x.logits for x in heads.student.levels],
-            [x.logits for x in heads.teacher.levels],
+            [x.logits for x in heads.own.levels],
+            [x.logits for x in heads.theirs.levels],
             weights,
             heads.labels if 'labels' in heads.loss.needs else None,
             heads.columns,
@@ -79,14 +79,14 @@ def _counts_all(heads: HeadRows) -> bool:
         return False
     if k is None or heads.are_few or heads.per_image <= k:
         return True
-    return heads.student.kind == 'pixel' and heads.loss.separable  # nearly all pixels are
+    return heads.own.kind == 'pixel' and heads.loss.separable  # nearly all pixels are
 
 
 def _call(heads: HeadRows, index: Tensor | None, weights: Tensor | None) -> Tensor:
     """The loss of all rows, or of those of an index (N, K)."""
     loss, rows = heads.loss, heads if index is None else ChosenRows(heads, index)
     if index is None:
-        refuse_many_rows(loss, heads.student, heads.count)
+        refuse_many_rows(loss, heads.own, heads.count)
     logits = rows.logits()
     extras = {name: rows.extra(name) for name in loss.needs}
     if weights is not None:

@@ -18,45 +18,49 @@ class SharedClasses(nn.Module):
 
     Args:
         class_map: for each class of the student that of the teacher, or -1; None if they agree.
-        student: one of the student's heads.
-        teacher: one of the teacher's.
+        spec: one of the student's heads.
+        teacher_spec: one of the teacher's.
         in_columns: whether the columns of the rows are classes.
 
     Attributes:
-        table: the class_map, (K,), or None.
+        class_map: as given, (K,), or None.
         width: how many columns are compared, or None for all.
 
     Raises:
         TapError: a map that does not fit the heads.
     """
 
-    table: Tensor | None
-    own: Tensor
-    theirs: Tensor
+    class_map: Tensor | None
+    own_columns: Tensor
+    their_columns: Tensor
 
     def __init__(
         self,
         class_map: Sequence[int] | None,
-        student: HeadSpec,
-        teacher: HeadSpec,
+        spec: HeadSpec,
+        teacher_spec: HeadSpec,
         in_columns: bool,
     ) -> None:
         super().__init__()
         own = theirs = None
         if class_map is not None and in_columns:
-            own = fit_class_map(class_map, student.num_classes, teacher.num_classes)
+            own = fit_class_map(class_map, spec.num_classes, teacher_spec.num_classes)
             theirs = [class_map[i] for i in own]
-            if student.background:
-                own, theirs = [*own, student.num_classes], [*theirs, teacher.num_classes]
+            if spec.background:
+                own, theirs = [*own, spec.num_classes], [*theirs, teacher_spec.num_classes]
         self.width = None if own is None else len(own)
-        for name, indices in (('table', class_map), ('own', own), ('theirs', theirs)):
+        for name, indices in (
+            ('class_map', class_map),
+            ('own_columns', own),
+            ('their_columns', theirs),
+        ):
             values = None if indices is None else torch.tensor(indices)
             self.register_buffer(name, values, persistent=False)
 
     @property
     def columns(self) -> Columns | None:
         """Columns of student and teacher that mean the same; None for all."""
-        return None if self.width is None else (self.own, self.theirs)
+        return None if self.width is None else (self.own_columns, self.their_columns)
 
 
 def labels_in(

@@ -196,13 +196,13 @@ class DenseLogits(LogitView):
     def _level(self, head: AnyModule, groups: list[list[Tensor]], i: int) -> Level:
         priors, class_map = self.priors[i], groups[0][i]
         level = Level(
-            logits=_rows(class_map, priors),
+            logits=_by_position(class_map, priors),
             centers=centers_of(head.prior_generator, class_map, self.strides[i]),
             stride=self.strides[i],
         )
         # Centerness and objectness: the one number per prediction beside classes and box.
         if len(groups) > 2 and groups[2][i].shape[1] == priors:
-            level.quality = _rows(groups[2][i], priors)[..., 0]
+            level.quality = _by_position(groups[2][i], priors)[..., 0]
         boxes = box_maps(head, groups, priors)
         if boxes is not None:
             index, kind = boxes
@@ -264,7 +264,7 @@ class DenseLogits(LogitView):
         return layers
 
 
-def _rows(maps: Tensor, priors: int) -> Tensor:
+def _by_position(maps: Tensor, priors: int) -> Tensor:
     """(N, A C, H, W) seen as (N, P, A, C); mmdet puts anchors outside, channels inside."""
     return maps.unflatten(1, (priors, -1)).flatten(3).permute(0, 3, 1, 2)
 

@@ -74,7 +74,7 @@ def read_boxes(head: AnyModule, kind: str, box_map: Tensor, level: int, priors: 
     return Boxes(kind=kind, raw=raw, coder=decode)
 
 
-def _rows(box_map: Tensor, priors: int) -> Tensor:
+def _box_rows(box_map: Tensor, priors: int) -> Tensor:
     """(N, A D, H, W) as rows (N, P A, D) in the order of the head's priors."""
     rows = box_map.float().flatten(2).transpose(1, 2)
     return rows.reshape(box_map.shape[0], -1, box_map.shape[1] // priors)
@@ -116,33 +116,33 @@ def _shape(box_map: Tensor, priors: int) -> tuple[int, ...]:
 def _from_deltas(head: AnyModule, box_map: Tensor, level: int, priors: int) -> Tensor:
     anchors = _grid(head, box_map, level)
     anchors = getattr(anchors, 'tensor', anchors)
-    return _coded(head, anchors, _rows(box_map, priors), _shape(box_map, priors))
+    return _coded(head, anchors, _box_rows(box_map, priors), _shape(box_map, priors))
 
 
 def _from_ltrb(
     head: AnyModule, box_map: Tensor, level: int, priors: int, in_strides: bool
 ) -> Tensor:
-    rows = _rows(box_map, priors)
+    rows = _box_rows(box_map, priors)
     if in_strides:
         rows = rows * _stride(head, level)
     return _coded(head, _points(head, box_map, level), rows, _shape(box_map, priors))
 
 
 def _from_dfl(head: AnyModule, box_map: Tensor, level: int, priors: int) -> Tensor:
-    rows = _rows(box_map, priors)
+    rows = _box_rows(box_map, priors)
     distances = head.integral(rows.flatten(0, 1)).view(*rows.shape[:2], 4) * _stride(head, level)
     return _coded(head, _points(head, box_map, level), distances, _shape(box_map, priors))
 
 
 def _from_points(head: AnyModule, box_map: Tensor, level: int, priors: int) -> Tensor:
-    offsets = _rows(head.points2bbox(box_map.float()), priors) * _stride(head, level)
+    offsets = _box_rows(head.points2bbox(box_map.float()), priors) * _stride(head, level)
     centers = _points(head, box_map, level)
     return (offsets + centers.repeat(1, 2)).view(_shape(box_map, priors))
 
 
 def _from_cxcywh(head: AnyModule, box_map: Tensor, level: int, priors: int) -> Tensor:
     grid = _grid(head, box_map, level, with_stride=True)
-    return head._bbox_decode(grid, _rows(box_map, priors)).view(_shape(box_map, priors))
+    return head._bbox_decode(grid, _box_rows(box_map, priors)).view(_shape(box_map, priors))
 
 
 _DECODERS: dict[str, Callable[..., Tensor]] = dict(

@@ -10,16 +10,16 @@ from torch import Tensor
 from ...errors import TapError
 
 
-def check_count(what: str, connected: int, student: Sequence, teacher: Sequence) -> None:
+def check_count(what: str, connected: int, own: Sequence, theirs: Sequence) -> None:
     """Refuses a step that gives other numbers of levels or heads than were connected.
 
     Raises:
         TapError: with the numbers.
     """
-    if not len(student) == len(teacher) == connected:
+    if not len(own) == len(theirs) == connected:
         raise TapError(
             f'{connected} {what} were connected, but this step gave '
-            f'{len(student)} (student) and {len(teacher)} (teacher).'
+            f'{len(own)} (student) and {len(theirs)} (teacher).'
         )
 
 

@@ -8,16 +8,16 @@ from ...errors import TapError
 from ...taps import Capture
 
 
-def check_levels(student: Sequence[Capture], teacher: Sequence[Capture]) -> None:
+def check_levels(own: Sequence[Capture], theirs: Sequence[Capture]) -> None:
     """Refuses taps that give different numbers of levels.
 
     Raises:
         TapError: with the shapes of both.
     """
-    if len(student) != len(teacher):
+    if len(own) != len(theirs):
         raise TapError(
-            f'the student tap gives {len(student)} levels ({_shapes(student)}) and the teacher tap '
-            f'{len(teacher)} ({_shapes(teacher)}). Choose the same ones on both sides, for example '
+            f'the student tap gives {len(own)} levels ({_shapes(own)}) and the teacher tap '
+            f'{len(theirs)} ({_shapes(theirs)}). Choose the same ones on both sides, for example '
             'with dict(path=..., levels=[...]).'
         )
 
