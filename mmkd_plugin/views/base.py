@@ -10,6 +10,7 @@ from typing import Any, cast
 from torch import nn
 
 from ..checks import carry_old_names, check_keys, nearest, shown
+from ..errors import placed
 from ..taps import Capture, Recorder, TapConfig, TapError, TapPoint, parse_tap
 from ..taps.partial_forward import reads_text
 from .predictions import ALIKE, HeadSpec, PairContext, Predictions
@@ -82,7 +83,8 @@ class LogitView(View):
     Args:
         model: the model to look at.
         needs: what the loss wants beside the logits, such as ``'features'``.
-        where: names the config entry in error messages.
+        where: names the config entry in error messages; what the constructor refuses gets it put
+            in front.
 
     Attributes:
         teacher_only: True for a view that reads a teacher only, and brings any head to the
@@ -244,7 +246,8 @@ def make_view(
             ) from None
     for cls in _VIEWS[name]:
         if cls.fits(model):
-            view = cls(model, needs, where)
+            with placed(where):
+                view = cls(model, needs, where)
             _check_features(view, model, needs, f'{where}={name!r}')
             return view
     if reads_text(model):

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import nearest
-from ..errors import placed
 from ..taps import Recorder, TapError, TapPoint
 from ..taps.foreign import AnyModule
 from .base import LogitView, register_view
@@ -35,14 +34,13 @@ class ClassifierLogits(LogitView):
         preprocessor = getattr(model, 'data_preprocessor', None)
         self.mixes = bool(getattr(preprocessor, 'batch_augments', None))
         self.needs = tuple(needs)
-        with placed(where):
-            self.head = head = read_head(model)
+        self.head = head = read_head(model)
         self.spec = HeadSpec(
             head.label, 'image', head.activation, head.num_classes, feature_dim=head.feature_dim
         )
         if 'labels' in self.needs and self.head.multi_label:
             raise TapError(
-                f'{where}: the targets of {type(model.head).__name__} are multi-label, an image '
+                f'the targets of {type(model.head).__name__} are multi-label, an image '
                 f'has any number of classes; the loss needs one label per image. {_WITHOUT_LABELS}'
             )
         self.points = [self.head.logits]

@@ -44,10 +44,10 @@ class DenseLogits(LogitView):
         self.name = f'{HEAD} ({type(head).__name__})'
         if getattr(head.loss_cls, 'activated', False):
             raise TapError(
-                f'{where}: the class maps of {self.name} are probabilities (loss_cls has '
+                f'the class maps of {self.name} are probabilities (loss_cls has '
                 'activated=True), not logits. Distil its features instead, such as the neck.'
             )
-        self.strides = level_strides(head, where)
+        self.strides = level_strides(head)
         self.priors = tuple(head.prior_generator.num_base_priors)
         self.anchors = _base_anchors(head)
         self.activation = 'sigmoid' if _sigmoid(head) else 'softmax'
@@ -257,7 +257,7 @@ class DenseLogits(LogitView):
         layers = list(found.values())[-1] if found else []
         if len(layers) not in (1, len(self.strides)):
             raise TapError(
-                f'{self.where}: the loss needs features, but {self.name} has no convolution with '
+                f'the loss needs features, but {self.name} has no convolution with '
                 f"'cls' in its name and {width} outputs, shared by the levels or one for each "
                 f'(found: {layers or "none"}). Use a loss without features, such as KDLoss.'
             )

@@ -43,12 +43,12 @@ class DenseBins(DenseLogits):
         super().__init__(model, [], where)
         if 'features' in needs:
             raise TapError(
-                f'{where}: the loss needs features of a classification layer, which the view '
+                'the loss needs features of a classification layer, which the view '
                 "'dfl_logits' has not. Take a loss without them, such as KDLoss."
             )
         if 'labels' in needs:
             raise TapError(
-                f'{where}: the loss needs the label of a row among its columns, but those of '
+                'the loss needs the label of a row among its columns, but those of '
                 "'dfl_logits' are distances, of which none is the label. Take KDLoss."
             )
         self.bins = model.bbox_head.reg_max + 1

@@ -13,7 +13,7 @@ from ..taps.foreign import AnyModule
 from .predictions import Level
 
 
-def level_strides(head: AnyModule, where: str) -> tuple[int, ...]:
+def level_strides(head: AnyModule) -> tuple[int, ...]:
     """Pixels between neighbouring positions, level by level.
 
     Raises:
@@ -24,7 +24,7 @@ def level_strides(head: AnyModule, where: str) -> tuple[int, ...]:
     ]
     if any(width != height for width, height in pairs):
         raise TapError(
-            f'{where}: the strides of {type(head).__name__} differ between x and y: {pairs}. '
+            f'the strides of {type(head).__name__} differ between x and y: {pairs}. '
             'Levels are matched by one stride for both.'
         )
     return tuple(int(width) for width, _ in pairs)

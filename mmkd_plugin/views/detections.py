@@ -73,7 +73,7 @@ class Detections(LogitView):
         self.inner: Any = reader(model, (), where)  # a RoILogits or a DenseLogits
         self.spec = self.inner.specs(model)[-1]
         self.by_regions = isinstance(self.inner, RoILogits)
-        self.iou = _check_boxes(model, self.by_regions, where)
+        self.iou = _check_boxes(model, self.by_regions)
 
     @classmethod
     def fits(cls, model: AnyModule) -> bool:
@@ -308,7 +308,7 @@ def _reader(model: AnyModule) -> type[LogitView] | None:
     return None
 
 
-def _check_boxes(model: AnyModule, by_regions: bool, where: str) -> float:
+def _check_boxes(model: AnyModule, by_regions: bool) -> float:
     """Refuses heads whose boxes cannot be decoded.
 
     Returns:
@@ -319,12 +319,12 @@ def _check_boxes(model: AnyModule, by_regions: bool, where: str) -> float:
         head = model.roi_head.bbox_head[-1]
     if not (hasattr(head, 'fc_reg') if by_regions else box_kind(head)):
         raise TapError(
-            f"{where}: the view 'detections' does not know how {type(head).__name__} decodes its "
+            f"the view 'detections' does not know how {type(head).__name__} decodes its "
             'boxes. Distil features instead.'
         )
     if by_regions and model.rpn_head.test_cfg is None:
         raise TapError(
-            f"{where}: the view 'detections' takes the proposals that the teacher's rpn_head makes "
+            "the view 'detections' takes the proposals that the teacher's rpn_head makes "
             'in a test, but its config has no test_cfg.rpn. Add it.'
         )
     config = (model.roi_head if by_regions else head).test_cfg or {}

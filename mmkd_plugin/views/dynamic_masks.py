@@ -54,7 +54,7 @@ class DynamicMasks(LogitView):
 
     def __init__(self, model: AnyModule, needs: Sequence[str], where: str) -> None:
         self.where = where
-        refuse_features(needs, where)
+        refuse_features(needs)
         self.strides = tuple(model.bbox_head.strides)
         self.num_classes = model.bbox_head.num_classes
         self.masks = TapPoint('mask_head')

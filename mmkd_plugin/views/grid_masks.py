@@ -159,11 +159,11 @@ class GridMasks(_GridView):
         head = model.mask_head
         if not hasattr(head, 'conv_mask_list'):
             raise TapError(
-                f'{where}: {type(head).__name__} has no mask logits for each cell of its grids '
+                f'{type(head).__name__} has no mask logits for each cell of its grids '
                 '(it multiplies two probabilities, or makes masks by kernels for cells in an order '
                 "of its own). Distil its classes (student='cls_logits') or features."
             )
-        refuse_features(needs, where)
+        refuse_features(needs)
         self.maps = [TapPoint(f'mask_head.conv_mask_list.{i}') for i in range(len(self.grids))]
         self.losses = TapPoint('mask_head.loss_mask', source='input')
         self.points = [*self.maps, self.cells, self.losses]
@@ -276,7 +276,7 @@ def of_pixels(values: Tensor, size: Sequence[int]) -> Tensor:
     return values.repeat_interleave(size[0] * size[1]).reshape(1, -1, 1)
 
 
-def refuse_features(needs: Sequence[str], where: str) -> None:
+def refuse_features(needs: Sequence[str]) -> None:
     """Refuses a loss that trains on features: pixels of a mask have none.
 
     Raises:
@@ -284,7 +284,7 @@ def refuse_features(needs: Sequence[str], where: str) -> None:
     """
     if 'features' in needs:
         raise TapError(
-            f"{where}: the loss trains a classifier on features, which the view 'mask_logits' "
+            "the loss trains a classifier on features, which the view 'mask_logits' "
             'does not have. Use KDLoss on masks.'
         )
 

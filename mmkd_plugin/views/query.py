@@ -45,7 +45,7 @@ class QueryLogits(LogitView):
         self.needs = tuple(needs)
         if hasattr(head, 'aux_cls_branches'):
             raise TapError(
-                f'{where}: {type(head).__name__} trains a varying subset of its queries (distinct '
+                f'{type(head).__name__} trains a varying subset of its queries (distinct '
                 "and dense ones), for which the view 'cls_logits' has no fixed rows. Distil "
                 "features instead, such as student='neck'."
             )

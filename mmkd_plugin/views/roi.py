@@ -57,7 +57,7 @@ class RoILogits(LogitView):
             self.features = [TapPoint(f'{path}.fc_cls', source='input') for path in self.heads]
         self.points = [*self.outputs, *self.losses, *self.rois, *self.features]
         self.pyramid = pyramid_point(model)
-        self._specs = [_spec(model.get_submodule(path), path, where) for path in self.heads]
+        self._specs = [_spec(model.get_submodule(path), path) for path in self.heads]
 
     @classmethod
     def fits(cls, model: AnyModule) -> bool:
@@ -215,11 +215,11 @@ def _classifies(head: AnyModule) -> bool:
     )
 
 
-def _spec(head: AnyModule, path: str, where: str) -> HeadSpec:
+def _spec(head: AnyModule, path: str) -> HeadSpec:
     columns, classes = head.fc_cls.out_features, head.num_classes
     if columns not in (classes, classes + 1):
         raise TapError(
-            f'{where}: {path!r} knows {classes} classes, but {type(head.loss_cls).__name__} gives '
+            f'{path!r} knows {classes} classes, but {type(head.loss_cls).__name__} gives '
             f"its fc_cls {columns} outputs; the view 'cls_logits' reads heads with an output for "
             'each class, and one for background. Use a softmax or sigmoid loss, or distil features.'
         )
