@@ -15,7 +15,7 @@ from mmkd_plugin.registry import MODELS
 from mmkd_plugin.taps import TapError
 from mmkd_plugin.terms import TermConfig
 from mmkd_plugin.views import HeadSpec, Level, LogitView, PairContext, Predictions, register_view
-from mmkd_plugin.views.base import _VIEWS
+from mmkd_plugin.views.registry import _VIEWS
 
 KD = dict(loss=dict(type='KDLoss'), student='cls_logits')
 

@@ -4,30 +4,40 @@ A term names a view by its name (``student='cls_logits'``) or a tap by a module 
 heads plug in with :func:`register_view`; nothing else changes.
 """
 
-from . import (
-    classifier,  # noqa: F401  (registers its view; of those that fit a model the last serves it)
-    dense,  # noqa: F401
-    dense_bins,  # noqa: F401
-    detections,  # noqa: F401
-    dynamic_masks,  # noqa: F401
-    grid_masks,  # noqa: F401
-    query,  # noqa: F401
-    roi,  # noqa: F401
-    roi_masks,  # noqa: F401
-    semantic,  # noqa: F401
-)
-from .base import (
-    LogitView,
-    TapView,
-    View,
-    fitting,
-    make_logit_view,
-    make_view,
-    register_view,
-    view_names,
-    views,
-)
+from .base import LogitView, View
+from .classifier import ClassifierLogits
+from .dense import DenseLogits
+from .dense_bins import DenseBins
+from .detections import Detections
+from .dynamic_masks import DynamicMasks
+from .grid_masks import GridLogits, GridMasks
+from .make import make_logit_view, make_view
 from .predictions import Boxes, HeadSpec, Level, PairContext, Predictions
+from .query import QueryLogits
+from .registry import fitting, register_view, view_names, views
+from .roi import RoILogits
+from .roi_masks import RoIMasks
+from .semantic import PanopticSemanticLogits, SemanticLogits
+from .tap_view import TapView
+
+# Of the views of a name the first that fits a model serves it; a user's come before all of these.
+TABLE: dict[str, tuple[type[LogitView], ...]] = dict(
+    cls_logits=(
+        SemanticLogits,
+        QueryLogits,
+        GridLogits,
+        RoILogits,
+        DenseLogits,
+        ClassifierLogits,
+    ),
+    dfl_logits=(DenseBins,),
+    detections=(Detections,),
+    mask_logits=(RoIMasks, DynamicMasks, GridMasks),
+    seg_logits=(PanopticSemanticLogits, SemanticLogits),
+)
+for name, classes in TABLE.items():
+    for cls in reversed(classes):  # what is registered last is tried first
+        register_view(name)(cls)
 
 __all__ = [
     'Boxes',

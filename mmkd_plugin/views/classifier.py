@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from ..checks import nearest
 from ..taps import Recorder, TapError, TapPoint
 from ..taps.foreign import AnyModule
-from .base import LogitView, register_view
+from .base import LogitView
 from .class_head import read_head
 from .predictions import HeadSpec, Level, Predictions
 
 _WITHOUT_LABELS = 'Take a loss without labels, such as KDLoss or CKDLoss.'
 
 
-@register_view('cls_logits')
 class ClassifierLogits(LogitView):
     """What ``model.head`` makes of an image: class logits (N, C), before softmax or sigmoid.
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..taps import Recorder, TapError, TapPoint
 from ..taps.foreign import AnyModule
 from ..taps.partial_forward import takes_features
-from .base import LogitView, register_view
+from .base import LogitView
 from .dense_boxes import box_maps, read_boxes
 from .dense_geometry import centers_of, level_strides, offset_of, valid_positions
 from .dense_targets import DenseTargets
@@ -26,7 +26,6 @@ HEAD = 'bbox_head'
 _BY_BOXES = "Let the teacher's boxes speak instead: teacher='detections'."
 
 
-@register_view('cls_logits')
 class DenseLogits(LogitView):
     """Class logits (N, P, A, C) of every level, read from the maps (N, A C, H, W) without a copy.
 

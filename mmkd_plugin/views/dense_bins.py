@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..taps import Recorder, TapError
 from ..taps.foreign import AnyModule
-from .base import LogitView, register_view
+from .base import LogitView
 from .dense import HEAD, DenseLogits
 from .dense_boxes import reg_max
 from .predictions import HeadSpec, Level, Predictions
@@ -25,7 +25,6 @@ class ClassRows:
     classes: Predictions
 
 
-@register_view('dfl_logits')
 class DenseBins(DenseLogits):
     """Bins of the four box sides (GFL's general distributions): logits (N, P, 4 A, r + 1).
 

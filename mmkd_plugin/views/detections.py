@@ -12,11 +12,12 @@ from ..taps import Recorder, TapError, TapPoint
 from ..taps.foreign import AnyModule
 from ..taps.partial_forward import inference_form
 from .assignment import assign, log_odds
-from .base import LogitView, register_view, views
+from .base import LogitView
 from .dense import DenseLogits
 from .dense_boxes import box_kind
 from .predictions import ALIKE, HeadSpec, Level, PairContext, Predictions
 from .regions import pyramid, refuse_fused, stage_arguments
+from .registry import views
 from .roi import RoILogits
 
 PER_IMAGE = 100  # detections that an image keeps
@@ -40,7 +41,6 @@ class ImageBoxes(NamedTuple):
     taint: Tensor
 
 
-@register_view('detections')
 class Detections(LogitView):
     """The teacher's decoded predictions, assigned to the positions of a dense student.
 

@@ -14,7 +14,7 @@ from ..class_map import fit_class_map
 from ..errors import placed
 from ..taps import Recorder, TapError, TapPoint
 from ..taps.foreign import AnyModule
-from .base import LogitView, register_view
+from .base import LogitView
 from .grid_masks import MASKS, known_rows, mask_level, mask_rows, of_pixels, refuse_features
 from .loss_calls import loss_calls
 from .predictions import ALIKE, HeadSpec, Level, PairContext, Predictions
@@ -35,7 +35,6 @@ class Positions:
     sizes: list[tuple[int, int]]
 
 
-@register_view('mask_logits')
 class DynamicMasks(LogitView):
     """The masks that CondInst's student trains on, (1, masks * H * W, 1, 1), a level per image.
 

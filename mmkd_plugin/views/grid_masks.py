@@ -14,7 +14,7 @@ from ..class_map import fit_class_map
 from ..errors import placed
 from ..taps import Recorder, TapError, TapPoint
 from ..taps.foreign import AnyModule
-from .base import LogitView, register_view
+from .base import LogitView
 from .dense_geometry import ignored_boxes
 from .loss_calls import loss_calls
 from .predictions import ALIKE, HeadSpec, Level, PairContext, Predictions, map_rows
@@ -87,7 +87,6 @@ class _GridView(LogitView):
         return [part.reshape(images, -1) for part in calls[0].target.split(sizes)]
 
 
-@register_view('cls_logits')
 class GridLogits(_GridView):
     """The class logits of every cell, (N, S * S, 1, C), one level for each grid.
 
@@ -140,7 +139,6 @@ class GridLogits(_GridView):
         return [Predictions.of(self.spec, levels)]
 
 
-@register_view('mask_logits')
 class GridMasks(_GridView):
     """The mask logits of the cells that the student's own targets made positive.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..taps import Recorder, TapError, TapPoint
 from ..taps.foreign import AnyModule
 from ..taps.partial_forward import decodes_queries, reads_text
-from .base import LogitView, register_view
+from .base import LogitView
 from .loss_calls import loss_calls
 from .predictions import ALIKE, Boxes, HeadSpec, Level, PairContext, Predictions
 
@@ -20,7 +20,6 @@ CLASS_COST, L1_COST, GIOU_COST = 2.0, 5.0, 2.0
 _NEVER = 1e6  # cost of a pair with a NaN box: matched only when nothing else is left
 
 
-@register_view('cls_logits')
 class QueryLogits(LogitView):
     """The class logits of every decoder layer, (N, Q, 1, C), one Predictions for each.
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..taps import Recorder, TapError, TapPoint
 from ..taps.foreign import AnyModule
-from .base import LogitView, register_view
+from .base import LogitView
 from .loss_calls import loss_calls
 from .predictions import ALIKE, Boxes, HeadSpec, Level, PairContext, Predictions
 from .regions import (
@@ -34,7 +34,6 @@ from .regions import (
 )
 
 
-@register_view('cls_logits')
 class RoILogits(LogitView):
     """Rows (1, R, 1, C) of the RoIs that the student sampled, for each stage of its RoI head.
 

@@ -14,7 +14,7 @@ from ..class_map import fit_class_map
 from ..errors import placed
 from ..taps import Recorder, TapError, TapPoint
 from ..taps.foreign import AnyModule
-from .base import LogitView, register_view
+from .base import LogitView
 from .predictions import ALIKE, HeadSpec, Level, PairContext, Predictions
 from .regions import (
     Regions,
@@ -47,7 +47,6 @@ class MaskRegions(Regions):
     agnostic: bool
 
 
-@register_view('mask_logits')
 class RoIMasks(LogitView):
     """Rows (1, R h w, 1, 1): the pixels of the masks of the student's R positive RoIs.
 

@@ -12,7 +12,7 @@ from torch.nn import functional as nnf
 
 from ..taps import Recorder, TapError, TapPoint
 from ..taps.foreign import AnyModule
-from .base import LogitView, register_view
+from .base import LogitView
 from .loss_calls import loss_calls
 from .predictions import HeadSpec, Level, Predictions, map_rows
 
@@ -24,7 +24,6 @@ class MapSize:
     size: torch.Size
 
 
-@register_view('seg_logits', 'cls_logits')
 class SemanticLogits(LogitView):
     """What ``decode_head.conv_seg`` says for each pixel, (N, H W, 1, C), at the head's own size.
 
@@ -164,7 +163,6 @@ class SemanticLogits(LogitView):
         )
 
 
-@register_view('seg_logits')
 class PanopticSemanticLogits(SemanticLogits):
     """What the semantic head of Panoptic FPN says for each pixel.
 

@@ -23,7 +23,7 @@ from mmkd_plugin.views import (
     register_view,
     views,
 )
-from mmkd_plugin.views.base import _VIEWS
+from mmkd_plugin.views.registry import _VIEWS
 
 KD = dict(loss=dict(type='KDLoss', temperature=4.0), student='cls_logits', weight=0.9)
 

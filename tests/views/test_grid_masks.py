@@ -18,8 +18,8 @@ from mmkd_plugin import functional as F
 from mmkd_plugin.taps import Recorder, TapError
 from mmkd_plugin.teacher import Teacher
 from mmkd_plugin.views import PairContext
-from mmkd_plugin.views.base import make_view
 from mmkd_plugin.views.dynamic_masks import _recognise
+from mmkd_plugin.views.make import make_view
 
 MASKS = dict(loss=dict(type='KDLoss', temperature=1.0), student='mask_logits', name='kd')
 GRIDS = [8, 6, 5, 4, 3]

@@ -15,8 +15,8 @@ import mmkd_plugin
 from mmkd_plugin import recipes
 from mmkd_plugin.taps import TapError
 from mmkd_plugin.views import view_names, views
-from mmkd_plugin.views.base import _VIEWS
 from mmkd_plugin.views.dense import DenseLogits
+from mmkd_plugin.views.registry import _VIEWS
 
 DOCS = Path(__file__).resolve().parents[2] / 'docs' / 'detection.md'
 KD = dict(loss=dict(type='KDLoss', temperature=1.0), student='cls_logits')

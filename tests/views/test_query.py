@@ -20,7 +20,7 @@ import mmkd_plugin
 from mmkd_plugin import functional as F
 from mmkd_plugin.taps import TapError
 from mmkd_plugin.teacher import Teacher, build_model
-from mmkd_plugin.views.base import make_view
+from mmkd_plugin.views.make import make_view
 from mmkd_plugin.views.predictions import Boxes, Level
 from mmkd_plugin.views.query import QueryLogits, match_queries, matching_cost
 

@@ -17,7 +17,7 @@ from torch.nn import functional as nnf
 import mmkd_plugin
 from mmkd_plugin import functional as F
 from mmkd_plugin.taps import Recorder, TapError
-from mmkd_plugin.views.base import make_view
+from mmkd_plugin.views.make import make_view
 
 pytest.importorskip('mmseg')
 
