@@ -15,27 +15,14 @@ import torch
 from torch import Tensor
 
 from ..functional.checks import widen
-from ..functional.compiling import is_compiling
 from ..losses.logit_base import LogitLoss, zero_uncounted
 from ..views.scores import PART
-from .head_rows import HeadRows
 
 # A part has ``PART`` logits at least. Larger ones launch fewer kernels, but the temporary tensors
 # of a part are as large as it is; hence at most so many parts, whatever the size of the batch. On
 # an accelerator the launches are what takes the time: 64 parts of KD took 32 ms on an H100, 2459
 # operations, the plain formula 3 ms. 8 parts are 522 operations and 7 MB more for each image.
 PARTS, PARTS_OF_ACCELERATORS = 64, 8
-
-
-def suits_parts(heads: HeadRows) -> bool:
-    """Whether the loss goes over the maps part by part; the compiler has means of its own."""
-    large = sum(x.logits.numel() for x in heads.own.levels) > PART
-    return (
-        heads.loss.separable
-        and not is_compiling()
-        and not heads.are_few
-        and (large or heads.own.kind == 'dense')
-    )
 
 
 def chunked_mean(

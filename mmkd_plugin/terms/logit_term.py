@@ -77,7 +77,9 @@ class LogitTerm(Term):
         teacher.check_pair(student, models, **more)
         self.tells_pair = takes(teacher.read, 'pair')
         heads = self.specs[0], self.teacher_specs[0]
-        self.classes = SharedClasses(class_map, *heads, in_columns=student.of_classes)
+        self.classes: SharedClasses | None = None
+        if class_map is not None:
+            self.classes = SharedClasses(class_map, *heads, in_columns=student.of_classes)
 
     @property
     def kind(self) -> str:
@@ -91,7 +93,7 @@ class LogitTerm(Term):
         plan = []
         for i, spec in enumerate(self.specs):
             loss = cast(LogitLoss, self.add_loss(rng))  # check_views refuses others
-            columns = self.classes.width or spec.columns
+            columns = (self.classes and self.classes.width) or spec.columns
             width = spec.feature_dim if 'features' in loss.needs else None
             features = None if width is None else (1, width)
             try:
@@ -154,10 +156,10 @@ class LogitTerm(Term):
         own = self.student.read(student_recorder, data_samples)
         images = len(data_samples) if isinstance(data_samples, (list, tuple)) else None
         check_batch(own, images)
-        copies = self.copies
-        pair = PairContext(
-            self.classes.columns, self.classes.class_map, copies, copies * (images or 1)
-        )
+        columns = class_map = None
+        if self.classes is not None:
+            columns, class_map = self.classes.columns, self.classes.class_map
+        pair = PairContext(columns, class_map, self.copies, self.copies * (images or 1))
         more = dict(pair=pair) if self.tells_pair else {}
         with torch.no_grad():
             theirs = self.teacher.read(teacher_recorder, data_samples, student=own, **more)

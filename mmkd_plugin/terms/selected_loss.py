@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..functional.compiling import is_compiling
 from ..losses.logit_base import LogitLoss
 from ..views.predictions import Predictions
+from ..views.scores import PART
 from .chosen_rows import ChosenRows, choose
-from .chunked import chunked_mean, suits_parts
+from .chunked import chunked_mean
 from .head_rows import HeadRows
 from .pairing.rows import check_needs, refuse_many_rows
 from .selection import Selection
@@ -56,7 +58,7 @@ def _mean(heads: HeadRows) -> tuple[Tensor, Tensor]:
         index, chosen = choose(heads)
         return _call(heads, index, chosen), heads.amount([chosen])
     weights = heads.weights()
-    if suits_parts(heads):
+    if _in_parts(heads):
         value = chunked_mean(
             heads.loss,
             [x.logits for x in heads.own.levels],
@@ -80,6 +82,17 @@ def _counts_all(heads: HeadRows) -> bool:
     if k is None or heads.are_few or heads.per_image <= k:
         return True
     return heads.own.kind == 'pixel' and heads.loss.separable  # nearly all pixels are
+
+
+def _in_parts(heads: HeadRows) -> bool:
+    """Whether the loss goes over the maps part by part; the compiler has means of its own."""
+    large = sum(x.logits.numel() for x in heads.own.levels) > PART
+    return (
+        heads.loss.separable
+        and not is_compiling()
+        and not heads.are_few
+        and (large or heads.own.kind == 'dense')
+    )
 
 
 def _call(heads: HeadRows, index: Tensor | None, weights: Tensor | None) -> Tensor:

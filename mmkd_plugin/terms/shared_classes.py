@@ -17,33 +17,33 @@ class SharedClasses(nn.Module):
     """The class_map of a term, as buffers that move with it and are never saved.
 
     Args:
-        class_map: for each class of the student that of the teacher, or -1; None if they agree.
+        class_map: for each class of the student that of the teacher, or -1.
         spec: one of the student's heads.
         teacher_spec: one of the teacher's.
         in_columns: whether the columns of the rows are classes.
 
     Attributes:
-        class_map: as given, (K,), or None.
+        class_map: as given, (K,).
         width: how many columns are compared, or None for all.
 
     Raises:
         TapError: a map that does not fit the heads.
     """
 
-    class_map: Tensor | None
+    class_map: Tensor
     own_columns: Tensor
     their_columns: Tensor
 
     def __init__(
         self,
-        class_map: Sequence[int] | None,
+        class_map: Sequence[int],
         spec: HeadSpec,
         teacher_spec: HeadSpec,
         in_columns: bool,
     ) -> None:
         super().__init__()
         own = theirs = None
-        if class_map is not None and in_columns:
+        if in_columns:
             own = fit_class_map(class_map, spec.num_classes, teacher_spec.num_classes)
             theirs = [class_map[i] for i in own]
             if spec.background:
