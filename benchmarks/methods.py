@@ -39,7 +39,12 @@ OPTIMIZERS = {
     'sgd-clip': Optimizer(
         'SGD, lr 0.02, momentum 0.9, weight decay 1e-4, clipping at 2',
         dict(_SGD, clip_grad=dict(max_norm=2, norm_type=2)),
-        'SGD, clipped',
+        'SGD, clipped at 2',
+    ),
+    'sgd-clip8': Optimizer(
+        'SGD, lr 0.02, momentum 0.9, weight decay 1e-4, clipping at 8',
+        dict(_SGD, clip_grad=dict(max_norm=8, norm_type=2)),
+        'SGD, clipped at 8',
     ),
     'adamw': Optimizer(
         'AdamW, lr 1e-3, weight decay 0.05, clipping at 35',

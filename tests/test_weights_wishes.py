@@ -128,8 +128,8 @@ def test_odd_names_can_be_typed_as_the_run_prints_them(tmp_path):
         if '--weight' in line
     ]
     typed = shlex.split(line.partition(': ')[2])
-    assert typed[::2] == ['--weight', '--weight']
-    assert parse_flags(None, typed[1::2]) == state(tmp_path)['distiller']['weights']
+    assert typed[::2] == ['--weight', '--weight', '--limit-spikes']
+    assert parse_flags(None, typed[1:4:2]) == state(tmp_path)['distiller']['weights']
 
 
 def test_no_term_is_called_as_all_of_them_are():
@@ -430,6 +430,7 @@ def test_the_command_line_and_distill_give_one_config(tmp_path, teacher_file):
     flags += ['--weights', 'published', '--weight', 'gdd=3', '--class-map', '1,0']
     flags += ['--term-options', 'kd.loss.temperature=2', '--task-weight', '0.5']
     flags += ['--init-student', 'head', '--teacher-cfg-options', 'model.type=ToyClassifier']
+    flags += ['--limit-spikes', '7.5']
     by_flags = config(tmp_path)
     add_distillation(by_flags, parser.parse_args(flags))
     by_hand = mmkd_plugin.distill(
@@ -446,5 +447,6 @@ def test_the_command_line_and_distill_give_one_config(tmp_path, teacher_file):
         term_options=dict(kd=dict(loss=dict(temperature=2))),
         task_weight=0.5,
         init_student='head',
+        limit_spikes=7.5,
     )
     assert by_flags.to_dict() == by_hand.to_dict()

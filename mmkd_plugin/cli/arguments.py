@@ -17,6 +17,8 @@ from .. import recipes
 from ..checks import shortened
 from ..editing.distilled import distill_in_place
 from ..hooks.entries import distill_hooks
+from ..hooks.spikes import checked as checked_limit
+from ..weights import AUTO
 from ..weights.wishes import parse_flags
 from .errors import UsageError
 
@@ -32,6 +34,7 @@ _OPTIONS = {
     '--term-options': 'term_options',
     '--task-weight': 'task_weight',
     '--init-student': 'init_student',
+    '--limit-spikes': 'limit_spikes',
 }
 
 
@@ -118,6 +121,12 @@ def add_distillation_arguments(parser: argparse.ArgumentParser) -> None:
         '--init-student',
         metavar='PARTS',
         help="copy these matching parts of the teacher into the student, e.g. 'neck+head'",
+    )
+    group.add_argument(
+        '--limit-spikes',
+        metavar='auto|off|NORM',
+        help='where clip_grad is not set: scale steps down whose gradient is far above the usual '
+        '(default auto, in runs that find weights), or above NORM',
     )
 
 
@@ -206,7 +215,20 @@ def _method(args: argparse.Namespace) -> dict:
         term_options=args.term_options,
         task_weight=args.task_weight,
         init_student=args.init_student,
+        limit_spikes=_limit(args.limit_spikes),
     )
+
+
+def _limit(text: str | None) -> str | float | None:
+    """The value of ``--limit-spikes`` as the hook takes it."""
+    if text in (None, AUTO, 'off'):
+        return False if text == 'off' else text
+    try:
+        return checked_limit(float(text))
+    except ValueError:
+        raise UsageError(
+            f'--limit-spikes {shortened(text)} must be auto, off, or a norm above 0.'
+        ) from None
 
 
 def parse_class_map(text: str) -> str | dict[str, str] | list[int]:

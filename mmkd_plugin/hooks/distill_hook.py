@@ -30,6 +30,7 @@ from .resume import add_distillation, restore
 from .run_files import PlanFile, keep_resolved
 from .runner_model import include_connectors, refuse_traced, refuse_unfit_model, student_of
 from .safe_checkpoint_hook import guard, intact
+from .spikes import SpikeLimit
 from .watch import Watch
 
 
@@ -60,6 +61,10 @@ class DistillHook(Hook):
             that cannot be read: ``dict(mean=..., std=..., range=255 | 1, order='rgb' | 'bgr')``.
         term_options: other changes to the terms by name, such as ``dict(kd=dict(begin=500))``; the
             terms of a recipe exist only once both models are built.
+        limit_spikes: ``'auto'``: a run that finds weights, and whose optimizer wrapper clips
+            nothing, scales steps down whose gradient is far above the usual. A number is the norm
+            to which any run that clips nothing does so, ``False`` leaves all steps as they are.
+            See :class:`~mmkd_plugin.hooks.spikes.SpikeLimit`.
 
     Raises:
         ValueError: no teacher, neither or both of ``terms`` and ``recipe``, and whatever
@@ -88,6 +93,7 @@ class DistillHook(Hook):
         term_options: dict | None = None,
         student_inputs: dict | None = None,
         weights: Any = None,
+        limit_spikes: str | float = 'auto',
         **unknown: Any,
     ) -> None:
         check_keys(unknown, arguments(DistillHook), 'DistillHook')
@@ -106,6 +112,7 @@ class DistillHook(Hook):
         self.student_inputs = student_inputs
         self.distiller: Distiller | None = None
         self._watch: Watch | None = None
+        self._spikes = SpikeLimit(limit_spikes)
         self._plan: PlanFile | None = None
         self._compiled_step = CompiledStepHook()
 
@@ -158,6 +165,7 @@ class DistillHook(Hook):
         if self.init_student and not runner._has_loaded:
             self._inherit(runner)
         assert self._plan is not None  # made with the distiller
+        self._spikes.begin(runner)
         self._plan.begin(runner, self.distiller)
 
     def before_train_epoch(self, runner: Runner) -> None:
@@ -179,7 +187,8 @@ class DistillHook(Hook):
         distiller, watch = self.distiller, self._watch
         assert distiller is not None and watch is not None and self._plan is not None
         self._compiled_step.after_train_iter(runner, batch_idx)
-        self._plan.update(runner, distiller)
+        self._spikes.update(distiller)
+        self._plan.update(runner, distiller, self._spikes.max_norm)
         # RuntimeInfoHook has just fetched the losses; reading its numbers costs no further sync.
         logged = runner.message_hub.log_scalars
         for key in distiller.stale_keys(_steps_of_a_line(runner)):
@@ -204,6 +213,7 @@ class DistillHook(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if self.distiller is not None:
             add_distillation(checkpoint, self.distiller, runner)
+            checkpoint['distiller'].update(self._spikes.state(self.distiller))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         self.before_run(runner)  # FlexibleRunner loads earlier
@@ -212,6 +222,7 @@ class DistillHook(Hook):
         check_training(student_of(runner), checkpoint, file_of(runner), runner._resume)
         if runner._resume:
             restore(self.distiller, checkpoint, runner)
+            self._spikes.load(checkpoint.get('distiller') or {}, self.distiller)
         elif self.init_student:
             self._inherit(runner)
 
@@ -220,6 +231,7 @@ class DistillHook(Hook):
 
     def after_run(self, runner: Runner) -> None:
         self._compiled_step.after_run(runner)
+        self._spikes.end()
         if self.distiller is not None:
             self._give_back(runner)
 

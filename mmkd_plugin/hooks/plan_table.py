@@ -39,8 +39,9 @@ def places_text(distiller: Distiller) -> str:
     return '\n'.join(lines)
 
 
-def paste_text(distiller: Distiller) -> str:
-    """The options that repeat this run with the weights that it found; empty if it finds none."""
+def paste_text(distiller: Distiller, max_norm: float | None) -> str:
+    """The options that repeat this run with the weights, and the limit of the gradient, that it
+    found; empty if it finds none."""
     if all(term.target is None for term in distiller.terms):
         return ''
     known = distiller.weights()
@@ -48,6 +49,7 @@ def paste_text(distiller: Distiller) -> str:
         waiting = ', '.join(term.name for term in distiller.terms if term.name not in known)
         return f'Weights still to be found: {waiting}.'
     flags = ' '.join(flag_text(name, f'{weight:g}') for name, weight in known.items())
+    flags += '' if max_norm is None else f' --limit-spikes {max_norm:g}'
     return f'To repeat it with the weights that were found: {flags}'
 
 

@@ -65,21 +65,21 @@ class PlanFile:
 
     def __init__(self, told: str) -> None:
         self.told = told
-        self._weights: dict[str, float] | None = None
+        self._known: tuple[dict[str, float], float | None] | None = None
 
     def begin(self, runner: Runner, distiller: Distiller) -> None:
         """Logs the plan, and writes the file. Call it when nothing is left to be loaded."""
         runner.logger.info('\n'.join([*self._head(distiller), plan_text(distiller)]))
         self.update(runner, distiller)
 
-    def update(self, runner: Runner, distiller: Distiller) -> None:
-        """Writes the file again if weights have been found since."""
-        weights = distiller.weights()
-        if weights == self._weights:
+    def update(self, runner: Runner, distiller: Distiller, max_norm: float | None = None) -> None:
+        """Writes the file again if weights, or a limit of the gradient, have been found since."""
+        known = distiller.weights(), max_norm
+        if known == self._known:
             return
-        self._weights = weights
+        self._known = known
         if is_main_process():
-            paste = paste_text(distiller)
+            paste = paste_text(distiller, max_norm)
             parts = [*self._head(distiller), plan_text(distiller), *([paste] if paste else [])]
             places = 'Places, with the shapes of a probe image:\n' + places_text(distiller)
             text = '\n\n'.join([*parts, places]) + '\n'

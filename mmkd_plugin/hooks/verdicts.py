@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, median
 
@@ -28,8 +27,6 @@ CLIPPED, CLIPPED_PART = 2.0, 0.9  # median norm by max_norm; part of the updates
 RISEN, ALONE = 1.5, 10  # median norm with the term by that without it, in so many updates
 # Where no updates without the term exist, it must be this many times the task to be blamed.
 DOMINANT_LOSS, DOMINANT_GRADIENT = 10.0, 2.0
-CLIP = 5.0  # proposed max_norm, in multiples of the median norm of the task's gradient
-SPIKE = 10.0  # a norm in multiples of the median that makes clipping urgent
 NORMALISING = 5.0  # a smaller max_norm clips a student alone, too
 
 
@@ -215,21 +212,6 @@ def still(seen: Watched) -> str | None:
         f'{loss.last:.4g} after {loss.count} iterations, less apart than its noise. Look in the '
         'plan whether its place in the student is trained. If it is, its gradient may be too '
         f'small. {seen.advice(10 * seen.term.weight)}'
-    )
-
-
-def unclipped(norms: Sequence[float]) -> str:
-    """What an unclipped run should know of its student's own gradient.
-
-    Args:
-        norms: of the task's gradient, in the steps in which weights were measured.
-    """
-    usual = median(norms)
-    return (
-        f"gradients are not clipped. That of the student's own losses had norm {usual:.2g} (median "
-        f'of {len(norms)} steps; the largest was {max(norms):.2g}). A single step with '
-        'a far larger one can ruin a student from scratch, with a teacher sooner than without. '
-        f'Against that: clip_grad=dict(max_norm={float(f"{CLIP * usual:.2g}"):g}) in optim_wrapper.'
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from statistics import median
 from typing import Any
 
 from mmengine.dist import is_main_process
@@ -37,7 +36,7 @@ class Watch:
         self.task = Series()
         self.seen = {term.name: Watched(term, self.task) for term in distiller.terms}
         self._told: set[tuple[str, str]] = set()
-        self._is_first, self._knows_norms = True, False
+        self._is_first = True
 
     def after_train_iter(self, runner: Runner, outputs: Mapping[str, Any] | None) -> None:
         """Takes the numbers of an iteration, once they are in the log of the main process.
@@ -58,7 +57,6 @@ class Watch:
             if history is not None:
                 self._add_norm(float(history.current()))
         is_clipped = any(wrapper.clip_grad_kwargs for wrapper in members(runner.optim_wrapper))
-        self._look_at_norms(is_clipped)
         for seen in acted:
             if _is_time(seen.loss.count):
                 self._look(seen, limit, is_clipped)
@@ -106,20 +104,6 @@ class Watch:
             if math.isfinite(norm):
                 (seen.norms if seen.acted else seen.norms_without).append(norm)
             seen.acted = False
-
-    def _look_at_norms(self, is_clipped: bool) -> None:
-        """Once a weight is found: what the task's gradient was, where nothing limits it."""
-        gauges, weight = self.distiller.calibration.gauges, self.distiller.task_weight
-        norms = self.distiller.calibration.task_norms
-        if self._knows_norms or is_clipped or not norms or isinstance(weight, str):
-            return
-        if not any(gauge.frozen for gauge in gauges.values()):
-            return
-        self._knows_norms, norms = True, [weight * norm for norm in norms]
-        if median(norms) > 0:
-            spiked = max(norms) >= verdicts.SPIKE * median(norms)
-            level = logging.WARNING if spiked else logging.INFO
-            print_log(verdicts.unclipped(norms), 'current', level)
 
     def _look(self, seen: Watched, limit: float | None, is_clipped: bool) -> None:
         self._tell('zero', seen.term, verdicts.zero(seen))

@@ -21,7 +21,6 @@ from mmkd_plugin.hooks.verdicts import Watched
 from mmkd_plugin.hooks.watch import Watch, task_loss
 from mmkd_plugin.terms.base import Term
 from mmkd_plugin.terms.config import TermConfig
-from mmkd_plugin.weights import calibration
 
 RESULTS = Path(__file__).parents[2] / 'benchmarks' / 'results'
 HUGE, TINY, STILL = 1e4, 1e-7, 1e-9
@@ -337,39 +336,3 @@ def test_stillness(values, is_still):
     for value in values:
         series.add(value)
     assert series.is_still == is_still
-
-
-# -- gradients that nothing limits -----------------------------------------------------------------
-
-
-def unclipped_lines(folder) -> list[str]:
-    (log,) = folder.rglob('*.log')
-    return [line for line in log.read_text().splitlines() if 'gradients are not clipped' in line]
-
-
-@pytest.mark.parametrize('spike', [1.0, 1e3], ids=['calm', 'spiked'])
-def test_an_unclipped_run_is_told_the_number_to_clip_at(tmp_path, monkeypatch, spike):
-    usual = calibration.Calibration._task_norms
-    steps = []
-
-    def measured(self, *args):
-        norms = usual(self, *args)
-        steps.append(1)
-        if len(steps) == 5:
-            self.task_norms[-1] *= spike
-        return norms
-
-    monkeypatch.setattr(calibration.Calibration, '_task_norms', measured)
-    term = dict(TERM, weight='auto')
-    train(config(tmp_path, term, iters=40, log_level='INFO'))
-    (line,) = unclipped_lines(tmp_path)
-    assert ('WARNING' if spike > 1 else 'INFO') in line
-    norm, number = (float(re.search(p, line)[1]) for p in (r'norm (\S+) \(', r'max_norm=([^)]+)\)'))
-    assert number == pytest.approx(5 * norm, rel=0.1)
-
-
-def test_a_clipped_run_or_one_with_numbers_is_not_told(tmp_path):
-    term = dict(TERM, weight='auto')
-    train(config(tmp_path / 'clipped', term, iters=40, clip=CLIP, log_level='INFO'))
-    train(config(tmp_path / 'number', TERM, iters=40, log_level='INFO'))
-    assert not unclipped_lines(tmp_path / 'clipped') and not unclipped_lines(tmp_path / 'number')

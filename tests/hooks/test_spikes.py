@@ -1,0 +1,223 @@
+"""A step with an outsized gradient, where nothing clips: scaled down, and everything else left."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from ranks import run_ranks
+from torch import nn
+from toys import TERM, hook_config, runner_config, toy_model, train
+
+from mmkd_plugin.cli import arguments
+from mmkd_plugin.cli.arguments import add_distillation_arguments
+from mmkd_plugin.cli.errors import UsageError
+from mmkd_plugin.hooks.spikes import SPIKE, SpikeLimit
+
+AUTO = dict(TERM, weight='auto')
+RATE = 1e-3
+SGD = dict(optimizer=dict(type='SGD', lr=RATE))
+
+
+class Spike(Hook):
+    """Multiplies the gradient of the student in one step, and notes how far each step goes."""
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, at: int, factor: float = 1e5, connectors: bool = False) -> None:
+        self.at, self.factor, self.connectors = at, factor, connectors
+        self.moved: list[float] = []
+
+    def before_train(self, runner):
+        self.runner = runner
+        runner.optim_wrapper.optimizer.register_step_pre_hook(self.before_step)
+
+    def watched(self):
+        named = self.runner.model.named_parameters()
+        return [p for name, p in named if name.startswith('distiller.') == self.connectors]
+
+    def before_step(self, optimizer, *_):
+        for parameter in self.watched():
+            if parameter.grad is not None and self.runner.iter == self.at:
+                parameter.grad *= self.factor
+        self.before = [p.detach().clone() for p in self.watched()]
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        steps = [(a - b.detach()).flatten() for a, b in zip(self.before, self.watched())]
+        self.moved.append(float(torch.cat(steps).norm()))
+
+
+def run(folder: Path, *terms: dict, spike: Spike | None = None, iters: int = 36, **options):
+    hook = hook_config(*terms, **options.pop('hook', {}))
+    settings = dict(optim_wrapper=SGD, param_scheduler=[], log_level='INFO', **options)
+    config = runner_config(folder, hook, max_iters=iters, **settings)
+    return train(config, *([spike] if spike else []))
+
+
+def log_of(folder: Path) -> str:
+    return ''.join(path.read_text() for path in sorted(folder.rglob('*.log')))
+
+
+def saved(folder: Path, iters: int) -> dict:
+    return torch.load(folder / f'iter_{iters}.pth', weights_only=False)
+
+
+def limit_of(file: dict) -> float | None:
+    return file['distiller'].get('spikes', {}).get('max_norm')
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_spike_is_scaled_down_to_the_limit_and_every_other_step_stays(tmp_path):
+    limited, free = Spike(at=33), Spike(at=33)
+    run(tmp_path / 'limited', AUTO, spike=limited)
+    run(tmp_path / 'free', AUTO, spike=free, hook=dict(limit_spikes=False))
+    log = log_of(tmp_path / 'limited')
+    usual = float(re.search(r"usual norm of the task's is (\S+),", log)[1])
+    limit = float(re.search(r'clip_grad\.max_norm=([^ ]+)\.', log)[1])
+    assert limit == pytest.approx(SPIKE * usual, rel=0.05)
+    assert limit_of(saved(tmp_path / 'limited', 36)) == limit
+    assert limited.moved[:33] == free.moved[:33]  # exactly
+    assert free.moved[33] > 100 * RATE * limit
+    assert limited.moved[33] == pytest.approx(RATE * limit, rel=1e-3)
+    assert 'scaled down to it in 1 of 6 updates' in log  # the weight is found in the 30th step
+    assert 'scaled down' not in log_of(tmp_path / 'free')
+
+
+def test_without_a_spike_nothing_changes(tmp_path):
+    run(tmp_path / 'limited', AUTO)
+    run(tmp_path / 'free', AUTO, hook=dict(limit_spikes=False))
+    limited, free = (saved(tmp_path / name, 36) for name in ('limited', 'free'))
+    assert same(limited['state_dict'], free['state_dict'])
+    assert 'in 0 of 6 updates' in log_of(tmp_path / 'limited')
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(terms=[TERM]),
+        dict(terms=[AUTO], optim_wrapper=dict(SGD, clip_grad=dict(max_norm=1e9))),
+    ],
+    ids=['numbers', 'clipped'],
+)
+def test_runs_that_find_no_weight_or_clip_are_left_alone(tmp_path, options):
+    options, spike = dict(options), Spike(at=33, factor=1e4)
+    terms, wrapper = options.pop('terms'), options.pop('optim_wrapper', SGD)
+    config = runner_config(
+        tmp_path, hook_config(*terms), max_iters=34, optim_wrapper=wrapper, param_scheduler=[]
+    )
+    train(config, spike)
+    assert spike.moved[33] > 1000 * spike.moved[32]
+    assert limit_of(saved(tmp_path, 34)) is None
+
+
+def test_a_number_limits_any_run_from_its_first_step_on_and_no_connector(tmp_path):
+    student, connectors = Spike(at=1), Spike(at=1, connectors=True)
+    run(tmp_path / 'student', TERM, spike=student, iters=3, hook=dict(limit_spikes=0.5))
+    run(tmp_path / 'connectors', TERM, spike=connectors, iters=3, hook=dict(limit_spikes=0.5))
+    assert max(student.moved) <= RATE * 0.5 * 1.001
+    assert connectors.moved[1] > 1000 * connectors.moved[0]
+
+
+@pytest.mark.parametrize('stop', [20, 32], ids=['before it is found', 'after'])
+def test_a_resumed_run_goes_on_exactly(tmp_path, stop):
+    whole = run(tmp_path / 'whole', AUTO, spike=Spike(at=33))
+    run(tmp_path / 'parts', AUTO, spike=Spike(at=33), iters=stop)
+    # Told that it would be over, it has taken its weight from what it had.
+    state = tmp_path / 'parts' / f'iter_{stop}.pth'
+    file = torch.load(state, weights_only=False)
+    if stop < 30:
+        whole_file = saved(tmp_path / 'whole', stop)
+        assert same(file['state_dict'], whole_file['state_dict'])
+        state = tmp_path / 'whole' / f'iter_{stop}.pth'
+    (tmp_path / 'rest').mkdir()
+    run(tmp_path / 'rest', AUTO, spike=Spike(at=33), resume=True, load_from=str(state))
+    ends = [saved(tmp_path / name, 36) for name in ('whole', 'rest')]
+    assert same(*(end['state_dict'] for end in ends))
+    assert limit_of(ends[0]) == limit_of(ends[1]) is not None
+    assert whole.iter == 36
+
+
+def test_the_plan_says_how_to_repeat_the_run(tmp_path):
+    run(tmp_path, AUTO)
+    limit = limit_of(saved(tmp_path, 36))
+    assert f'--limit-spikes {limit:g}' in (tmp_path / 'distillation.txt').read_text()
+
+
+def test_many_steps_above_the_limit_are_a_warning(tmp_path):
+    run(tmp_path, TERM, iters=4, hook=dict(limit_spikes=1e-6))
+    assert re.search(
+        r'WARNING - The gradient was above 1e-06 .* in 4 of 4 updates', log_of(tmp_path)
+    )
+
+
+def test_gradients_that_a_fused_optimizer_has_still_to_unscale():
+    model, limit = toy_model(), SpikeLimit(2.0)
+    params = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(params, lr=1.0)
+    for parameter in params:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.grad_scale = torch.tensor(1024.0)
+    limit._hook(params)(optimizer, (), {})
+    norm = torch.stack([p.grad.norm() for p in params]).norm()
+    size = sum(p.numel() for p in params) ** 0.5
+    assert norm == pytest.approx(min(size, 2048.0), rel=1e-4)
+    optimizer.grad_scale = None
+    limit._hook(params)(optimizer, (), {})
+    assert nn.utils.clip_grad_norm_(params, 1e9) == pytest.approx(2.0, rel=1e-4)
+
+
+RANKS = """
+import torch, torch.distributed as dist
+dist.init_process_group('gloo')
+from hooks import test_spikes as case
+from mmengine.runner import Runner
+from toys import hook_config, runner_config
+config = runner_config(
+    '{out}', hook_config(case.AUTO), max_iters=34, optim_wrapper=case.SGD, param_scheduler=[],
+    launcher='pytorch', model_wrapper_cfg=dict(
+        type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False))
+runner = Runner.from_cfg(config)
+seen = []
+class Note(case.Hook):
+    priority = 'LOWEST'
+    def after_train(self, runner):
+        (hook,) = (h for h in runner.hooks if hasattr(h, '_spikes'))
+        seen.append(hook._spikes.max_norm)
+runner.register_hook(Note())
+runner.train()
+limits = [None, None]
+dist.all_gather_object(limits, seen[0])
+assert limits[0] is not None and limits[0] == limits[1], limits
+"""
+
+
+def test_all_ranks_find_one_limit(tmp_path):
+    run_ranks(RANKS.format(out=tmp_path))
+
+
+@pytest.mark.parametrize('wrong', [0, -1.0, float('nan'), float('inf'), True, 'on', None, [1.0]])
+def test_what_is_no_limit_is_refused(wrong):
+    with pytest.raises(ValueError, match='limit_spikes'):
+        SpikeLimit(wrong)
+
+
+@pytest.mark.parametrize(('text', 'wish'), [('auto', 'auto'), ('off', False), ('3', 3.0)])
+def test_the_flag_says_what_the_key_does(text, wish):
+    parser = argparse.ArgumentParser()
+    add_distillation_arguments(parser)
+    assert arguments._method(parser.parse_args(['--limit-spikes', text]))['limit_spikes'] == wish
+
+
+@pytest.mark.parametrize('text', ['on', '0', '-2', 'inf', 'nan'])
+def test_a_flag_that_is_no_limit_is_refused(text):
+    parser = argparse.ArgumentParser()
+    add_distillation_arguments(parser)
+    with pytest.raises(UsageError, match='--limit-spikes'):
+        arguments._method(parser.parse_args([f'--limit-spikes={text}']))
