@@ -15,7 +15,6 @@ For every term of a finished run, at the run's own last weights or at those of `
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -32,7 +31,10 @@ from mmengine.runner import Runner, load_checkpoint  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 import mmkd_plugin  # noqa: E402
+from benchmarks.summary import markdown  # noqa: E402
 from benchmarks.worker import build_config  # noqa: E402
+from mmkd_plugin.cli.running import new_parser  # noqa: E402
+from mmkd_plugin.cli.runs import write_json  # noqa: E402
 from mmkd_plugin.views import Predictions  # noqa: E402
 
 
@@ -185,21 +187,16 @@ def to_markdown(rows: dict[str, dict[str, dict[str, float]]]) -> str:
         student_accuracy='student right',
         scores_on_positives='scores on positives',
     )
-    lines = [
-        f'| run | term | {" | ".join(columns.values())} |',
-        '|---|---|' + '---:|' * len(columns),
-    ]
+    lines = []
     for run, terms in rows.items():
         for term, values in terms.items():
             cells = [f'{values[c]:.3g}' if c in values else '–' for c in columns]
-            lines.append(f'| {run} | {term} | {" | ".join(cells)} |')
-    return '\n'.join(lines) + '\n'
+            lines.append([run, term, *cells])
+    return markdown(['run', 'term', *columns.values()], lines, texts=2)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument('folders', nargs='+', type=Path, metavar='RUN_FOLDER')
     parser.add_argument('--batches', type=int, default=8)
     parser.add_argument('--checkpoint', type=Path, help="default: each run's own last")
@@ -218,7 +215,7 @@ def main(argv: list[str] | None = None) -> int:
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.with_suffix('.md').write_text(table)
-        out.with_suffix('.json').write_text(json.dumps(rows, indent=1) + '\n')
+        write_json(out.with_suffix('.json'), rows)
     return 0
 
 

@@ -18,10 +18,8 @@ Target: load + preprocess < 5 % of the step. It is printed; nothing fails when i
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +29,9 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # started as a script
+
+from benchmarks import timing  # noqa: E402
+from benchmarks.summary import markdown  # noqa: E402
 
 TARGET = 5.0
 MILD = [dict(type='BatchRandomCrop', size=32, padding=4), dict(type='BatchRandomFlip')]
@@ -111,28 +112,20 @@ class Training:
         while True:
             yield from self.loader
 
-    def wait(self) -> None:
-        if self.device.type == 'cuda':
-            torch.cuda.synchronize(self.device)
-
     def time_steps(self, count: int) -> float:
         """Seconds per whole step; the device is waited for at the end only."""
-        self.wait()
-        begin = time.perf_counter()
-        for _ in range(count):
+
+        def step() -> None:
             self.model.train_step(next(self.batches), self.optim)
-        self.wait()
-        return (time.perf_counter() - begin) / count
+
+        return timing.seconds(step, self.device, count)
 
     def time_input(self) -> tuple[float, float]:
         """Seconds of loading and of preprocessing one batch."""
-        self.wait()
-        begin = time.perf_counter()
-        batch = next(self.batches)
-        loaded = time.perf_counter()
-        self.model.data_preprocessor(batch, True)
-        self.wait()
-        return loaded - begin, time.perf_counter() - loaded
+        loaded: list[Any] = []
+        load = timing.seconds(lambda: loaded.append(next(self.batches)), self.device)
+        preprocess = self.model.data_preprocessor
+        return load, timing.seconds(lambda: preprocess(loaded[0], True), self.device)
 
 
 def measure(training: Training, rounds: int, steps: int) -> Timing:
@@ -150,35 +143,26 @@ def measure(training: Training, rounds: int, steps: int) -> Timing:
 
 def table(rows: dict[tuple[str, str], Timing], header: str) -> str:
     """The result as Markdown."""
+    heads = ['network', 'pipeline', 'load ms', 'preprocess ms', 'step ms', 'input % of step']
     lines = [
-        header,
-        '',
-        '| network | pipeline | load ms | preprocess ms | step ms | input % of step |',
-        '|---|---|---:|---:|---:|---:|',
-    ]
-    lines += [
-        f'| {network} | {pipeline} | {t.load:.2f} | {t.preprocess:.2f} | {t.step:.1f} | '
-        f'{t.share:.1f} |'
-        for (network, pipeline), t in rows.items()
+        [*names, f'{t.load:.2f}', f'{t.preprocess:.2f}', f'{t.step:.1f}', f'{t.share:.1f}']
+        for names, t in rows.items()
     ]
     met = sum(t.share < TARGET for t in rows.values())
-    return '\n'.join([*lines, '', f'Target below {TARGET:.0f} %: met in {met} of {len(rows)}.'])
+    verdict = f'Target below {TARGET:.0f} %: met in {met} of {len(rows)}.'
+    return f'{header}\n\n{markdown(heads, lines, texts=2)}\n{verdict}'
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--device', default='cpu', help='cpu, cuda, cuda:1, ...')
+    parser = timing.make_parser(__doc__, device='cpu')
     parser.add_argument('--networks', nargs='+', default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument('--batch', type=int, default=64)
     parser.add_argument('--images', type=int, default=50000, help='images in the array')
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--steps', type=int, default=10, help='steps in a round')
-    parser.add_argument('--threads', type=int, help="PyTorch's threads; its default if left out")
     parser.add_argument('--out', type=Path, help='writes the table there, as Markdown')
     args = parser.parse_args(argv)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
+    device = timing.prepare(args)
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU'
     rows = {}
     for network in args.networks:

@@ -18,10 +18,8 @@ Writes ``logit_memory.md`` and ``logit_memory.json`` under ``--out``.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +31,9 @@ from torch.nn import functional as nnf
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # started as a script
 
-from benchmarks import memory  # noqa: E402
+from benchmarks import memory, timing  # noqa: E402
+from benchmarks.summary import listed, markdown  # noqa: E402
+from mmkd_plugin.cli.runs import write_json  # noqa: E402
 from mmkd_plugin.losses import CKDLoss, IPWDLoss, KDLoss, LoCaLoss, LogitLoss  # noqa: E402
 from mmkd_plugin.terms.selected_loss import evaluate  # noqa: E402
 from mmkd_plugin.terms.selection import parse_select  # noqa: E402
@@ -177,19 +177,13 @@ def measure_memory(step: Callable[[], Tensor], maps: Maps) -> tuple[int, int]:
 
 def measure_time(steps: Sequence[Callable[[], Tensor]], maps: Maps, repeats: int) -> list[float]:
     """Median seconds of a forward and backward of each, taken in turns."""
-    cuda = maps.device.type == 'cuda'
     times: list[list[float]] = [[] for _ in steps]
     for i in range(repeats + 1):  # the first round warms up
-        for step, seconds in zip(steps, times):
+        for step, taken in zip(steps, times):
             maps.clear()
-            if cuda:
-                torch.cuda.synchronize()
-            begin = time.perf_counter()
-            step().backward()
-            if cuda:
-                torch.cuda.synchronize()
+            took = timing.seconds(lambda: step().backward(), maps.device)  # noqa: B023 called now
             if i:
-                seconds.append(time.perf_counter() - begin)
+                taken.append(took)
     maps.clear()
     return [statistics.median(seconds) for seconds in times]
 
@@ -226,50 +220,38 @@ def measure(maps: Maps, repeats: int) -> list[dict[str, Any]]:
 
 def to_markdown(rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> str:
     """The table, with the settings above it."""
-    lines = [
+    about_it = (
         'Memory beyond the two logits tensors, per image (MB = 1e6 bytes), and time, of one term '
-        'on a dense head.',
-        '',
-        ', '.join(f'{key} {value}' for key, value in about.items()),
-        '',
-        '| loss | select | forward MB | step MB | of it gradient MB | ms | time / plain |',
-        '|---|---|---:|---:|---:|---:|---:|',
-    ]
+        'on a dense head.'
+    )
+    heads = ['loss', 'select', 'forward MB', 'step MB', 'of it gradient MB', 'ms', 'time / plain']
+    lines = []
     for row in rows:
-        lines.append(
-            f'| {row["loss"]} | {row["select"]} | {row["forward_mb"]:.1f} | {row["step_mb"]:.1f} | '
-            f'{row["gradient_mb"]:.1f} | {row["ms"]:.1f} | {row["time_ratio"]:.2f} |'
-        )
-    return '\n'.join(lines) + '\n'
+        numbers = [row[key] for key in ('forward_mb', 'step_mb', 'gradient_mb', 'ms')]
+        texts = [f'{number:.1f}' for number in numbers]
+        lines.append([row['loss'], row['select'], *texts, f'{row["time_ratio"]:.2f}'])
+    return f'{about_it}\n\n{listed(about)}\n\n{markdown(heads, lines, texts=2)}'
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = timing.make_parser(__doc__)
     parser.add_argument('--size', nargs=2, type=int, default=[800, 1280], help='height and width')
     parser.add_argument('--images', type=int, default=1)
     parser.add_argument('--anchors', type=int, default=9)
     parser.add_argument('--classes', type=int, default=80)
     parser.add_argument('--dtype', choices=('float32', 'float16', 'bfloat16'), default='float32')
     parser.add_argument('--repeats', type=int, default=7)
-    parser.add_argument('--threads', type=int, help='CPU threads (default: torch decides)')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--out', type=Path, default=ROOT / 'benchmarks/results')
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     args = parse_args(argv)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    device = timing.prepare(args)
     dtype = getattr(torch, args.dtype)
-    maps = Maps(args.size, args.images, args.anchors, args.classes, args.device, dtype)
-    cuda = maps.device.type == 'cuda'
-    about = dict(
-        device=torch.cuda.get_device_name(maps.device) if cuda else 'cpu',
-        threads=torch.get_num_threads(),
-        torch=torch.__version__,
+    maps = Maps(args.size, args.images, args.anchors, args.classes, device, dtype)
+    about = timing.settings(
+        device,
         images=args.images,
         size=f'{args.size[0]}x{args.size[1]}',
         anchors=maps.cells * args.anchors,
@@ -284,8 +266,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / 'logit_memory.md').write_text(table)
     rounded = [{k: round(v, 3) if isinstance(v, float) else v for k, v in r.items()} for r in rows]
-    text = json.dumps(dict(about=about, rows=rounded), indent=1)
-    (args.out / 'logit_memory.json').write_text(text + '\n')
+    write_json(args.out / 'logit_memory.json', dict(about=about, rows=rounded))
     return rows
 
 

@@ -20,7 +20,6 @@ import argparse
 import csv
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,8 @@ from torch.nn import functional as nnf
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # started as a script
 
-from benchmarks import memory  # noqa: E402
+from benchmarks import memory, timing  # noqa: E402
+from benchmarks.summary import listed, markdown  # noqa: E402
 from mmkd_plugin.losses import CKDLoss, DistillLoss, DKDLoss, IPWDLoss, KDLoss, LoCaLoss  # noqa: E402
 
 OURS: dict[str, type[DistillLoss]] = dict(
@@ -166,24 +166,14 @@ def measure_time(case: Case, repeats: int) -> tuple[float, float, float]:
     The two are taken in turns; each round the other one begins.
     """
     device = case.student.device
-    synchronize = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
-
-    def seconds(step: Callable[[], Tensor], number: int) -> float:
-        synchronize()
-        begin = time.perf_counter()
-        for _ in range(number):
-            step()
-        synchronize()
-        return (time.perf_counter() - begin) / number
-
     steps = (case.ours, case.plain)
     for step in steps:
-        seconds(step, 2)
-    number = max(1, int(MIN_SECONDS / seconds(case.plain, 1)))
+        timing.seconds(step, device, 2)
+    number = max(1, int(MIN_SECONDS / timing.seconds(case.plain, device)))
     times: tuple[list[float], list[float]] = ([], [])
     for i in range(repeats):
         for which in (0, 1) if i % 2 else (1, 0):
-            times[which].append(seconds(steps[which], number))
+            times[which].append(timing.seconds(steps[which], device, number))
     ratios = [ours / plain for ours, plain in zip(*times)]
     return statistics.median(times[0]), statistics.median(times[1]), statistics.median(ratios)
 
@@ -215,20 +205,16 @@ def measure(
 
 def to_markdown(rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> str:
     """The ratios as a table, with the settings above it."""
-    lines = [
-        'Forward and backward of each loss against its plain formula; a ratio is ours / plain.',
-        '',
-        ', '.join(f'{key} {value}' for key, value in about.items()),
-        '',
-        '| loss | shape | dtype | ours ms | time ratio | ours MiB | memory ratio |',
-        '|---|---|---|---:|---:|---:|---:|',
-    ]
+    about_it = (
+        'Forward and backward of each loss against its plain formula; a ratio is ours / plain.'
+    )
+    heads = ['loss', 'shape', 'dtype', 'ours ms', 'time ratio', 'ours MiB', 'memory ratio']
+    lines = []
     for row in rows:
-        lines.append(
-            f'| {row["loss"]} | {row["shape"]} | {row["dtype"]} | {row["ours_ms"]:.2f} | '
-            f'{row["time_ratio"]:.2f} | {row["ours_mib"]:.1f} | {row["memory_ratio"]:.2f} |'
-        )
-    return '\n'.join(lines) + '\n'
+        times = f'{row["ours_ms"]:.2f}', f'{row["time_ratio"]:.2f}'
+        sizes = f'{row["ours_mib"]:.1f}', f'{row["memory_ratio"]:.2f}'
+        lines.append([row['loss'], row['shape'], row['dtype'], *times, *sizes])
+    return f'{about_it}\n\n{listed(about)}\n\n{markdown(heads, lines, texts=3)}'
 
 
 def write(rows: Sequence[dict[str, Any]], about: dict[str, Any], out: Path) -> None:
@@ -257,32 +243,21 @@ def parse_shape(text: str) -> tuple[int, int]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = timing.make_parser(__doc__)
     parser.add_argument('--losses', nargs='+', choices=list(OURS), default=list(OURS))
     parser.add_argument(
         '--shapes', nargs='+', type=parse_shape, default=[parse_shape(s) for s in SHAPES]
     )
     parser.add_argument('--dtypes', nargs='+', choices=DTYPES, default=list(DTYPES))
     parser.add_argument('--repeats', type=int, default=31, help='timings of each (default 31)')
-    parser.add_argument('--threads', type=int, help='CPU threads (default: torch decides)')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--out', type=Path, default=ROOT / 'benchmarks/results')
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     args = parse_args(argv)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
-    about = dict(
-        device=torch.cuda.get_device_name(device) if device.type == 'cuda' else 'cpu',
-        threads=torch.get_num_threads(),
-        torch=torch.__version__,
-        repeats=args.repeats,
-    )
+    device = timing.prepare(args)
+    about = timing.settings(device, repeats=args.repeats)
     rows = []
     for name in args.losses:
         for shape in args.shapes:

@@ -23,11 +23,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +36,9 @@ from torch.utils._pytree import tree_map
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # started as a script
 
-from benchmarks import memory  # noqa: E402
+from benchmarks import memory, timing  # noqa: E402
+from benchmarks.summary import listed  # noqa: E402
+from mmkd_plugin.cli.runs import write_json  # noqa: E402
 from mmkd_plugin.taps import Recorder  # noqa: E402
 
 TARGET = 1.05
@@ -287,19 +286,13 @@ def _tensors(recorder: Recorder) -> list[Tensor]:
 
 def measure_time(parts: Parts, iters: int, warmup: int) -> dict[str, list[float]]:
     """Seconds of every step, taken in turns; each round starts with another one."""
-    synchronize: Callable[[], None] = (
-        torch.cuda.synchronize if parts.device.type == 'cuda' else lambda: None
-    )
     times: dict[str, list[float]] = {name: [] for name in Parts.NAMES}
     for i in range(warmup + iters):
         turn = i % len(Parts.NAMES)
         for name in Parts.NAMES[turn:] + Parts.NAMES[:turn]:
-            synchronize()
-            begin = time.perf_counter()
-            getattr(parts, name)()
-            synchronize()
+            took = timing.seconds(getattr(parts, name), parts.device)
             if i >= warmup:
-                times[name].append(time.perf_counter() - begin)
+                times[name].append(took)
     return times
 
 
@@ -368,9 +361,7 @@ def show(result: dict[str, Any]) -> str:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = timing.make_parser(__doc__)
     parser.add_argument('--pair', choices=list(PAIRS), default='demo')
     parser.add_argument('--student', help="config, instead of the pair's")
     parser.add_argument('--teacher', help="config, instead of the pair's")
@@ -382,8 +373,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--batch', type=int, help='images in the batch')
     parser.add_argument('--iters', type=int, default=30, help='rounds that count (default 30)')
     parser.add_argument('--warmup', type=int, default=5, help='rounds before them (default 5)')
-    parser.add_argument('--threads', type=int, help='CPU threads (default: torch decides)')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--amp', choices=['float16', 'bfloat16'], help='autocast to this dtype')
     parser.add_argument('--json', type=Path, help='write the numbers to this file too')
     return parser.parse_args(argv)
@@ -392,9 +381,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     args = parse_args(argv)
     pair = PAIRS[args.pair]
-    loss = args.loss or pair.loss
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    device, loss = timing.prepare(args), args.loss or pair.loss
     settings = dict(
         student=args.student or pair.student,
         teacher=args.teacher or pair.teacher,
@@ -402,13 +389,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         size=tuple(args.size or pair.size),
         batch=args.batch or pair.batch,
     )
-    device = torch.device(args.device)
     parts = Parts(**settings, device=device, amp=getattr(torch, args.amp) if args.amp else None)
     times = measure_time(parts, args.iters, args.warmup)
-    about = dict(
-        device=torch.cuda.get_device_name(device) if device.type == 'cuda' else 'cpu',
-        threads=torch.get_num_threads(),
-        torch=torch.__version__,
+    about = timing.settings(
+        device,
         amp=args.amp,
         iters=args.iters,
         pair=args.pair,
@@ -417,11 +401,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         batch=settings['batch'],
     )
     result = dict(settings=about, time=report_time(times), memory=report_memory(parts))
-    print(', '.join(f'{k} {v}' for k, v in about.items()) + '\n')
+    print(listed(about) + '\n')
     print(show(result))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1) + '\n')
+        write_json(args.json, result)
     return result
 
 

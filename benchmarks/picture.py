@@ -10,7 +10,6 @@ missed, as in the report of the demo.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # started as a script
 
+from mmkd_plugin.cli.running import new_parser  # noqa: E402
 from mmkd_plugin.visualization.gallery import judge  # noqa: E402
 
 COLORS = dict(truth='#ffffff', right='#4ade80', wrong='#fb7185', missed='#fde047')
@@ -135,9 +135,7 @@ def _box(axes: Any, box: list[float], color: str, text: str = '', dashed: bool =
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument('config', help='of the student')
     parser.add_argument('alone', help='checkpoint of the student alone')
     parser.add_argument('distilled', help='checkpoint of the distilled student')

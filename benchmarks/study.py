@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks import summary
 from benchmarks.methods import BASELINE, Task
 from benchmarks.pool import Pool, headline, label, prepare_run, read_results
+from mmkd_plugin.cli.running import new_parser
 from mmkd_plugin.cli.runs import machine, write_json
 
 Plan = dict[Path, dict[str, Any]]  # the settings of each run, by its folder
@@ -147,13 +148,6 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f'{text} must be 1 or more')
     return value
-
-
-def new_parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser whose help keeps the lines of the description."""
-    return argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
 
 
 def make_parser(description: str | None, jobs: int, work_dir: str) -> argparse.ArgumentParser:

@@ -22,7 +22,6 @@ Files of ``recipes.py`` (``recipes_digits_gfl_sgd``) are tables like all others.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import shlex
@@ -40,6 +39,7 @@ sys.path.insert(0, str(ROOT))  # started as a script
 from benchmarks import cls_methods, head_methods, recipes, summary  # noqa: E402
 from benchmarks.cls_summary import row_cells  # noqa: E402
 from benchmarks.methods import BASELINE, TASKS, TITLES, Task  # noqa: E402
+from mmkd_plugin.cli.running import new_parser  # noqa: E402
 
 RESULTS = ROOT / 'benchmarks' / 'results'
 END = '<!-- end -->'
@@ -350,9 +350,7 @@ def pages() -> list[Path]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument('--check', action='store_true', help='write nothing, say what differs')
     args = parser.parse_args(argv)
     stale = 0

@@ -22,8 +22,10 @@ CFG_OPTIONS_HELP = (
 )
 
 
-def new_parser(description: str, tool: str, prog: str | None) -> argparse.ArgumentParser:
-    """The parser of a command.
+def new_parser(
+    description: str | None, tool: str = '', prog: str | None = None
+) -> argparse.ArgumentParser:
+    """The parser of a command; its help keeps the lines of the description.
 
     Args:
         description: with ``{command}`` where the command stands.
@@ -32,7 +34,7 @@ def new_parser(description: str, tool: str, prog: str | None) -> argparse.Argume
     """
     return argparse.ArgumentParser(
         prog=prog,
-        description=description.replace('{command}', prog or f'python tools/{tool}'),
+        description=(description or '').replace('{command}', prog or f'python tools/{tool}'),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
