@@ -14,17 +14,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
+import torch
+from torchvision.ops import nms
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # started as a script
 
+from mmkd_plugin.cli.demo_pictures import build  # noqa: E402
+from mmkd_plugin.cli.demo_pictures import detect as detect_image  # noqa: E402
 from mmkd_plugin.cli.running import new_parser  # noqa: E402
 from mmkd_plugin.visualization.gallery import judge  # noqa: E402
 
 COLORS = dict(truth='#ffffff', right='#4ade80', wrong='#fb7185', missed='#fde047')
-SHOWN_SCORE = 0.3  # detections below are not drawn
 SAME_PLACE = 0.5  # IoU above which only the surest detection is drawn
 Entry = dict[str, Any]
 
@@ -40,43 +42,31 @@ def detect(config: str, checkpoints: dict[str, str], count: int) -> list[Entry]:
     Returns:
         For each image a dict with ``image`` (H, W, 3, RGB), ``truth``, and detections by role.
     """
-    import torch
-    from mmdet.registry import DATASETS, MODELS
-    from mmdet.utils import register_all_modules
+    from mmdet.registry import DATASETS
     from mmengine.config import Config
-    from mmengine.dataset import pseudo_collate
-    from mmengine.runner import load_checkpoint
-    from torchvision.ops import nms
 
     import mmkd_plugin.datasets  # noqa: F401  (registers the digits)
 
-    register_all_modules(init_default_scope=True)
     cfg = Config.fromfile(config)
-    models = {}
-    for role, file in checkpoints.items():
-        models[role] = MODELS.build(cfg.model).eval()
-        load_checkpoint(models[role], file, map_location='cpu', strict=True)
+    models = {role: build(cfg.model, file) for role, file in checkpoints.items()}
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
     entries = []
     for index in range(min(count, len(dataset))):
-        batch = pseudo_collate([dataset[index]])
-        sample = batch['data_samples'][0]
-        truth = sample.gt_instances
-        boxes = getattr(truth.bboxes, 'tensor', truth.bboxes)
-        entry: Entry = dict(image=np.ascontiguousarray(cv2.imread(sample.img_path)[..., ::-1]))
+        image, objects = detect_image(models, dataset, index)
+        entry: Entry = dict(image=np.ascontiguousarray(image[..., ::-1]), truth=objects['truth'])
         entry['classes'] = dataset.metainfo['classes']
-        entry['truth'] = [
-            dict(box=box, label=label) for box, label in zip(boxes.tolist(), truth.labels.tolist())
-        ]
-        for role, model in models.items():
-            with torch.no_grad():
-                found = model.test_step(batch)[0].pred_instances
-            found = found[found.scores > SHOWN_SCORE]
-            found = found[nms(found.bboxes, found.scores, SAME_PLACE)]
-            rows = zip(found.bboxes.tolist(), found.labels.tolist(), found.scores.tolist())
-            entry[role] = [dict(box=box, label=label, score=score) for box, label, score in rows]
+        for role in models:
+            entry[role] = surest(objects[role])
         entries.append(entry)
     return entries
+
+
+def surest(found: list[Entry]) -> list[Entry]:
+    """Of detections on one another the one with the highest score; the highest first."""
+    if not found:
+        return []
+    boxes, scores = (torch.tensor([item[key] for item in found]) for key in ('box', 'score'))
+    return [found[index] for index in nms(boxes, scores, SAME_PLACE)]
 
 
 def draw(entries: list[Entry], titles: dict[str, str], out: Path) -> None:

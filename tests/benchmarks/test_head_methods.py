@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,10 @@ from mmengine.runner import Runner
 
 from benchmarks import head_methods, methods
 from benchmarks.head_methods import PAIRS, WEIGHTS
-from mmkd_plugin import attach
+from mmkd_plugin import attach, losses
+from mmkd_plugin.recipes import detection as logit_recipes
+from mmkd_plugin.recipes import features
+from mmkd_plugin.views import HeadSpec
 
 NAMES = [(dataset, name) for dataset, pairs in PAIRS.items() for name in pairs]
 
@@ -83,3 +87,53 @@ def test_pairs_name_files_and_pairs_that_exist(dataset: str, name: str):
             assert other.epochs[role == 'teacher'] == pair.epochs[role == 'teacher']
     for method in pair.methods:
         pair.terms(method)
+
+
+# -- numbers that the recipes have, too ------------------------------------------------------------
+
+
+def arguments(loss: dict) -> dict:
+    """Everything that a loss is built with, its defaults included."""
+    signature = inspect.signature(getattr(losses, loss['type']))
+    defaults = {
+        name: parameter.default
+        for name, parameter in signature.parameters.items()
+        if parameter.default is not parameter.empty
+    }
+    # its length is that of the training
+    return {k: v for k, v in {**defaults, **loss}.items() if k != 'start_epoch'}
+
+
+# Settings of finished runs name these numbers, so they are not read from the recipes.
+@pytest.mark.parametrize(
+    ('part', 'recipe', 'kind'),
+    [
+        *((name, name, 'dense') for name in ('kd', 'loca', 'ckd', 'ipwd')),
+        *((name, name, 'roi') for name in ('kd', 'dkd', 'loca', 'ckd', 'ipwd')),
+        ('kd', 'kd', 'query'),
+        ('ckd_strong', 'ckd', 'query'),
+        ('ckd_strong', 'ckd', 'dense'),
+        ('mask', 'kd-masks', 'roi'),
+        ('dfl', 'kd-bins', 'dense'),
+    ],
+)
+def test_a_part_has_the_numbers_of_its_recipe(part: str, recipe: str, kind: str):
+    head = HeadSpec('head', kind, 'softmax', 9)  # as many as the digits GFL has bins
+    term = logit_recipes.RECIPES[recipe].term(head, dict(epochs=8))
+    used = head_methods.PARTS[part]
+    assert arguments(used['loss']) == arguments(term['loss'])
+    if 'select' in term:
+        assert used['select'] == term['select']
+    if part != 'ckd' or kind == 'roi':  # its weight elsewhere is that of ckd_strong
+        assert WEIGHTS[kind][part] == term['weight']
+
+
+@pytest.mark.parametrize(
+    ('method', 'recipe'),
+    # CWD was measured with its own temperature, 4; its recipe for detectors has mmrazor's, 1.
+    [('gdd_channel', 'gdd'), ('gdd_shared', 'gdd-shared'), ('pkd', 'pkd')],
+)
+def test_a_loss_on_features_has_the_numbers_of_its_recipe(method: str, recipe: str):
+    _, given, _ = features.RECIPES[recipe].settings('one-stage')
+    expected = dict(type=features.RECIPES[recipe].loss, **given)
+    assert arguments(methods.LOSSES[method]) == arguments(expected)
