@@ -166,7 +166,7 @@ class DistillHook(Hook):
             self._inherit(runner)
         assert self._plan is not None  # made with the distiller
         self._spikes.begin(runner)
-        self._plan.begin(runner, self.distiller)
+        self._plan.begin(runner, self.distiller, self._spikes.max_norm)
 
     def before_train_epoch(self, runner: Runner) -> None:
         if self.distiller is not None and isinstance(self.distiller.teacher, SelfTeacher):

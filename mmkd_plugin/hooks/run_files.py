@@ -67,12 +67,12 @@ class PlanFile:
         self.told = told
         self._known: tuple[dict[str, float], float | None] | None = None
 
-    def begin(self, runner: Runner, distiller: Distiller) -> None:
+    def begin(self, runner: Runner, distiller: Distiller, max_norm: float | None) -> None:
         """Logs the plan, and writes the file. Call it when nothing is left to be loaded."""
         runner.logger.info('\n'.join([*self._head(distiller), plan_text(distiller)]))
-        self.update(runner, distiller)
+        self.update(runner, distiller, max_norm)
 
-    def update(self, runner: Runner, distiller: Distiller, max_norm: float | None = None) -> None:
+    def update(self, runner: Runner, distiller: Distiller, max_norm: float | None) -> None:
         """Writes the file again if weights, or a limit of the gradient, have been found since."""
         known = distiller.weights(), max_norm
         if known == self._known:

@@ -31,10 +31,10 @@ class SpikeLimit:
     the task's gradient in those steps. :data:`SPIKE` times that is the limit from the moment in
     which the first weight is a number for good.
 
-    All other steps are left as they are, bit for bit, and so are runs with ``clip_grad`` and runs
-    that find no weights. Connectors are not limited: their gradients have a size of their own. It
-    acts in the optimizer's step, after the gradients of mixed precision are scaled back and those
-    of several ranks are averaged, and waits for no device.
+    All other steps are left as they are, bit for bit, and so are optimizers with ``clip_grad`` and
+    runs that find no weights. Connectors are not limited: their gradients have a size of their own.
+    Several optimizers are limited one by one. The limit acts in the optimizer's step, after the
+    gradients of several ranks are averaged, and waits for no device.
 
     Args:
         wish: ``'auto'``, ``False`` for no limit, or the limit as a number.
@@ -42,77 +42,109 @@ class SpikeLimit:
 
     def __init__(self, wish: str | float) -> None:
         self.wish = checked(wish)
-        self.max_norm = None if wish in (AUTO, False) else float(wish)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._max_norm = None if self.wish in (AUTO, False) else float(self.wish)
+        self._is_unknown = False  # the measurements of a run that is resumed are not to be had
         self._handles: list[Any] = []
         self._steps = 0
         self._limited: Tensor | None = None  # in how many of the steps; on the device
 
     @property
-    def acts(self) -> bool:
-        """Whether this run has a limit, or may find one."""
-        return bool(self._handles)
+    def max_norm(self) -> float | None:
+        """The limit that is in force; None where there is none, or none yet."""
+        return self._max_norm if self._handles else None
 
     def begin(self, runner: Runner) -> None:
-        """Hooks into the optimizers, unless the run does without: call it when they are built."""
-        wrappers = members(runner.optim_wrapper)
-        if self.wish is False or self.acts or any(w.clip_grad_kwargs for w in wrappers):
+        """Hooks into the optimizers that nothing clips.
+
+        Call it when they are built and nothing is left to be loaded.
+        """
+        if self.wish is False or self._handles:
             return
         named = student_of(runner).named_parameters()
         own = {id(p) for name, p in named if not name.startswith(f'{ATTRIBUTE}.')}
-        for wrapper in wrappers:
-            optimizer = wrapper.optimizer
-            groups: Iterable[dict] = optimizer.param_groups
-            params = [p for group in groups for p in group['params'] if id(p) in own]
-            self._handles.append(optimizer.register_step_pre_hook(self._hook(params)))
+        for wrapper in members(runner.optim_wrapper):
+            if not wrapper.clip_grad_kwargs:
+                groups: Iterable[dict] = wrapper.optimizer.param_groups
+                params = [p for group in groups for p in group['params'] if id(p) in own]
+                hook = self._hook(params)
+                self._handles.append(wrapper.optimizer.register_step_pre_hook(hook))
+        if self._handles and self._max_norm is not None:
+            print_log(f'Gradients above {self._max_norm:g} are scaled down to it.', 'current')
+        elif self.wish != AUTO and not self._handles:
+            print_log(_idle(self.wish), 'current', logging.WARNING)
 
     def update(self, distiller: Distiller) -> None:
         """Takes the limit from what was measured, once the first weight is found."""
         norms = distiller.calibration.task_norms
         weight, gauges = distiller.task_weight, distiller.calibration.gauges.values()
-        if not self.acts or self.max_norm is not None or not norms or isinstance(weight, str):
+        if not self._handles or self._max_norm is not None or self._is_unknown:
+            return
+        if not norms or isinstance(weight, str) or not any(gauge.frozen for gauge in gauges):
             return
         usual = weight * median(norms)
-        if usual > 0 and any(gauge.frozen for gauge in gauges):
-            self.max_norm = float(f'{SPIKE * usual:.3g}')
-            print_log(_found(self.max_norm, usual), 'current')
+        if usual > 0:
+            self._max_norm = float(f'{SPIKE * usual:.3g}')
+            print_log(_found(self._max_norm, usual), 'current')
 
     def end(self) -> None:
         """Gives the optimizers back, and tells how often the limit was met."""
         for handle in self._handles:
             handle.remove()
-        self._handles = []
-        if self._limited is not None and self.max_norm is not None:
+        if self._limited is not None and self._max_norm is not None:
             count = int(self._limited)
             level = logging.WARNING if count > OFTEN * self._steps else logging.INFO
-            print_log(_met(self.max_norm, count, self._steps), 'current', level)
-        self._limited, self._steps = None, 0
+            print_log(_met(self._max_norm, count, self._steps), 'current', level)
+        self._reset()
 
     def state(self, distiller: Distiller) -> dict[str, Any]:
-        """What a resumed run needs to go on exactly; empty where nothing is to be found."""
-        if not distiller.calibration.gauges:
+        """What a resumed run needs to go on exactly; empty where there is nothing to know."""
+        found = self._max_norm if self.wish == AUTO else None
+        if self._is_unknown or (found is None and not distiller.calibration.gauges):
             return {}
         norms = list(distiller.calibration.task_norms)
-        return dict(spikes=dict(max_norm=self.max_norm, task_norms=norms))
+        return dict(spikes=dict(max_norm=found, task_norms=norms))
 
     def load(self, state: dict, distiller: Distiller) -> None:
-        """Restores :meth:`state`, but for a limit where this run was given its own."""
-        saved = state.get('spikes', {})
-        distiller.calibration.task_norms = list(saved.get('task_norms', []))
-        if self.wish == AUTO and saved.get('max_norm') is not None:
-            self.max_norm = float(saved['max_norm'])
+        """Restores :meth:`state`, but for the limit where this run was told another."""
+        saved, gauges = state.get('spikes'), distiller.calibration.gauges.values()
+        if saved is None:
+            self._is_unknown = any(gauge.steps for gauge in gauges)
+            return
+        distiller.calibration.task_norms = list(saved['task_norms'])
+        then = saved['max_norm']
+        if self.wish == AUTO:
+            self._max_norm = then
+        elif then is not None and then != self.wish:
+            print_log(_other(then, self.wish), 'current', logging.WARNING)
 
     def _hook(self, params: list[nn.Parameter]) -> Any:
         def before_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-            if self.max_norm is None:
+            if self._max_norm is None:
                 return
-            # A fused optimizer divides by the scale of mixed precision itself.
+            # Set by a GradScaler that leaves dividing by its scale, and skipping, to the optimizer.
             scale = getattr(optimizer, 'grad_scale', None)
-            limit: Any = self.max_norm if scale is None else self.max_norm * scale
-            above = nn.utils.clip_grad_norm_(params, limit) > limit
+            if scale is None:
+                above = nn.utils.clip_grad_norm_(params, self._max_norm) > self._max_norm
+            else:
+                above = _limit_scaled(params, self._max_norm * scale)
+                above = above & (getattr(optimizer, 'found_inf', torch.zeros_like(scale)) == 0)
             self._limited = above.long() if self._limited is None else self._limited + above
             self._steps += 1
 
         return before_step
+
+
+def _limit_scaled(params: list[nn.Parameter], limit: Tensor) -> Tensor:
+    """Clips to a norm on the device, which ``clip_grad_norm_`` would wait for."""
+    norm = nn.utils.clip_grad_norm_(params, math.inf)
+    factor = (limit / (norm + 1e-6)).clamp(max=1.0)
+    for parameter in params:
+        if parameter.grad is not None:
+            parameter.grad.mul_(factor.to(parameter.grad.dtype))
+    return norm > limit
 
 
 def checked(wish: Any) -> str | float:
@@ -150,3 +182,17 @@ def _met(limit: float, count: int, steps: int) -> str:
             'Look at the losses, lower the learning rate, or clip in optim_wrapper.'
         )
     return text
+
+
+def _idle(wish: str | float) -> str:
+    return (
+        f'limit_spikes={wish!r} has no effect: optim_wrapper has a clip_grad, or is of a kind '
+        'whose optimizer is not known.'
+    )
+
+
+def _other(then: float, now: str | float) -> str:
+    return (
+        'The run goes on with another limit than it was saved with: '
+        f'limit_spikes: {then:g} then, {now!r} now.'
+    )

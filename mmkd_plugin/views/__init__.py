@@ -38,6 +38,7 @@ TABLE: dict[str, tuple[type[LogitView], ...]] = dict(
 for name, classes in TABLE.items():
     for cls in reversed(classes):  # what is registered last is tried first
         register_view(name)(cls)
+del name, classes, cls
 
 __all__ = [
     'Boxes',

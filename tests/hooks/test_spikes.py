@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from ranks import run_ranks
 from torch import nn
 from toys import TERM, hook_config, runner_config, toy_model, train
@@ -157,20 +159,92 @@ def test_many_steps_above_the_limit_are_a_warning(tmp_path):
     )
 
 
-def test_gradients_that_a_fused_optimizer_has_still_to_unscale():
+def test_a_number_that_has_no_effect_is_told_and_not_in_the_plan(tmp_path):
+    config = runner_config(
+        tmp_path,
+        hook_config(AUTO, limit_spikes=0.5),
+        max_iters=32,
+        optim_wrapper=dict(SGD, clip_grad=dict(max_norm=1e9)),
+    )
+    train(config)
+    assert 'limit_spikes=0.5 has no effect' in log_of(tmp_path)
+    assert 'spikes' not in (tmp_path / 'distillation.txt').read_text()
+
+
+def test_a_run_goes_on_with_its_limit_where_weights_have_become_numbers(tmp_path):
+    run(tmp_path / 'auto', AUTO, iters=32)
+    limit, weight = limit_of(saved(tmp_path / 'auto', 32)), 2.0
+    for name, start, iters in (('one', 'auto/iter_32', 34), ('two', 'one/iter_34', 36)):
+        file = str(tmp_path / f'{start}.pth')
+        run(tmp_path / name, dict(TERM, weight=weight), iters=iters, resume=True, load_from=file)
+        assert limit_of(saved(tmp_path / name, iters)) == limit
+    log = log_of(tmp_path / 'two')
+    assert f'Gradients above {limit:g} are scaled down' in log
+    off = tmp_path / 'off'
+    file = str(tmp_path / 'auto' / 'iter_32.pth')
+    run(off, AUTO, iters=34, resume=True, load_from=file, hook=dict(limit_spikes=False))
+    assert f'limit_spikes: {limit:g} then, False now' in log_of(off)
+
+
+def test_a_file_that_knows_no_norms_gives_no_limit(tmp_path):
+    """Of two terms one was found before it was saved: what is measured since is not the usual."""
+    late = dict(AUTO, name='late', begin=31)
+    run(tmp_path / 'old', AUTO, late, iters=32, hook=dict(limit_spikes=False))
+    file = saved(tmp_path / 'old', 32)
+    del file['distiller']['spikes']
+    torch.save(file, tmp_path / 'old.pth')
+    options = dict(resume=True, load_from=str(tmp_path / 'old.pth'))
+    run(tmp_path / 'new', AUTO, late, iters=36, **options)
+    assert 'spikes' not in saved(tmp_path / 'new', 36)['distiller']
+
+
+def test_a_second_training_of_one_runner_looks_for_its_own_limit(tmp_path):
+    runner = run(tmp_path, AUTO)
+    (hook,) = (h for h in runner.hooks if hasattr(h, '_spikes'))
+    assert hook._spikes.max_norm is None and hook._spikes._max_norm is None
+    assert not runner.optim_wrapper.optimizer._optimizer_step_pre_hooks
+
+
+@pytest.mark.parametrize('overflow', [0.0, 1.0])
+def test_gradients_that_a_fused_optimizer_has_still_to_unscale(monkeypatch, overflow):
     model, limit = toy_model(), SpikeLimit(2.0)
     params = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(params, lr=1.0)
     for parameter in params:
-        parameter.grad = torch.ones_like(parameter)
-    optimizer.grad_scale = torch.tensor(1024.0)
-    limit._hook(params)(optimizer, (), {})
-    norm = torch.stack([p.grad.norm() for p in params]).norm()
+        parameter.grad = torch.full_like(parameter, 1024.0)
     size = sum(p.numel() for p in params) ** 0.5
-    assert norm == pytest.approx(min(size, 2048.0), rel=1e-4)
-    optimizer.grad_scale = None
-    limit._hook(params)(optimizer, (), {})
-    assert nn.utils.clip_grad_norm_(params, 1e9) == pytest.approx(2.0, rel=1e-4)
+    assert size > 2.0
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(1024.0), torch.tensor(overflow)
+    with monkeypatch.context() as patch:  # nothing may be read from the device
+        patch.setattr(torch.Tensor, '__bool__', None)
+        patch.setattr(torch.Tensor, 'item', None)
+        limit._hook(params)(optimizer, (), {})
+    assert nn.utils.clip_grad_norm_(params, 1e9) == pytest.approx(2.0 * 1024, rel=1e-4)
+    assert int(limit._limited) == (not overflow)  # such a step is skipped
+
+
+def test_of_several_optimizers_those_without_clipping_are_limited():
+    model = toy_model()
+    parts = dict(backbone=model.backbone, neck=model.neck)
+    wrappers = OptimWrapperDict(
+        **{
+            name: OptimWrapper(
+                torch.optim.SGD(part.parameters(), lr=1.0),
+                clip_grad=dict(max_norm=7.0) if name == 'neck' else None,
+            )
+            for name, part in parts.items()
+        }
+    )
+    limit = SpikeLimit(0.5)
+    limit.begin(SimpleNamespace(model=model, optim_wrapper=wrappers))
+    hooks = [len(wrappers[name].optimizer._optimizer_step_pre_hooks) for name in parts]
+    assert hooks == [1, 0]
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before = [p.detach().clone() for p in model.backbone.parameters()]
+    wrappers['backbone'].optimizer.step()
+    steps = [(a - b.detach()).flatten() for a, b in zip(before, model.backbone.parameters())]
+    assert torch.cat(steps).norm() == pytest.approx(0.5, rel=1e-3)
 
 
 RANKS = """
