@@ -111,7 +111,7 @@ class Study:
         lines: list[str],
         table: str,
         runs: list[dict[str, Any]],
-        teachers: Iterable[dict[str, Any]] = (),
+        front: Iterable[dict[str, Any]] = (),
         **content: Any,
     ) -> None:
         """The three files of a study: single runs, the table, all of it; prints the table.
@@ -121,14 +121,14 @@ class Study:
             lines: What is said about the table; command and machine are added.
             table: As Markdown.
             runs: Results of the finished runs.
-            teachers: Further lines of the CSV file, in front.
+            front: Further lines of the CSV file, before those of the runs.
             content: Of the JSON file, beside runs, command and machine.
         """
         about = dict(machine(), date=datetime.now(timezone.utc).strftime('%Y-%m-%d'))
         made = [f'Command: `{self.command}`', f'Machine: {summary.listed(about)}']
         text = '\n\n'.join([*lines, *made, table])
         out = self.args.results
-        summary.write_csv(out / f'{name}.csv', [*teachers, *runs], self.task)
+        summary.write_csv(out / f'{name}.csv', [*front, *runs], self.task)
         (out / f'{name}.md').write_text(text)
         # What every evaluation gave stays in the work directory.
         short = [{k: v for k, v in run.items() if k != 'history'} for run in runs]

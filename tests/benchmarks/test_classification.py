@@ -299,6 +299,17 @@ def test_reported_and_selection_splits_differ(tmp_path):
     assert cfg.val_dataloader.dataset.split == 'test'
 
 
+def test_a_study_writes_its_three_files(tmp_path):
+    options = ['--methods', 'student', '--seeds', '0', '--results', str(tmp_path)]
+    study = make_study(tmp_path, *options, dataset='digits')
+    teacher = dict(method='teacher', seed=0, top1=90.0, best_top1=91.0, parameters=1, epochs=1)
+    study.write([], dict(resnet14_digits=teacher))
+    content = json.loads((tmp_path / 'classification_digits.json').read_text())
+    assert content['teachers'] == dict(resnet14_digits=teacher) and content['runs'] == []
+    assert 'teacher,' in (tmp_path / 'classification_digits.csv').read_text()
+    assert (tmp_path / 'classification_digits.md').is_file()
+
+
 def test_digest_sees_settings_and_not_where_the_data_lies(monkeypatch):
     config = Config.fromfile(CIFAR.config('resnet20'))
     before = classification.digest(config)
