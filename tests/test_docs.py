@@ -23,7 +23,9 @@ from torch import nn
 
 import mmkd_plugin
 from mmkd_plugin import recipes
+from mmkd_plugin.checks import arguments
 from mmkd_plugin.cli import command
+from mmkd_plugin.hooks import DistillHook
 from mmkd_plugin.hooks.entries import distill_hooks
 from mmkd_plugin.model_config import find_config, load_model_config
 from mmkd_plugin.teacher import build_model
@@ -135,6 +137,12 @@ def test_terms_of_the_docs_train(block):
         assert own <= set(losses)
         seen |= set(losses) - own
     assert {f'loss_{term.name}' for term in distiller.terms} <= seen
+
+
+def test_every_key_of_the_hook_is_in_the_user_guide():
+    guide = (ROOT / 'docs' / 'usage.md').read_text()
+    missing = {key for key in arguments(DistillHook) if f'| `{key}` |' not in guide}
+    assert missing == {'terms', 'recipe'}  # the sentence above the table has them
 
 
 @pytest.mark.parametrize(

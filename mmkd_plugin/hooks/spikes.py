@@ -169,8 +169,8 @@ def _found(limit: float, usual: float) -> str:
         f"Nothing clips this run's gradients. The usual norm of the task's is {usual:.2g}, so a "
         f'step in which the student has more than {limit:g} ({SPIKE:g} times that) is scaled down '
         'to it: single steps with an outsized gradient can ruin a student. For the same in a run '
-        f'without a teacher: optim_wrapper.clip_grad.max_norm={limit:g}. To leave the steps as '
-        'they are: limit_spikes=False in the DistillHook, or --limit-spikes off.'
+        f'without a teacher: clip_grad=dict(max_norm={limit:g}) in optim_wrapper. To leave the '
+        'steps as they are: limit_spikes=False in the DistillHook, or --limit-spikes off.'
     )
 
 

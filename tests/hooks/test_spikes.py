@@ -82,7 +82,7 @@ def test_a_spike_is_scaled_down_to_the_limit_and_every_other_step_stays(tmp_path
     run(tmp_path / 'free', AUTO, spike=free, hook=dict(limit_spikes=False))
     log = log_of(tmp_path / 'limited')
     usual = float(re.search(r"usual norm of the task's is (\S+),", log)[1])
-    limit = float(re.search(r'clip_grad\.max_norm=([^ ]+)\.', log)[1])
+    limit = float(re.search(r'clip_grad=dict\(max_norm=([^)]+)\)', log)[1])
     assert limit == pytest.approx(SPIKE * usual, rel=0.05)
     assert limit_of(saved(tmp_path / 'limited', 36)) == limit
     assert limited.moved[:33] == free.moved[:33]  # exactly
@@ -258,22 +258,21 @@ config = runner_config(
     launcher='pytorch', model_wrapper_cfg=dict(
         type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False))
 runner = Runner.from_cfg(config)
-seen = []
 class Note(case.Hook):
     priority = 'LOWEST'
     def after_train(self, runner):
         (hook,) = (h for h in runner.hooks if hasattr(h, '_spikes'))
-        seen.append(hook._spikes.max_norm)
+        with open(f'{out}/rank{{dist.get_rank()}}', 'w') as file:
+            file.write(repr(hook._spikes.max_norm))
 runner.register_hook(Note())
 runner.train()
-limits = [None, None]
-dist.all_gather_object(limits, seen[0])
-assert limits[0] is not None and limits[0] == limits[1], limits
 """
 
 
 def test_all_ranks_find_one_limit(tmp_path):
     run_ranks(RANKS.format(out=tmp_path))
+    limits = [float((tmp_path / f'rank{rank}').read_text()) for rank in (0, 1)]
+    assert limits[0] == limits[1] > 0
 
 
 @pytest.mark.parametrize('wrong', [0, -1.0, float('nan'), float('inf'), True, 'on', None, [1.0]])
