@@ -15,7 +15,7 @@ from mmkd_plugin.registry import MODELS
 from mmkd_plugin.taps import TapError
 from mmkd_plugin.terms import TermConfig
 from mmkd_plugin.views import HeadSpec, Level, LogitView, PairContext, Predictions, register_view
-from mmkd_plugin.views.registry import _VIEWS
+from mmkd_plugin.views.registry import VIEWS
 
 KD = dict(loss=dict(type='KDLoss'), student='cls_logits')
 
@@ -51,7 +51,7 @@ def own_view():
         return made[0]
 
     yield register
-    _VIEWS['cls_logits'].remove(made[0])
+    VIEWS['cls_logits'].remove(made[0])
 
 
 def test_a_teachers_view_is_told_of_the_pair_if_it_asks(own_view):

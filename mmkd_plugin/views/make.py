@@ -13,7 +13,7 @@ from ..errors import placed
 from ..taps import TapConfig, TapError
 from ..taps.partial_forward import reads_text
 from .base import LogitView
-from .registry import _VIEWS, fitting
+from .registry import VIEWS, fitting
 from .tap_view import TapView
 
 
@@ -40,9 +40,9 @@ def make_view(
     if isinstance(config, dict) and 'view' in config:
         check_keys(config, ['view'], f'{where} (a view is read whole)')
         name = config['view']
-        if not isinstance(name, str) or name not in _VIEWS:
-            raise TapError(f'{where}: there is no view {shown(name)}; {nearest(name, _VIEWS)}.')
-    if not isinstance(name, str) or name not in _VIEWS:
+        if not isinstance(name, str) or name not in VIEWS:
+            raise TapError(f'{where}: there is no view {shown(name)}; {nearest(name, VIEWS)}.')
+    if not isinstance(name, str) or name not in VIEWS:
         try:
             return TapView(config, model, needs, where)
         except ValueError as error:
@@ -53,7 +53,7 @@ def make_view(
                 f'{error} Did you mean the view {meant!r}? A view is read whole and stands alone, '
                 f'without levels or lists: {meant!r}.'
             ) from None
-    for cls in _VIEWS[name]:
+    for cls in VIEWS[name]:
         if cls.fits(model):
             with placed(where):
                 view = cls(model, needs, where)
@@ -65,7 +65,7 @@ def make_view(
             f'logits are words of a prompt, no classes, and the view {name!r} does not serve it. '
             "Distil features instead, such as student='neck'."
         )
-    kinds = ', '.join(cls.__name__ for cls in _VIEWS[name])
+    kinds = ', '.join(cls.__name__ for cls in VIEWS[name])
     others = [n for n in fitting(model, student=role == 'student') if n != name]
     hint = f' Views that fit it: {", ".join(others)}.' if others else ''
     raise TapError(
@@ -106,7 +106,7 @@ def _meant(config: TapConfig) -> str | None:
         if isinstance(item, (dict, list, tuple)):
             found = _meant(item)
         else:
-            found = next(iter(difflib.get_close_matches(str(item), _VIEWS, n=1, cutoff=0.8)), None)
+            found = next(iter(difflib.get_close_matches(str(item), VIEWS, n=1, cutoff=0.8)), None)
         if found:
             return found
     return None

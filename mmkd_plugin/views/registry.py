@@ -8,7 +8,7 @@ from torch import nn
 
 from .base import LogitView
 
-_VIEWS: dict[str, list[type[LogitView]]] = {}
+VIEWS: dict[str, list[type[LogitView]]] = {}
 
 
 def register_view(*names: str) -> Callable[[type[LogitView]], type[LogitView]]:
@@ -19,25 +19,25 @@ def register_view(*names: str) -> Callable[[type[LogitView]], type[LogitView]]:
 
     def register(cls: type[LogitView]) -> type[LogitView]:
         for name in names:
-            _VIEWS.setdefault(name, []).insert(0, cls)
+            VIEWS.setdefault(name, []).insert(0, cls)
         return cls
 
     return register
 
 
 def view_names() -> list[str]:
-    return list(_VIEWS)
+    return list(VIEWS)
 
 
 def views(name: str) -> list[type[LogitView]]:
     """The views registered under ``name``, in the order in which they are tried."""
-    return list(_VIEWS[name])
+    return list(VIEWS[name])
 
 
 def fitting(model: nn.Module, student: bool = True) -> list[str]:
     """Names of the views that fit a model, as a student's or as a teacher's."""
     return [
         name
-        for name, classes in _VIEWS.items()
+        for name, classes in VIEWS.items()
         if any(cls.fits(model) and not (student and cls.teacher_only) for cls in classes)
     ]

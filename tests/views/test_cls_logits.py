@@ -23,7 +23,7 @@ from mmkd_plugin.views import (
     register_view,
     views,
 )
-from mmkd_plugin.views.registry import _VIEWS
+from mmkd_plugin.views.registry import VIEWS
 
 KD = dict(loss=dict(type='KDLoss', temperature=4.0), student='cls_logits', weight=0.9)
 
@@ -241,7 +241,7 @@ def test_a_new_kind_of_model_plugs_in_by_a_class_of_its_own():
         images, samples = toy_batch(4)
         assert student.train()(images, samples, mode='loss')['loss_kd'] > 0
     finally:
-        _VIEWS['cls_logits'].remove(SumOfMaps)
+        VIEWS['cls_logits'].remove(SumOfMaps)
     assert SumOfMaps not in views('cls_logits')
 
 

@@ -16,7 +16,7 @@ from mmkd_plugin import recipes
 from mmkd_plugin.taps import TapError
 from mmkd_plugin.views import view_names, views
 from mmkd_plugin.views.dense import DenseLogits
-from mmkd_plugin.views.registry import _VIEWS
+from mmkd_plugin.views.registry import VIEWS
 
 DOCS = Path(__file__).resolve().parents[2] / 'docs' / 'detection.md'
 KD = dict(loss=dict(type='KDLoss', temperature=1.0), student='cls_logits')
@@ -29,7 +29,7 @@ def example():
     names: dict = {}
     exec(re.search(r'```python\n(.*?)```', section, re.S)[1], names)
     yield names
-    _VIEWS['cls_logits'].remove(names['OneMapLogits'])
+    VIEWS['cls_logits'].remove(names['OneMapLogits'])
     del MODELS.module_dict['OneMapHead']
 
 
