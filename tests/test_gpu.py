@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from classification_toys import preprocessor, run_config
+from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner
 from toys import TERM, hook_config, runner_config, toy_batch, toy_model, train
 
 import mmkd_plugin
 from mmkd_plugin.hooks import CompiledStepHook
+from mmkd_plugin.hooks.spikes import SpikeLimit
 from mmkd_plugin.models import ImageClassifier
 from mmkd_plugin.recipes import classification as recipes
 from mmkd_plugin.weights import MEASURED, STEPS
@@ -82,6 +85,37 @@ def test_a_step_waits_only_where_a_weight_is_measured(recipe):
             torch.cuda.set_sync_debug_mode('default')
     assert not distiller.calibration.is_open(distiller.terms[0])
     assert math.isfinite(losses['loss_gdd'].item()) and losses['loss_gdd'].item() > 0
+
+
+@pytest.mark.parametrize('fused', [False, True], ids=['plain', 'fused'])
+@pytest.mark.parametrize('factor', [1e-3, 1e3], ids=['usual', 'spike'])
+def test_an_outsized_step_is_limited_under_a_real_scaler(fused, factor):
+    limit, inputs = 0.5, toy_batch()[0].cuda()
+    model, twin = toy_model().cuda(), toy_model().cuda()
+    twin.load_state_dict(model.state_dict())
+    clipped = dict(max_norm=limit)
+    for student, limited, clip_grad in ((model, True, None), (twin, False, clipped)):
+        params = [p for p in student.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(params, lr=1.0, fused=fused and limited)
+        wrapper = AmpOptimWrapper(
+            dtype='float16', loss_scale=16.0, optimizer=optimizer, clip_grad=clip_grad
+        )
+        spikes = SpikeLimit(limit)
+        if limited:
+            spikes.begin(SimpleNamespace(model=student, optim_wrapper=wrapper))
+        with wrapper.optim_context(student):
+            loss = sum(x.float().mean() for x in student.extract_feat(inputs)) * factor
+        # A scaler asks the device whether to step, unless the optimizer does so there.
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode('error' if fused and limited else 'default')
+        try:
+            wrapper.update_params(loss)
+        finally:
+            torch.cuda.set_sync_debug_mode('default')
+        if limited:
+            assert int(spikes._limited) == (factor > 1)
+    for mine, theirs in zip(model.parameters(), twin.parameters()):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_noise_is_drawn_on_the_device():
