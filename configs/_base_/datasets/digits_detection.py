@@ -1,9 +1,7 @@
-"""Handwritten digits on textured backgrounds (mmkd_plugin.datasets.digits); made on first use."""
+"""The digits set with boxes; see digits.py."""
 
-custom_imports = dict(imports=['mmkd_plugin'], allow_failed_imports=False)
+_base_ = './digits.py'
 
-data_root = 'data/digits'
-digits = dict(image_size=96, train=800, val=200, seed=0)
 image_scale = (96, 96)
 
 # No flips: a mirrored digit is another shape. Resize changes nothing here, but heads ask for the
@@ -26,38 +24,18 @@ test_pipeline = [
 
 train_dataloader = dict(
     batch_size=16,
-    num_workers=2,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
         type='mmkd_plugin.DigitsCocoDataset',
-        split='train',
-        data_root=data_root,
-        digits=digits,
         filter_cfg=dict(filter_empty_gt=True),
         pipeline=train_pipeline,
     ),
 )
-val_dataloader = dict(
-    batch_size=16,
-    num_workers=2,
-    persistent_workers=True,
-    drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type='mmkd_plugin.DigitsCocoDataset',
-        split='val',
-        data_root=data_root,
-        digits=digits,
-        test_mode=True,
-        pipeline=test_pipeline,
-    ),
-)
+val_dataloader = dict(dataset=dict(type='mmkd_plugin.DigitsCocoDataset', pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
 val_evaluator = dict(
     type='CocoMetric',
-    ann_file=data_root + '/annotations/val.json',
+    ann_file=_base_.data_root + '/annotations/val.json',
     metric='bbox',
     classwise=True,
 )

@@ -9,15 +9,7 @@ _base_ = ['./datasets/clothing10.py', './schedules/small_set.py', './runtime.py'
 max_epochs = 13
 train_cfg = dict(max_epochs=max_epochs)
 param_scheduler = [
-    dict(type='LinearLR', by_epoch=False, begin=0, end=48, start_factor=0.02),
-    dict(
-        type='CosineAnnealingLR',
-        by_epoch=True,
-        begin=0,
-        end=max_epochs,
-        T_max=max_epochs,
-        eta_min=0.0,
-        convert_to_iter_based=True,
-    ),
+    dict(_base_.param_scheduler[0], end=48),
+    dict(_base_.param_scheduler[1], end=max_epochs, T_max=max_epochs),
 ]
 default_hooks = dict(logger=dict(interval=24))
