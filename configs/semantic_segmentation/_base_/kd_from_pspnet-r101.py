@@ -1,11 +1,6 @@
 """KD on every pixel of Cityscapes, from PSPNet R101: all of it is recommended."""
 
-_base_ = [
-    './cityscapes_512x512_40k.py',
-    '../../_base_/teachers/pspnet_r101-d8_40k_cityscapes.py',
-]
-
-custom_imports = dict(imports=['mmkd_plugin'], allow_failed_imports=False)
+_base_ = './pspnet-r101_cityscapes.py'
 
 custom_hooks = [
     dict(

@@ -3,13 +3,7 @@
 Published: 77.69 mIoU, student alone 73.20, MGD 76.31 (abstract of GDD; MGD: its README).
 """
 
-_base_ = [
-    '../_base_/deeplabv3_r18-d8.py',
-    '../_base_/cityscapes_512x512_40k.py',
-    '../../_base_/teachers/pspnet_r101-d8_40k_cityscapes.py',
-]
-
-custom_imports = dict(imports=['mmkd_plugin'], allow_failed_imports=False)
+_base_ = ['../_base_/deeplabv3_r18-d8.py', '../_base_/pspnet-r101_cityscapes.py']
 
 custom_hooks = [
     dict(
