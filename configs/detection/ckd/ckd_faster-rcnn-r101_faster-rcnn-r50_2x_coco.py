@@ -6,12 +6,7 @@ to 800. Here CKD alone, on the schedule of the base, which sees about as many im
 iterations of 8, one scale of images, and the base's rate, 0.01 for 8 images.
 """
 
-_base_ = [
-    'mmdet::faster_rcnn/faster-rcnn_r50_fpn_2x_coco.py',
-    '../../_base_/teachers/faster-rcnn_r101_ms-3x_coco.py',
-]
-
-custom_imports = dict(imports=['mmkd_plugin'], allow_failed_imports=False)
+_base_ = '../../_base_/pairs/faster-rcnn-r101_faster-rcnn-r50_2x_coco.py'
 
 custom_hooks = [
     dict(

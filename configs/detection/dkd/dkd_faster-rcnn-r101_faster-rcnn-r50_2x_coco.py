@@ -4,12 +4,7 @@ Published runs (mdistiller): Detectron2, 8 images an iteration, lr 0.01, 180k it
 at 120k and 160k, about 1x; here the 2x of the other methods on this pair.
 """
 
-_base_ = [
-    'mmdet::faster_rcnn/faster-rcnn_r50_fpn_2x_coco.py',
-    '../../_base_/teachers/faster-rcnn_r101_ms-3x_coco.py',
-]
-
-custom_imports = dict(imports=['mmkd_plugin'], allow_failed_imports=False)
+_base_ = '../../_base_/pairs/faster-rcnn-r101_faster-rcnn-r50_2x_coco.py'
 
 custom_hooks = [
     dict(

@@ -1,11 +1,6 @@
 """GDD on the FPN and DKD on the RoIs, Faster R-CNN R50 <- Faster R-CNN R101."""
 
-_base_ = [
-    'mmdet::faster_rcnn/faster-rcnn_r50_fpn_2x_coco.py',
-    '../../_base_/teachers/faster-rcnn_r101_ms-3x_coco.py',
-]
-
-custom_imports = dict(imports=['mmkd_plugin'], allow_failed_imports=False)
+_base_ = '../../_base_/pairs/faster-rcnn-r101_faster-rcnn-r50_2x_coco.py'
 
 # max_norm 35: GDD official configs of all detection pairs. Learning rate and schedule: the base.
 optim_wrapper = dict(clip_grad=dict(max_norm=35, norm_type=2))

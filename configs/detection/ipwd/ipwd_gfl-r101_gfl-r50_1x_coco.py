@@ -3,12 +3,7 @@
 The paper has no detectors; all of it is recommended.
 """
 
-_base_ = [
-    'mmdet::gfl/gfl_r50_fpn_1x_coco.py',
-    '../../_base_/teachers/gfl_r101_ms-2x_coco.py',
-]
-
-custom_imports = dict(imports=['mmkd_plugin'], allow_failed_imports=False)
+_base_ = '../../_base_/pairs/gfl-r101_gfl-r50_1x_coco.py'
 
 custom_hooks = [
     dict(

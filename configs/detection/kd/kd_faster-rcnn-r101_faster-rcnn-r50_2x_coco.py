@@ -1,11 +1,6 @@
 """KD on the class logits, Faster R-CNN R50 <- Faster R-CNN R101."""
 
-_base_ = [
-    'mmdet::faster_rcnn/faster-rcnn_r50_fpn_2x_coco.py',
-    '../../_base_/teachers/faster-rcnn_r101_ms-3x_coco.py',
-]
-
-custom_imports = dict(imports=['mmkd_plugin'], allow_failed_imports=False)
+_base_ = '../../_base_/pairs/faster-rcnn-r101_faster-rcnn-r50_2x_coco.py'
 
 custom_hooks = [
     dict(

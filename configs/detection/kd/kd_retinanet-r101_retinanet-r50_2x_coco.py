@@ -1,11 +1,6 @@
 """KD on the class logits, RetinaNet R50 <- RetinaNet R101."""
 
-_base_ = [
-    'mmdet::retinanet/retinanet_r50_fpn_2x_coco.py',
-    '../../_base_/teachers/retinanet_r101_2x_coco.py',
-]
-
-custom_imports = dict(imports=['mmkd_plugin'], allow_failed_imports=False)
+_base_ = '../../_base_/pairs/retinanet-r101_retinanet-r50_2x_coco.py'
 
 custom_hooks = [
     dict(

@@ -6,12 +6,7 @@ to 800. Here CKD alone, on the schedule of the base, which sees about as many im
 iterations of 8, one scale of images, and the base's rate, 0.01 for 8 images.
 """
 
-_base_ = [
-    'mmdet::mask_rcnn/mask-rcnn_r50_fpn_2x_coco.py',
-    '../../_base_/teachers/mask-rcnn_r101_ms-poly-3x_coco.py',
-]
-
-custom_imports = dict(imports=['mmkd_plugin'], allow_failed_imports=False)
+_base_ = '../../_base_/pairs/mask-rcnn-r101_mask-rcnn-r50_2x_coco.py'
 
 custom_hooks = [
     dict(

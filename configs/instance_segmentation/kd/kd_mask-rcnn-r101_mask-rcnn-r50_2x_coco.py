@@ -1,11 +1,6 @@
 """KD on the class logits of RoIs and on masks, Mask R-CNN R50 <- Mask R-CNN R101."""
 
-_base_ = [
-    'mmdet::mask_rcnn/mask-rcnn_r50_fpn_2x_coco.py',
-    '../../_base_/teachers/mask-rcnn_r101_ms-poly-3x_coco.py',
-]
-
-custom_imports = dict(imports=['mmkd_plugin'], allow_failed_imports=False)
+_base_ = '../../_base_/pairs/mask-rcnn-r101_mask-rcnn-r50_2x_coco.py'
 
 custom_hooks = [
     dict(
