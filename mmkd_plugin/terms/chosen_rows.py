@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..functional.rows import gather_rows, places
-from .head_rows import HeadRows
+from .row_weights import RowWeights
 
 
 class ChosenRows:
@@ -17,7 +17,7 @@ class ChosenRows:
         index: which of them, for each image, (N, K).
     """
 
-    def __init__(self, heads: HeadRows, index: Tensor) -> None:
+    def __init__(self, heads: RowWeights, index: Tensor) -> None:
         self.heads, self.index = heads, index
 
     def logits(self) -> list[Tensor]:
@@ -46,7 +46,7 @@ class ChosenRows:
         return features.flatten(0, 1)
 
 
-def choose(heads: HeadRows) -> tuple[Tensor | None, Tensor]:
+def choose(heads: RowWeights) -> tuple[Tensor | None, Tensor]:
     """The best rows of each image.
 
     Args:
@@ -80,7 +80,7 @@ def choose(heads: HeadRows) -> tuple[Tensor | None, Tensor]:
     return index, weights.gather(1, index)
 
 
-def _random(heads: HeadRows) -> Tensor:
+def _random(heads: RowWeights) -> Tensor:
     shape = heads.own.levels[0].logits.shape[0], heads.per_image
     generator = heads.loss.random_generator(heads.device)
     return torch.rand(shape, generator=generator, device=heads.device, dtype=heads.dtype)

@@ -11,8 +11,8 @@ from ..views.predictions import Predictions
 from ..views.scores import PART
 from .chosen_rows import ChosenRows, choose
 from .chunked import chunked_mean
-from .head_rows import HeadRows
 from .pairing.rows import check_needs, refuse_many_rows
+from .row_weights import RowWeights
 from .selection import Selection
 from .shared_classes import Columns
 
@@ -48,11 +48,11 @@ def evaluate(
     check_needs(loss, own, selection)
     # Also for what is in front of the loss: autocast would widen whole maps where it joins levels.
     with torch.autocast(own.levels[0].logits.device.type, enabled=False):
-        mean, amount = _mean(HeadRows(loss, own, theirs, selection, columns, images))
+        mean, amount = _mean(RowWeights(loss, own, theirs, selection, columns, images))
         return (mean * amount if selection.reduction == 'sum' else mean), amount
 
 
-def _mean(heads: HeadRows) -> tuple[Tensor, Tensor]:
+def _mean(heads: RowWeights) -> tuple[Tensor, Tensor]:
     """The weighted mean over the rows, and the sum of the weights."""
     if not _counts_all(heads):
         index, chosen = choose(heads)
@@ -72,7 +72,7 @@ def _mean(heads: HeadRows) -> tuple[Tensor, Tensor]:
     return _call(heads, None, flat), heads.amount(None if flat is None else [flat])
 
 
-def _counts_all(heads: HeadRows) -> bool:
+def _counts_all(heads: RowWeights) -> bool:
     """Whether no rows are copied: weights say which of them count."""
     by, k = heads.selection.by, heads.selection.k
     if by in ('all', 'score_weighted'):
@@ -84,7 +84,7 @@ def _counts_all(heads: HeadRows) -> bool:
     return heads.own.kind == 'pixel' and heads.loss.separable  # nearly all pixels are
 
 
-def _in_parts(heads: HeadRows) -> bool:
+def _in_parts(heads: RowWeights) -> bool:
     """Whether the loss goes over the maps part by part; the compiler has means of its own."""
     large = sum(x.logits.numel() for x in heads.own.levels) > PART
     return (
@@ -95,7 +95,7 @@ def _in_parts(heads: HeadRows) -> bool:
     )
 
 
-def _call(heads: HeadRows, index: Tensor | None, weights: Tensor | None) -> Tensor:
+def _call(heads: RowWeights, index: Tensor | None, weights: Tensor | None) -> Tensor:
     """The loss of all rows, or of those of an index (N, K)."""
     loss, rows = heads.loss, heads if index is None else ChosenRows(heads, index)
     if index is None:

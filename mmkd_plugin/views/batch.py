@@ -43,7 +43,7 @@ def repeated(teacher: Tensor, student: Tensor, copies: int) -> Tensor:
     return teacher.repeat(copies, *[1] * (teacher.dim() - 1))
 
 
-def check_images(images: int, expected: int) -> None:
+def check_image_count(images: int, expected: int) -> None:
     """Refuses maps that hold other images than they should.
 
     Raises:

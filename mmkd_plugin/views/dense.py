@@ -137,11 +137,11 @@ class DenseLogits(LogitView):
             )
 
     def _matches(self, strides: Sequence[int | None]) -> list[int]:
-        """Own level for each of the student's, by stride; of equal strides by order."""
-        own: tuple[int | None, ...] = self.strides
+        """The teacher's level for each of the student's, by stride; of equal strides by order."""
+        theirs: tuple[int | None, ...] = self.strides
         if tuple(strides) == self.strides:
             return list(range(len(strides)))
-        return [own.index(stride) for stride in strides]
+        return [theirs.index(stride) for stride in strides]
 
     # -- one step ----------------------------------------------------------------------------
 

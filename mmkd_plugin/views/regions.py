@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import placed
 from ..taps import Recorder, TapError, TapPoint
 from ..taps.foreign import AnyModule
-from .batch import check_images
+from .batch import check_image_count
 from .loss_calls import LossCall, loss_calls
 
 
@@ -155,5 +155,5 @@ def rois_on(maps: Sequence[Tensor], student: Regions, copies: int, where: str) -
     if student.images in (None, own):
         return rois
     with placed(where):
-        check_images(student.images, own * copies)
+        check_image_count(student.images, own * copies)
     return torch.cat([rois[:, :1] % own, rois[:, 1:]], 1)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ...errors import TapError
 from ...losses.logit_base import LogitLoss
 from ...views import Predictions
-from ...views.batch import check_images
+from ...views.batch import check_image_count
 from ..selection import Selection
 from .both import refuse_gradient_free
 
@@ -23,7 +23,7 @@ def check_batch(own: Sequence[Predictions], images: int | None) -> None:
     for predictions in own:
         level = predictions.levels[0]
         if images is not None and level.images is None:
-            check_images(level.logits.shape[0], images)
+            check_image_count(level.logits.shape[0], images)
 
 
 def check_rows(own: Predictions, theirs: Predictions) -> None:

@@ -14,8 +14,8 @@ from .selection import Selection
 from .shared_classes import Columns, labels_in
 
 
-class HeadRows:
-    """Two heads, seen the way a selection asks for.
+class RowWeights:
+    """The rows of two heads, and how much a selection lets each of them count.
 
     Args:
         loss: what compares them.
