@@ -326,6 +326,17 @@ def slugs(page: Path) -> set[str]:
     return {re.sub(r'[^\w\- ]', '', heading).replace(' ', '-') for heading in plain}
 
 
+def test_the_calls_of_how_it_works_are_in_the_files_that_it_names():
+    text = (ROOT / 'docs' / 'how-it-works.md').read_text()
+    calls = re.findall(r'`([\w/]+\.py)(?:: ([\w.]+))?`', text)
+    assert sum(bool(names) for _, names in calls) > 20
+    for file, names in calls:
+        path = next((p for p in (ROOT / 'mmkd_plugin' / file, ROOT / file) if p.exists()), None)
+        assert path, f'there is no {file}'
+        for name in filter(None, names.split('.')):
+            assert re.search(rf'^ *(?:def|class) {name}\b', path.read_text(), re.M), (file, names)
+
+
 @pytest.mark.parametrize('page', WITH_LINKS, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(page):
     text = re.sub(r'^```.*?^```$', '', page.read_text(), flags=re.M | re.S)

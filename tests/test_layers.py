@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import sys
 from pathlib import Path
 
@@ -81,6 +82,24 @@ def test_no_module_imports_itself_by_a_detour():
 
     for module in MODULES:
         visit(module, ())
+
+
+def test_the_docs_draw_the_arrows_that_there_are():
+    page = (Path(__file__).parents[1] / 'docs' / 'how-it-works.md').read_text()
+    drawing = page.split('## Who may import whom')[1].split('```')[1]
+    drawn = set()
+    for line in drawing.strip().splitlines():
+        groups = [group.strip().split(', ') for group in line.split('─►')]
+        for lower, upper in itertools.pairwise(groups):
+            drawn |= {(a, b) for a in lower for b in upper}
+    shown = {name for arrow in drawn for name in arrow}
+    real = {(part(other), part(module)) for module in MODULES for other in imported(module)}
+    assert drawn <= real, 'nobody imports along these arrows'
+    reached = set(drawn)
+    for via in shown:
+        reached |= {(a, d) for a, b in reached for c, d in reached if b == c == via}
+    missing = {(a, b) for a, b in real - reached if a != b and {a, b} <= shown}
+    assert not missing, 'no arrows lead from these to those that import them'
 
 
 def test_the_maths_imports_torch_and_the_standard_library_only():

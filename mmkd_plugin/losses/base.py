@@ -41,7 +41,8 @@ class DistillLoss(nn.Module):
         auxiliary: Losses of the last forward that train connectors only; they join the total as
             ``loss_<term>_<key>``, without the term's weight.
         report_keys: Every key that :attr:`report` may get. What is named here and in
-            :attr:`auxiliary_keys` is compared with the student's own log keys before training.
+            :attr:`auxiliary_keys` is compared with the student's own log keys in every step, also
+            in those in which the term does not act yet.
         auxiliary_keys: Every key that :attr:`auxiliary` may get.
     """
 
