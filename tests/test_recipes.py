@@ -238,6 +238,34 @@ def test_an_architecture_without_a_name_gets_the_defaults(arch):
     assert plan['terms'][0]['loss'] == dict(type='DKDLoss', temperature=4.0, alpha=1.0, beta=8.0)
 
 
+@pytest.mark.parametrize('name', ['dkd', 'dkd-loca'])
+@pytest.mark.parametrize(
+    'arches, weight',
+    [
+        (('resnet56', 'resnet20'), 1.0),
+        (('cifar_resnet50', 'vgg8'), 1.0),
+        (('resnet18', 'shufflenet_v2_x0_5'), 'auto'),
+        ((None, None), 'auto'),
+    ],
+)
+def test_dkd_finds_its_weight_where_nothing_is_published(name, arches, weight):
+    pair = []
+    for arch in arches:
+        net = nn.Module()
+        net.backbone, net.head = nn.Conv2d(3, 4, 1), nn.Linear(4, 2)
+        net.backbone.arch = arch
+        pair.append(net)
+    teacher, student = pair
+    (term,) = recipes.resolve(name, student, teacher, dict(epochs=240))['terms']
+    assert term['weight'] == weight
+    (term,) = recipes.resolve(name, student, teacher, weights='published')['terms']
+    assert term['weight'] == 1.0
+    for net in pair:  # the same networks on data of ten classes
+        net.head.num_classes = 10
+    (term,) = recipes.resolve(name, student, teacher, dict(epochs=240))['terms']
+    assert term['weight'] == 'auto'
+
+
 @pytest.mark.parametrize(
     'teacher, student, beta',
     [

@@ -292,7 +292,7 @@ def test_the_plan_has_every_weight_before_and_after_it_is_found(tmp_path):
     before, after = reads.text, (tmp_path / 'distillation.txt').read_text()
     rows = [' '.join(line.split()) for line in before.splitlines()]
     assert 'term loss student <- teacher weight schedule' in rows
-    assert "gdd GDDLoss backbone (levels [-1]) auto (0.3 x the task's gradient) always" in rows
+    assert "gdd GDDLoss backbone (levels [-1]) auto (0.1 x the task's gradient) always" in rows
     schedule = 'iterations 2 to 8, ramp over 4 iterations, every 2 iterations'
     assert f'kd KDLoss cls_logits 0.5 {schedule}' in rows
     assert 'task_weight=0.1 is the smallest of their wishes (gdd 1, kd 0.1)' in before
@@ -300,7 +300,7 @@ def test_the_plan_has_every_weight_before_and_after_it_is_found(tmp_path):
     assert '(1, 8, 4, 4)' in before
     found = state(tmp_path, 12)['distiller']['weights']
     assert found['kd'] == 0.5
-    assert f'{found["gdd"]:g}, found (0.3 x' in after
+    assert f'{found["gdd"]:g}, found (0.1 x' in after
     assert f'--weight gdd={found["gdd"]:g} --weight kd=0.5' in after
 
 

@@ -62,8 +62,9 @@ class DistillHook(Hook):
         term_options: other changes to the terms by name, such as ``dict(kd=dict(begin=500))``; the
             terms of a recipe exist only once both models are built.
         limit_spikes: ``'auto'``: a run that finds weights, and whose optimizer wrapper clips
-            nothing, scales steps down whose gradient is far above the usual. A number is the norm
-            to which any run that clips nothing does so, ``False`` leaves all steps as they are.
+            nothing, scales steps down whose gradient is far above the usual, and those of
+            connectors that would go by more than a part of their own size. A number is the norm to
+            which any run that clips nothing does so, ``False`` leaves all steps as they are.
             See :class:`~mmkd_plugin.hooks.spikes.SpikeLimit`.
 
     Raises:

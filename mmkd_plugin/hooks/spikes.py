@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..checks import shown
 from ..distiller import ATTRIBUTE, Distiller
 from ..weights import AUTO
+from .connector_steps import LARGEST, ConnectorLimit
 from .runner_model import members, student_of
 
 SPIKE = 20.0  # a gradient of so many times the usual norm is scaled down to that (docs/weights.md)
@@ -31,10 +32,11 @@ class SpikeLimit:
     the task's gradient in those steps. :data:`SPIKE` times that is the limit from the moment in
     which the first weight is a number for good.
 
+    Connectors have a limit of their own, from the first step on: see :class:`ConnectorLimit`.
+
     All other steps are left as they are, bit for bit, and so are optimizers with ``clip_grad`` and
-    runs that find no weights. Connectors are not limited: their gradients have a size of their own.
-    Several optimizers are limited one by one. The limit acts in the optimizer's step, after the
-    gradients of several ranks are averaged, and waits for no device.
+    runs that find no weights. Several optimizers are limited one by one. The limits act in the
+    optimizer's step, after the gradients of several ranks are averaged, and wait for no device.
 
     Args:
         wish: ``'auto'``, ``False`` for no limit, or the limit as a number.
@@ -48,6 +50,8 @@ class SpikeLimit:
         self._max_norm = None if self.wish in (AUTO, False) else float(self.wish)
         self._is_unknown = False  # the measurements of a run that is resumed are not to be had
         self._handles: list[Any] = []
+        self._connectors: list[ConnectorLimit] = []
+        self._finds = False  # whether this run finds weights
         self._steps = 0
         self._limited: Tensor | None = None  # in how many of the steps; on the device
 
@@ -63,13 +67,22 @@ class SpikeLimit:
         """
         if self.wish is False or self._handles:
             return
-        named = student_of(runner).named_parameters()
-        own = {id(p) for name, p in named if not name.startswith(f'{ATTRIBUTE}.')}
+        student = student_of(runner)
+        added, own = [], set()
+        for name, parameter in student.named_parameters():
+            if name.startswith(f'{ATTRIBUTE}.'):
+                added.append((name, parameter))
+            else:
+                own.add(id(parameter))
+        distiller = getattr(student, ATTRIBUTE, None)
+        self._finds = distiller is not None and bool(distiller.calibration.gauges)
         for wrapper in members(runner.optim_wrapper):
             if not wrapper.clip_grad_kwargs:
                 groups: Iterable[dict] = wrapper.optimizer.param_groups
                 params = [p for group in groups for p in group['params'] if id(p) in own]
-                hook = self._hook(params)
+                connectors = ConnectorLimit(added)
+                hook = self._hook(params, connectors)
+                self._connectors.append(connectors)
                 self._handles.append(wrapper.optimizer.register_step_pre_hook(hook))
         if self._handles and self._max_norm is not None:
             print_log(f'Gradients above {self._max_norm:g} are scaled down to it.', 'current')
@@ -97,6 +110,9 @@ class SpikeLimit:
             count = int(self._limited)
             level = logging.WARNING if count > OFTEN * self._steps else logging.INFO
             print_log(_met(self._max_norm, count, self._steps), 'current', level)
+        slowed = max((int(x.limited) for x in self._connectors if x.limited is not None), default=0)
+        if slowed:
+            print_log(_slowed(slowed), 'current')
         self._reset()
 
     def state(self, distiller: Distiller) -> dict[str, Any]:
@@ -120,17 +136,22 @@ class SpikeLimit:
         elif then is not None and then != self.wish:
             print_log(_other(then, self.wish), 'current', logging.WARNING)
 
-    def _hook(self, params: list[nn.Parameter]) -> Any:
+    def _hook(self, params: list[nn.Parameter], connectors: ConnectorLimit) -> Any:
         def before_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            # Set by a GradScaler that leaves dividing by its scale, and skipping, to the optimizer.
+            scale: Tensor | None = getattr(optimizer, 'grad_scale', None)
+            counts: Tensor | None = None
+            if scale is not None:
+                counts = getattr(optimizer, 'found_inf', torch.zeros_like(scale)) == 0
+            if self._finds or self._max_norm is not None:
+                connectors.before_step(optimizer.param_groups, scale, counts)
             if self._max_norm is None:
                 return
-            # Set by a GradScaler that leaves dividing by its scale, and skipping, to the optimizer.
-            scale = getattr(optimizer, 'grad_scale', None)
             if scale is None:
                 above = nn.utils.clip_grad_norm_(params, self._max_norm) > self._max_norm
             else:
                 above = _limit_scaled(params, self._max_norm * scale)
-                above = above & (getattr(optimizer, 'found_inf', torch.zeros_like(scale)) == 0)
+                above = above if counts is None else above & counts
             self._limited = above.long() if self._limited is None else self._limited + above
             self._steps += 1
 
@@ -182,6 +203,13 @@ def _met(limit: float, count: int, steps: int) -> str:
             'Look at the losses, lower the learning rate, or clip in optim_wrapper.'
         )
     return text
+
+
+def _slowed(count: int) -> str:
+    return (
+        f'Learning rate times gradient of a connector was above {LARGEST:g} of its own size in '
+        f'{count} updates, and scaled down to that. The weight of a term multiplies it, too.'
+    )
 
 
 def _idle(wish: str | float) -> str:

@@ -230,7 +230,8 @@ def _resolve(name: str, student: nn.Module, teacher: nn.Module, length: dict[str
         pair = None, None  # the same networks on other data
     epochs, iterations = length.get('epochs'), length.get('iterations')
     made = classification.plan(name, *pair, epochs=epochs, iterations=iterations)
-    return dict(made, kind='image')
+    published = classification.is_published(pair, counts[0])
+    return dict(made, kind='published_pair' if published else 'image')
 
 
 def _split(name: str) -> list[tuple[str, str | None]]:

@@ -41,6 +41,18 @@ IMAGENET_DKD_BETA: dict[Pair, float] = {
     ('resnet34', 'resnet18'): 0.5,
     ('resnet50', 'mobilenet_v1'): 2.0,
 }
+# Pairs of CIFAR-100 whose training the published numbers belong to. The last has the defaults.
+_CIFAR_PAIRS = {*DKD_BETA, *CKD_NUMBERS, ('cifar_resnet50', 'vgg8')}
+
+
+def is_published(pair: Pair, num_classes: int | None) -> bool:
+    """Whether the numbers were published for this training.
+
+    Args:
+        pair: names of teacher and student; those of ImageNet only if it is its data.
+        num_classes: of the heads; None where they do not say.
+    """
+    return pair in IMAGENET_DKD_BETA or (pair in _CIFAR_PAIRS and num_classes in (None, 100))
 
 
 def _kd(pair: Pair) -> tuple[float, dict]:

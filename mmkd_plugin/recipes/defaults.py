@@ -3,8 +3,9 @@
 ``'published'`` is the number of the recipe's table with its source (``features.py``,
 ``classification.py``, ``detection.py``). ``'auto'``, ``dict(ratio=...)`` and numbers are the other
 choices. A kind is the family of the models for methods on features, and what a row is for methods
-on logits (``'image'`` of classifiers, ``'roi'``, ``'dense'``, ``'query'``, ``'pixel'``). ``'*'``
-stands for the kinds that are not named.
+on logits (``'image'`` of classifiers, ``'published_pair'`` of those whose training has published
+numbers, ``'roi'``, ``'dense'``, ``'query'``, ``'pixel'``). ``'*'`` stands for the kinds that are
+not named.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from ..weights.wishes import PUBLISHED
 
 _ANY = '*'
 # Measured: docs/weights.md. KD of RoIs and dense heads finds its weight, because 1 holds a new
-# student on its first plateau under plain SGD; what was not measured keeps its number.
+# student on its first plateau under plain SGD. So does DKD of classifiers (and its kin with LoCa),
+# whose 1 belongs to 240 epochs and a beta for each pair. Others keep their numbers.
 DEFAULTS: dict[str, dict[str, Any]] = {
     'gdd': {_ANY: AUTO},
     'gdd-shared': {_ANY: AUTO},
@@ -24,9 +26,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     'mgd': {_ANY: AUTO},
     'pkd': {_ANY: AUTO},
     'kd': {_ANY: PUBLISHED, 'dense': AUTO, 'roi': AUTO},
-    'dkd': {_ANY: PUBLISHED},
+    'dkd': {_ANY: PUBLISHED, 'image': AUTO},
     'loca': {_ANY: PUBLISHED},
-    'dkd-loca': {_ANY: PUBLISHED},
+    'dkd-loca': {_ANY: PUBLISHED, 'image': AUTO},
     'ckd': {_ANY: PUBLISHED},
     'ipwd': {_ANY: PUBLISHED},
     'ipwd-inverse': {_ANY: PUBLISHED},

@@ -53,7 +53,10 @@ def _all(name: str) -> list[tuple[str, str, str, str]]:
     if name in classification.names():
         (term,) = classification.plan(name, None, None)['terms']
         weight = f'{term["weight"]:g}'
-        found.append(('image', 'classifier', weight, classification.SOURCES[name]))
+        source = classification.SOURCES[name]
+        found.append(('image', 'classifier', weight, source))
+        if default_weight(name, 'published_pair') != default_weight(name, 'image'):
+            found.append(('published_pair', 'classifiers of published pairs', weight, source))
     if name in detection.RECIPES:
         for kind, source in detection.RECIPES[name].sources.items():
             found.append((kind, detection.ROWS[kind], _weight(name, kind), source))

@@ -25,7 +25,7 @@ def checked_task_weight(value: Any, terms: Iterable[Term]) -> float | str:
         raise ValueError(
             f"task_weight={shown} and weight='auto' of {', '.join(auto)} exclude each other: an "
             "automatic weight is found beside the student's own losses, which must count. Give "
-            'the terms numbers, or task_weight another value.'
+            f'the terms numbers (--weight {auto[0]}=1), or task_weight another value.'
         )
     if value == COMPLEMENT:
         total = sum(term.weight for term in terms)

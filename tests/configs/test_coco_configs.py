@@ -146,7 +146,7 @@ def test_drawn_stand_in_is_a_coco_set(tmp_path):
     root = draw_coco(tmp_path)
     pipeline = [
         dict(type='LoadImageFromFile'),
-        dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+        dict(type='mmdet.LoadAnnotations', with_bbox=True, with_mask=True),
     ]
     for split in ('train2017', 'val2017'):
         data = CocoDataset(

@@ -18,6 +18,7 @@ from toys import TERM, hook_config, runner_config, toy_model, train
 from mmkd_plugin.cli import arguments
 from mmkd_plugin.cli.arguments import add_distillation_arguments
 from mmkd_plugin.cli.errors import UsageError
+from mmkd_plugin.hooks.connector_steps import FLOOR, LARGEST, ConnectorLimit
 from mmkd_plugin.hooks.spikes import SPIKE, SpikeLimit
 
 AUTO = dict(TERM, weight='auto')
@@ -119,12 +120,83 @@ def test_runs_that_find_no_weight_or_clip_are_left_alone(tmp_path, options):
     assert limit_of(saved(tmp_path, 34)) is None
 
 
-def test_a_number_limits_any_run_from_its_first_step_on_and_no_connector(tmp_path):
-    student, connectors = Spike(at=1), Spike(at=1, connectors=True)
-    run(tmp_path / 'student', TERM, spike=student, iters=3, hook=dict(limit_spikes=0.5))
-    run(tmp_path / 'connectors', TERM, spike=connectors, iters=3, hook=dict(limit_spikes=0.5))
-    assert max(student.moved) <= RATE * 0.5 * 1.001
-    assert connectors.moved[1] > 1000 * connectors.moved[0]
+def test_a_number_limits_any_run_from_its_first_step_on(tmp_path):
+    spike = Spike(at=1)
+    run(tmp_path, TERM, spike=spike, iters=3, hook=dict(limit_spikes=0.5))
+    assert max(spike.moved) <= RATE * 0.5 * 1.001
+
+
+@pytest.mark.parametrize('wish', ['auto', 0.5, False])
+@pytest.mark.parametrize('term', [AUTO, TERM], ids=['found', 'number'])
+def test_a_connector_moves_by_a_part_of_its_size_at_most(tmp_path, term, wish):
+    spike = Spike(at=3, connectors=True)
+    run(tmp_path, term, spike=spike, iters=5, hook=dict(limit_spikes=wish))
+    limited = wish == 0.5 or (wish == 'auto' and term is AUTO)
+    size = [p.detach().clone() for p in spike.before]  # of each parameter before the last step
+    most = LARGEST * torch.cat([p.flatten() for p in size]).norm()
+    assert (spike.moved[3] < 1.1 * most) == limited
+    assert ('of its own size in 1 updates' in log_of(tmp_path)) == limited
+
+
+def connector(value: float = 0.1) -> tuple[nn.Conv2d, ConnectorLimit]:
+    module = nn.Conv2d(4, 4, 1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(value)
+            parameter.grad = torch.full_like(parameter, 8.0)
+    return module, ConnectorLimit((f'distiller.{n}', p) for n, p in module.named_parameters())
+
+
+def step_of(module: nn.Module, rate: float = 1.0) -> float:
+    parts = [(rate * p.grad).flatten() for p in module.parameters()]
+    return float(torch.cat(parts).norm())
+
+
+@pytest.mark.parametrize('split', [False, True], ids=['one group', 'a group for each parameter'])
+@pytest.mark.parametrize('overflow', [None, 0.0, 1.0], ids=['no scale', 'scaled', 'overflow'])
+def test_a_connector_is_limited_as_a_whole(split, overflow):
+    module, limit = connector()
+    params = list(module.parameters())
+    groups = [dict(params=[p], lr=0.5) for p in params] if split else [dict(params=params, lr=0.5)]
+    groups.append(dict(params=[nn.Parameter(torch.ones(1))]))  # of an optimizer without a rate
+    scale = counts = None
+    if overflow is not None:
+        scale, counts = torch.tensor(1024.0), torch.tensor(overflow) == 0
+        for parameter in params:
+            parameter.grad *= 1024
+    limit.before_step(groups, scale, counts)
+    size = LARGEST * 0.1 * 20**0.5
+    assert step_of(module, 0.5) / (1 if scale is None else 1024) == pytest.approx(size, rel=1e-4)
+    assert len({float(g) for p in params for g in p.grad.flatten()}) == 1  # its direction stays
+    assert int(limit.limited) == (overflow != 1.0)
+
+
+def test_a_connector_of_zeros_may_begin():
+    module, limit = connector(0.0)
+    limit.before_step([dict(params=list(module.parameters()), lr=1.0)], None, None)
+    assert step_of(module) == pytest.approx(LARGEST * FLOOR * 20**0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize('gradient', [8.0, 3e38, float('inf')])
+def test_a_rate_of_zero_leaves_gradients_as_they_are(gradient):
+    module, limit = connector()
+    for parameter in module.parameters():
+        parameter.grad.fill_(gradient)
+    limit.before_step([dict(params=list(module.parameters()), lr=0.0)], None, None)
+    assert all((p.grad == gradient).all() for p in module.parameters())
+
+
+def test_connectors_that_are_not_met_by_the_limit_learn_the_same(tmp_path, monkeypatch):
+    met = []
+    before_step = ConnectorLimit.before_step
+    monkeypatch.setattr(
+        ConnectorLimit, 'before_step', lambda *args: (before_step(*args), met.append(1))
+    )
+    run(tmp_path / 'limited', AUTO, iters=12)
+    assert len(met) == 12
+    run(tmp_path / 'free', AUTO, iters=12, hook=dict(limit_spikes=False))
+    limited, free = (saved(tmp_path / name, 12)['distiller'] for name in ('limited', 'free'))
+    assert same(limited['connectors'], free['connectors'])
 
 
 @pytest.mark.parametrize('stop', [20, 32], ids=['before it is found', 'after'])
@@ -218,7 +290,7 @@ def test_gradients_that_a_fused_optimizer_has_still_to_unscale(monkeypatch, over
     with monkeypatch.context() as patch:  # nothing may be read from the device
         patch.setattr(torch.Tensor, '__bool__', None)
         patch.setattr(torch.Tensor, 'item', None)
-        limit._hook(params)(optimizer, (), {})
+        limit._hook(params, ConnectorLimit([]))(optimizer, (), {})
     assert nn.utils.clip_grad_norm_(params, 1e9) == pytest.approx(2.0 * 1024, rel=1e-4)
     assert int(limit._limited) == (not overflow)  # such a step is skipped
 
