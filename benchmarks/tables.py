@@ -59,6 +59,7 @@ PAIRS = {
     'faster-gfl': 'Faster R-CNN → GFL',
     'resnet14_resnet8-narrow': 'ResNet14 → narrow ResNet8',
     'resnet18_shufflenet': 'ResNet18 → ShuffleNetV2 0.5',
+    'resnet18_shufflenet_defaults': 'ResNet18 → ShuffleNetV2 0.5',
 }
 METRICS = dict(mask_AP='mask AP', top1='top-1')
 
