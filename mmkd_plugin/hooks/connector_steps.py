@@ -47,25 +47,36 @@ class ConnectorLimit:
             counts: whether the step is taken; None for always.
         """
         rates = {id(p): group['lr'] for group in groups if 'lr' in group for p in group['params']}
-        above: Tensor | None = None
-        for module in self._modules:
-            params = [p for p in module if p.grad is not None and id(p) in rates]
-            if not params:
-                continue
-            count = sum(p.numel() for p in params)
-            limit = LARGEST * _norm(p.detach() for p in params).clamp(min=FLOOR * math.sqrt(count))
-            step = _norm(rates[id(p)] * _norm([p.grad]) for p in params)
-            step = step if scale is None else step / scale
-            factor = torch.where(step > limit, limit / step, 1.0)
+        learning = [[p for p in m if p.grad is not None and id(p) in rates] for m in self._modules]
+        modules = [params for params in learning if params]
+        if not modules:
+            return
+        # All modules at once: on a GPU these small kernels cost the host more than the device.
+        floors = [
+            params[0].new_full((), FLOOR * math.sqrt(sum(p.numel() for p in params)))
+            for params in modules
+        ]
+        sizes = _norms([[_norm(p.detach()) for p in params] for params in modules])
+        steps = _norms([[rates[id(p)] * _norm(p.grad) for p in params] for params in modules])
+        limits = LARGEST * torch.maximum(sizes, torch.stack(floors))
+        steps = steps if scale is None else steps / scale
+        factors = torch.where(steps > limits, limits / steps, 1.0)
+        for params, factor in zip(modules, factors.unbind()):
             for parameter in params:
-                assert parameter.grad is not None
-                parameter.grad.mul_(factor.to(parameter.grad.dtype))
-            above = step > limit if above is None else above | (step > limit)
-        if above is not None:
-            above = (above if counts is None else above & counts).long()
-            self.limited = above if self.limited is None else self.limited + above
+                parameter.grad.mul_(factor.to(parameter.grad.dtype))  # type: ignore[union-attr]
+        above = (steps > limits).any()
+        above = (above if counts is None else above & counts).long()
+        self.limited = above if self.limited is None else self.limited + above
 
 
-def _norm(tensors: Iterable[Any]) -> Tensor:
-    """L2 norm of all elements, in float32."""
-    return torch.stack([torch.linalg.vector_norm(x, dtype=torch.float32) for x in tensors]).norm()
+def _norm(tensor: Any) -> Tensor:
+    """L2 norm in float32."""
+    return torch.linalg.vector_norm(tensor, dtype=torch.float32)
+
+
+def _norms(modules: list[list[Tensor]]) -> Tensor:
+    """L2 norm of each module's tensors from the norms of its tensors, (modules,)."""
+    width = max(map(len, modules))
+    nothing = torch.zeros_like(modules[0][0])
+    rows = [[*norms, *[nothing] * (width - len(norms))] for norms in modules]
+    return torch.stack([x for row in rows for x in row]).view(len(rows), width).norm(dim=1)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from mmengine.runner import IterBasedTrainLoop, Runner
 
 from ..distiller import Distiller
+from ..terms.options import term_name
 from ..weights import STEPS, parse_weight
 
 
@@ -35,7 +36,7 @@ def refuse_first_epoch(
             raise ValueError(
                 f"terms[{i}] has weight={term['weight']!r} and teacher='previous_epoch': when an "
                 'epoch begins, student and teacher are the same, so there is no gradient to '
-                'measure. Give it a number: weight=1, or --weight NAME=1.'
+                f'measure. Give it a number: weight=1, or --weight {term_name(term, i)}=1.'
             )
         begin, first = term.get('begin', 0), 1 if term.get('by_epoch') else length
         if not isinstance(begin, int) or begin >= first:
