@@ -26,6 +26,7 @@ LAYERS = (
     ('attachment',),
     ('hooks',),
     ('editing',),
+    ('diagnosis',),
     ('cli',),
     ('__main__',),
 )

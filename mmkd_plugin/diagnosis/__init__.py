@@ -1,0 +1,1 @@
+"""What can be known of a pair before a run, and of runs after it."""
