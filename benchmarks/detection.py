@@ -53,13 +53,19 @@ def prepare_data(dataset: str, select: bool, pair: Pair | None = None) -> dict[s
         return {}
     if not select:
         return {}  # the digits data set makes its files on first use
+    splits = ('val', 'test') if pair else ('train', 'val', 'test')
+    return other_digits(splits, pair.task if pair else 'detection')
+
+
+def other_digits(splits: Iterable[str], task: str) -> dict[str, Any]:
+    """Config options by which these splits are of the digits set of seed 1."""
     root = 'data/digits-seed1'
     options: dict[str, Any] = {}
-    for split in ('val', 'test') if pair else ('train', 'val', 'test'):
+    for split in splits:
         options[f'{split}_dataloader.dataset.data_root'] = root
         options[f'{split}_dataloader.dataset.digits.seed'] = 1
         # The metric of semantic maps has no file of its own.
-        if split != 'train' and not (pair and pair.task == 'semantic'):
+        if split != 'train' and task != 'semantic':
             options[f'{split}_evaluator.ann_file'] = f'{root}/annotations/val.json'
     return options
 

@@ -4,12 +4,16 @@
     python benchmarks/recipes.py --dataset digits --pair gfl
     python benchmarks/recipes.py --dataset digits --pair gfl --optimizer sgd
     python benchmarks/recipes.py --dataset digits --pair gfl --recipes gdd gdd:published gdd:1
+    python benchmarks/recipes.py --dataset digits --pair gfl --start trained
     python benchmarks/recipes.py --dataset clothing10 --pair resnet18_shufflenet
 
 Every run has the hook that ``tools/train.py --recipe NAME`` writes. A recipe may give its weights
 (``gdd:20+kd:auto``), which is how a grid of fixed weights is compared with the default. Pairs,
 teachers and data are those of ``detection.py`` and, for classifiers, ``classification.py``. A run
 that ends in NaN is a result: its metrics are 0, and the table says in how many seeds.
+
+With ``--start trained`` every run, the student alone included, begins with one student that was
+trained on other digits (the set of seed 1).
 """
 
 from __future__ import annotations
@@ -25,12 +29,15 @@ sys.path.insert(0, str(ROOT))  # started as a script
 
 from benchmarks import summary  # noqa: E402
 from benchmarks.cls_methods import BENCHMARKS as CLASSIFIERS  # noqa: E402
-from benchmarks.detection import Study, make_parser  # noqa: E402
+from benchmarks.detection import Study, make_parser, other_digits  # noqa: E402
 from benchmarks.head_methods import PAIRS, Pair  # noqa: E402
 from benchmarks.methods import BASELINE, OPTIMIZERS, Task  # noqa: E402
 from mmkd_plugin import recipes  # noqa: E402
 
 DEFAULT = ('gdd', 'kd', 'gdd+kd')
+TRAINED = 'trained'
+# What has a second training set.
+OTHER_DIGITS = {('digits', task) for task in ('detection', 'instance', 'semantic')}
 
 
 def all_pairs() -> dict[str, dict[str, Pair]]:
@@ -69,14 +76,25 @@ class RecipeStudy(Study):
         return run
 
     def plan(self, teacher: dict[str, str] | None) -> dict[Path, dict[str, Any]]:
-        base = self.folder(self.args.pair) / f'recipes-{self.args.optimizer}'
+        name, start = f'recipes-{self.args.optimizer}', {}
+        if self.args.start == TRAINED:
+            name, start = f'{name}-{TRAINED}', dict(load_from=self.trained_student())
+        base = self.folder(self.args.pair) / name
         return {
             base / f'{method.replace(":", "=")}-seed{seed}': self.spec(
-                method, seed, None, teacher=None if method == BASELINE else teacher
+                method, seed, None, teacher=None if method == BASELINE else teacher, **start
             )
             for seed in self.args.seeds
             for method in self.args.methods
         }
+
+    def trained_student(self) -> str:
+        """The checkpoint of a student of other digits; trains it where it is missing."""
+        assert self.pair is not None
+        options = other_digits(('train', 'val', 'test'), self.pair.task)
+        run = super().spec(BASELINE, 0, None, options=options, evaluations=1)
+        folder = self.folder(self.args.pair) / TRAINED
+        return self.teach(self.pool, {TRAINED: (folder, run)})[1][TRAINED]['checkpoint']
 
     def write(self, runs: list[dict[str, Any]], teacher: dict[str, Any] | None) -> None:
         rows = summary.summarise(runs, self.args.methods, self.task)
@@ -85,8 +103,13 @@ class RecipeStudy(Study):
             f'Measured on the {self.benchmark.report}; seeds {self.seeds}; last epoch of each run.',
             f'Optimizer: {optimizer} ({OPTIMIZERS[optimizer].about}).',
         ]
+        if self.args.start == TRAINED:
+            lines.append(
+                'Every run begins with one student that was trained on the digits set of seed 1.'
+            )
         name = f'recipes_{self.args.dataset}_{self.args.pair}'
         name += '' if optimizer == 'own' else f'_{optimizer}'
+        name += '' if self.args.start == 'new' else f'_{self.args.start}'
         self.save(name, lines, table(rows, runs, self.task), runs, teacher=teacher, rows=rows)
 
 
@@ -127,10 +150,13 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         default='own',
         help='; '.join(f'{name}: {x.about}' for name, x in OPTIMIZERS.items()),
     )
+    add('--start', choices=('new', TRAINED), default='new', help='of the students (default: new)')
     args = parser.parse_args(argv)
     known = RecipeStudy.pairs[args.dataset]
     if args.pair not in known:
         raise SystemExit(f'--pair {args.pair}: {args.dataset} has {", ".join(known)}.')
+    if args.start == TRAINED and (args.dataset, known[args.pair].task) not in OTHER_DIGITS:
+        raise SystemExit('--start trained: only detectors and segmenters of digits have it.')
     for name in args.recipes:
         try:
             recipes.methods(name)

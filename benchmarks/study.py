@@ -84,9 +84,7 @@ class Study:
         for name, (folder, run) in teachers.items():
             result = read_results(folder)
             if result is None:
-                raise SystemExit(
-                    f'The teacher {label(folder)} could not be trained; see {folder / "log.txt"}.'
-                )
+                raise SystemExit(f'{label(folder)} could not be trained; see {folder / "log.txt"}.')
             file = folder / result['checkpoint']
             if self.args.teacher_only:
                 print(f'Teacher {label(folder)}: {headline(result)} ({file})')

@@ -97,6 +97,8 @@ def build_config(run: dict[str, Any], folder: Path) -> Config:
     set_speed(cfg, run.get('amp'), run.get('compile'))
     cfg.work_dir = str(folder)
     cfg.resume = True
+    if run.get('load_from') and find_latest_checkpoint(str(folder)) is None:
+        cfg.resume, cfg.load_from = False, run['load_from']  # with both MMEngine resumes from it
     cfg.randomness = dict(seed=run['seed'])
     epochs = cfg.train_cfg.max_epochs
     task = TASKS[run.get('task', 'detection')]

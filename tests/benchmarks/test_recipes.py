@@ -77,6 +77,40 @@ def test_the_table_tells_weights_and_runs_that_diverged():
     assert cells[1][-3] == '+10.0 ± 0.0' and cells[3][2].startswith('incomplete')
 
 
+def test_students_begin_with_one_of_other_digits(tmp_path: Path, monkeypatch):
+    made = study(tmp_path, '--start', 'trained', '--recipes', 'gdd', '--seeds', '0', '1')
+    trained = []
+
+    def teach(pool, wanted):
+        trained.extend(wanted.values())
+        files = {
+            name: dict(checkpoint=f'{folder}/last.pth') for name, (folder, _) in wanted.items()
+        }
+        return {}, files
+
+    monkeypatch.setattr(made, 'teach', teach)
+    torch.save({}, tmp_path / 'teacher.pth')
+    teacher = dict(config=GFL.teacher, checkpoint=str(tmp_path / 'teacher.pth'), sha256='0')
+    plan = made.plan(teacher)
+    ((folder, start),) = trained
+    assert worker.build_config(start, folder).train_dataloader.dataset.digits.seed == 1
+    assert start['config'] == GFL.student and not start['teacher']
+    for run in plan.values():
+        cfg = worker.build_config(run, tmp_path)
+        assert cfg.load_from == f'{folder}/last.pth' and not cfg.resume
+        assert cfg.train_dataloader.dataset.digits.get('seed', 0) == 0
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_1.pth'))
+    killed = worker.build_config(run, tmp_path)
+    assert killed.resume and killed.load_from is None
+    plain = study(tmp_path, '--seeds', '0').plan(teacher)
+    assert not {folder.parent for folder in plain} & {folder.parent for folder in plan}
+
+
+def test_only_digits_have_other_digits(tmp_path: Path):
+    with pytest.raises(SystemExit, match='--start trained'):
+        recipes.parse_args(['--dataset', 'bccd', '--pair', 'gfl', '--start', 'trained'])
+
+
 def test_classifiers_are_pairs_like_detectors(tmp_path: Path):
     args = ['--dataset', 'digits', '--pair', 'resnet14_resnet8-narrow', '--work-dir', str(tmp_path)]
     made = recipes.RecipeStudy(
