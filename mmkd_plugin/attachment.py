@@ -98,7 +98,7 @@ def attach(
     if like is None:
         raise ValueError(f'{type(student).__name__} has no parameters: there is no student.')
     handle.follow(like)
-    chosen = method.resolve(student, handle.model, length)
+    chosen = method.resolve(student, handle.model, length, probe_size)
     distiller = Distiller(
         student,
         handle,

@@ -19,7 +19,7 @@ from .checks import check_int
 from .errors import put_place
 from .functional.compiling import is_compiling
 from .images.pixels import Pixels
-from .images.size import teacher_size
+from .images.size import check_probe_size, teacher_size
 from .rng import RandomSource, rng_kept
 from .saving.finite import on_this_rank
 from .taps import Recorder, TapError, TapPoint, is_loss_input, refuse_checkpointed
@@ -69,12 +69,7 @@ class Distiller(nn.Module):
     ) -> None:
         super().__init__()
         check_terms(terms)
-        if not (
-            isinstance(probe_size, (tuple, list))
-            and len(probe_size) == 2
-            and all(type(side) is int and side > 0 for side in probe_size)
-        ):
-            raise ValueError(f'probe_size={probe_size!r} must be (height, width) in pixels.')
+        check_probe_size(probe_size)
         check_int(seed, 'seed')
         self.teacher = teacher
         self._owner = id(self)

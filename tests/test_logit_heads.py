@@ -480,6 +480,28 @@ def test_heterogeneous_pairs_speak_through_boxes(teacher, student):
     total.backward()
 
 
+@pytest.mark.parametrize(
+    'student, teacher, strides, levels',
+    [
+        ('GFL', 'Faster R-CNN', [8, 16, 32], ([0, 1, 2], [1, 2, 3])),
+        ('Faster R-CNN', 'RetinaNet', [8, 16, 32], ([1, 2, 3], [0, 1, 2])),
+        ('RTMDet', 'RetinaNet', [8, 16, 32], ([0, 1, 2], [0, 1, 2])),
+        ('RetinaNet', 'RTMDet', [8, 16, 32], ([0, 1, 2], [0, 1, 2])),
+        ('Mask R-CNN', 'YOLOX', [8, 16, 32], ([1, 2, 3], [0, 1, 2])),
+        ('Deformable DETR', 'FCOS', [8, 16, 32, 64], ([0, 1, 2, 3], [0, 1, 2, 3])),
+        ('ATSS', 'SOLO', [8, 16, 32], ([0, 1, 2], [1, 2, 3])),
+    ],
+)
+def test_one_name_of_a_recipe_pairs_the_levels_of_any_two_necks(student, teacher, strides, levels):
+    model = detector(student)
+    distiller = mmkd_plugin.attach(model, detector(teacher, width=32, seed=1), recipe='pkd:1')
+    settings = distiller.settings()['terms']['pkd']
+    assert (settings['student']['levels'], settings['teacher']['levels']) == levels
+    assert [256 // row.student_shape[2] for row in distiller.plan()] == strides
+    loss = step(model, two())['loss_pkd']
+    assert loss.isfinite() and gradients(model, loss) > 0
+
+
 def test_other_strides_are_refused_with_the_way_out():
     def strides(config):
         config.bbox_head.anchor_generator.strides = [16, 32, 64, 128, 256]

@@ -136,7 +136,8 @@ def test_other_necks_tap_the_neck(other):
         (OutConvsNeck(4), OutConvsNeck(3), ('4', '3')),
     ],
 )
-def test_different_numbers_of_levels_are_refused(neck, other, counts):
+def test_different_numbers_of_levels_are_refused_where_no_stride_is_known(neck, other, counts):
+    """These models cannot run; of others the strides are measured (test_level_pairs.py)."""
     with pytest.raises(ValueError) as error:
         recipes.resolve('gdd', model('bbox_head', neck=neck), model('bbox_head', neck=other))
     assert f'{counts[0]} ' in str(error.value) and f'with {counts[1]} ' in str(error.value)

@@ -100,12 +100,14 @@ def select(pairs: Sequence[Pair], pattern: str | None, depth: int | None) -> lis
     return [pair for pair in pairs if wanted(pair.path)]
 
 
-def fitting_recipes(student: nn.Module, teacher: nn.Module) -> list[dict]:
+def fitting_recipes(
+    student: nn.Module, teacher: nn.Module, size: Sequence[int] | None = None
+) -> list[dict]:
     """What each recipe would do with this pair, or why it cannot."""
     found = []
     for name in recipes.names(student):
         try:
-            choice = recipes.choose(name, student, teacher)
+            choice = recipes.choose(name, student, teacher, size=size)
             (term,) = choice.terms
             found.append(
                 dict(
@@ -194,7 +196,7 @@ def inspect(args: argparse.Namespace) -> None:
             "'*' stands for one part of a path, '**' for any number."
         )
     partner = teacher if teacher is not None else student  # a teacher of the same family
-    found = fitting_recipes(student, partner)
+    found = fitting_recipes(student, partner, size)
     views = fitting_views(student)
     teacher_views = [] if teacher is None else fitting_views(teacher)
     detections = takes_detections(student, partner)

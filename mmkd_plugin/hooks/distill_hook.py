@@ -15,6 +15,7 @@ from ..attachment import attach, detach
 from ..checks import arguments, check_keys
 from ..class_map import dataset_classes
 from ..distiller import Distiller
+from ..images.size import image_size
 from ..recipes.method import Method
 from ..registry import HOOKS
 from ..saving.finite import on_this_rank
@@ -126,7 +127,9 @@ class DistillHook(Hook):
         verify_file_of(runner)
         student = student_of(runner)
         teacher = self._make_teacher(runner, student)
-        chosen = self.method.resolve(student, teacher.model, length_of(runner))
+        data = runner.train_dataloader.dataset
+        size = image_size(student, data) if self.probe_size is None else self.probe_size
+        chosen = self.method.resolve(student, teacher.model, length_of(runner), size)
         refuse_epochs(runner, chosen.terms)
         if isinstance(teacher, SelfTeacher):
             refuse_first_epoch(runner, chosen.terms, self.method.recipe, chosen.task_weight)
@@ -136,10 +139,10 @@ class DistillHook(Hook):
             chosen.terms,
             chosen.task_weight,
             self.seed,
-            self.probe_size,
+            size,
             _as_list(runner.cfg.get('activation_checkpointing')),
             self.student_inputs,
-            runner.train_dataloader.dataset,
+            data,
         )
         try:
             refuse_traced(runner, self.distiller)

@@ -36,6 +36,20 @@ def image_size(model: nn.Module, data: Any = None) -> tuple[int, int]:
     return size or _asked_for(model) or DEFAULT
 
 
+def check_probe_size(size: Any) -> None:
+    """Refuses what is no size of an image.
+
+    Raises:
+        ValueError: saying what to write.
+    """
+    if not (
+        isinstance(size, (tuple, list))
+        and len(size) == 2
+        and all(type(side) is int and side > 0 for side in size)
+    ):
+        raise ValueError(f'probe_size={size!r} must be (height, width) in pixels.')
+
+
 def teacher_size(model: nn.Module) -> tuple[int, int] | None:
     """The size of a view that the student's data preprocessor makes for the teacher."""
     view = getattr(getattr(model, 'data_preprocessor', None), 'teacher_view', None)

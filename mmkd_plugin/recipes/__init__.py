@@ -9,11 +9,13 @@ image classifiers, ``detection.py`` those on the logits of detectors and segment
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from ..checks import nearest
+from ..images.size import check_probe_size, image_size
 from ..weights.wishes import check_names, check_weights, fulfilled, joined, parse_text
 from . import classification, detection, features
 from .defaults import default_weight
@@ -132,6 +134,7 @@ def resolve(
     teacher: nn.Module,
     length: dict[str, int] | None = None,
     weights: Any = None,
+    size: Sequence[int] | None = None,
 ) -> dict:
     """Turns a recipe into terms for this pair of models.
 
@@ -142,6 +145,8 @@ def resolve(
         length: of the training, ``dict(epochs=...)`` or ``dict(iterations=...)``.
         weights: ``'published'``, ``'auto'`` or ``dict(gdd=20)``, by the names of the terms; it wins
             over a weight in ``name``, and both over the recipe's default.
+        size: height and width of the image by which the strides of necks are measured; by default
+            what the student says, else (256, 256).
 
     Returns:
         ``dict(terms=[...], task_weight=...)``: the terms as a config writes them, each with its
@@ -149,16 +154,16 @@ def resolve(
         are. :func:`choose` tells more.
 
     Raises:
-        ValueError: unknown recipe, a model no recipe fits, different numbers of levels, rows that
-            do not correspond, recipes that cannot be joined, or a weight of a term that the recipe
-            does not have.
+        ValueError: unknown recipe, a model no recipe fits, levels of which none share a stride,
+            rows that do not correspond, recipes that cannot be joined, or a weight of a term that
+            the recipe does not have.
 
     Example:
         >>> resolve('gdd', student, teacher, weights='published')['terms']  # doctest: +SKIP
         [{'loss': {'type': 'GDDLoss', 'temperature': 4.0, 'noise': 'channel'},
           'student': 'neck.fpn_convs.*.conv', 'teacher': 'neck.fpn_convs.*.conv', 'weight': 65.0}]
     """
-    choice = choose(name, student, teacher, length, weights)
+    choice = choose(name, student, teacher, length, weights, size)
     return dict(terms=choice.terms, task_weight=choice.task_weight)
 
 
@@ -170,11 +175,13 @@ class Choice(NamedTuple):
         task_weights: the factor on the student's own losses that each method wants, by its name.
         published: the weight of each term in the recipe's table, by the name of the term;
             :func:`source` says where it comes from.
+        told: which levels of the necks were paired, in a sentence; empty where all of both are.
     """
 
     terms: list[dict]
     task_weights: dict[str, float]
     published: dict[str, float]
+    told: str
 
     @property
     def task_weight(self) -> float:
@@ -188,22 +195,33 @@ def choose(
     teacher: nn.Module,
     length: dict[str, int] | None = None,
     weights: Any = None,
+    size: Sequence[int] | None = None,
 ) -> Choice:
     """The same as :func:`resolve`, with what it was made of."""
     keys = term_names(name)
+    size = image_size(student) if size is None else size
+    check_probe_size(size)
     said = joined(_said(name), check_weights(weights))
     check_names(said, keys, 'weights')
-    plans = {part: _resolve(part, student, teacher, length or {}) for part in methods(name)}
+    plans = {part: _resolve(part, student, teacher, length or {}, size) for part in methods(name)}
     defaults = [default_weight(part, plan['kind']) for part, plan in plans.items()]
     terms = [plan['terms'][0] for plan in plans.values()]
     published = {key: term['weight'] for key, term in zip(keys, terms)}
     terms = fulfilled(joined(dict(zip(keys, defaults)), said), keys, terms, published)
-    return Choice(terms, {part: plan['task_weight'] for part, plan in plans.items()}, published)
+    task_weights = {part: plan['task_weight'] for part, plan in plans.items()}
+    told = dict.fromkeys(plan.get('told', '') for plan in plans.values())  # once for all methods
+    return Choice(terms, task_weights, published, ' '.join(filter(None, told)))
 
 
-def _resolve(name: str, student: nn.Module, teacher: nn.Module, length: dict[str, int]) -> dict:
+def _resolve(
+    name: str,
+    student: nn.Module,
+    teacher: nn.Module,
+    length: dict[str, int],
+    size: Sequence[int],
+) -> dict:
     if name in features.RECIPES:
-        return features.plan(name, student, teacher)
+        return features.plan(name, student, teacher, size)
     kinds = {family(model) for model in (student, teacher)}
     if 'classification' not in kinds and name in detection.RECIPES:
         return detection.plan(name, student, teacher, length)

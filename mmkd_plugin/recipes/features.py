@@ -11,17 +11,16 @@ value behind it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from .families import family
+from .levels import Pairing, pair_necks
 
 # Families whose knowledge sits in the last backbone stage; all others are tapped at the neck.
 _BACKBONE_FAMILIES = ('semantic', 'classification')
-# Necks whose `fpn_convs` are not, or not once per step, the maps the head sees.
-_NOT_PLAIN_FPN = ('pafpn_convs', 'downsample_convs', 'rfp_steps')
 
 
 @dataclass(frozen=True)
@@ -109,47 +108,40 @@ def source(name: str, model: nn.Module) -> str:
     return RECIPES[name].settings(family(model))[2]
 
 
-def plan(name: str, student: nn.Module, teacher: nn.Module) -> dict:
-    """Terms of a feature recipe; the student's family decides on the numbers."""
+def plan(name: str, student: nn.Module, teacher: nn.Module, size: Sequence[int]) -> dict:
+    """The term of a feature recipe; the student's family decides on the numbers.
+
+    Args:
+        name: a key of ``RECIPES``.
+        student: the model to train.
+        teacher: the model to learn from.
+        size: height and width of the image by which strides are measured.
+
+    Returns:
+        ``dict(terms=[...], task_weight=1.0, kind=..., told=...)``; ``told`` says which levels were
+        paired where these are not all of both.
+
+    Raises:
+        ValueError: places that cannot be compared.
+    """
     recipe, kind = RECIPES[name], family(student)
     weight, arguments, _ = recipe.settings(kind)
-    student_tap, teacher_tap = _taps(name, student, teacher)
+    pairing = _pair(name, student, teacher, size)
     term = dict(
         loss=dict(type=recipe.loss, **arguments),
-        student=student_tap,
-        teacher=teacher_tap,
+        student=pairing.student,
+        teacher=pairing.teacher,
         weight=weight,
     )
-    return dict(terms=[term], task_weight=1.0, kind=kind)
+    return dict(terms=[term], task_weight=1.0, kind=kind, told=pairing.told)
 
 
-Tap = str | dict
-
-
-def _taps(name: str, student: nn.Module, teacher: nn.Module) -> tuple[Tap, Tap]:
-    """Chooses the place: FPN output convolutions, neck outputs, or the last backbone stage."""
-    neckless = [m for m in (student, teacher) if _neck(m) is None]
-    if neckless:
+def _pair(name: str, student: nn.Module, teacher: nn.Module, size: Sequence[int]) -> Pairing:
+    """Chooses the place: levels of the necks, or the last backbone stage."""
+    if _neck(student) is None or _neck(teacher) is None:
         # One side without a neck: the last backbone stage is the only role both play.
-        return _last_stage(name, student, 'student'), _last_stage(name, teacher, 'teacher')
-
-    convs = _fpn_convs(student), _fpn_convs(teacher)
-    if None not in convs and convs[0] == convs[1]:
-        return 'neck.fpn_convs.*.conv', 'neck.fpn_convs.*.conv'
-    levels = _neck_levels(student), _neck_levels(teacher)
-    both_fpn = None not in convs
-    if both_fpn or (None not in levels and levels[0] != levels[1]):
-        # Two FPNs with equal outputs but other convolutions start at different strides.
-        counts, what = (convs, 'FPN levels') if both_fpn else (levels, 'neck levels')
-        raise ValueError(
-            f'The recipe {name!r} cannot pair {counts[0]} {what} of the student '
-            f'({type(student).__name__}) with {counts[1]} of the teacher '
-            f'({type(teacher).__name__}): which of them share a stride is not known here. '
-            'Run tools/inspect_model.py CONFIG --teacher CONFIG, and name the pairs in terms, '
-            "for example student=dict(path='neck', levels=[0, 1, 2]), "
-            "teacher=dict(path='neck', levels=[1, 2, 3])."
-        )
-    return 'neck', 'neck'
+        return Pairing(_last_stage(name, student, 'student'), _last_stage(name, teacher, 'teacher'))
+    return pair_necks(name, student, teacher, size)
 
 
 def _neck(model: nn.Module) -> nn.Module | None:
@@ -159,32 +151,7 @@ def _neck(model: nn.Module) -> nn.Module | None:
     return neck if isinstance(neck, nn.Module) else None
 
 
-def _fpn_convs(model: nn.Module) -> int | None:
-    """Number of ``neck.fpn_convs.*.conv`` if these are the maps the head gets, else None."""
-    neck = _neck(model)
-    convs = getattr(neck, 'fpn_convs', None)
-    if not isinstance(convs, nn.ModuleList) or any(hasattr(neck, a) for a in _NOT_PLAIN_FPN):
-        return None
-    if len(convs) == 0 or not all(isinstance(getattr(c, 'conv', None), nn.Module) for c in convs):
-        return None
-    return len(convs)
-
-
-def _neck_levels(model: nn.Module) -> int | None:
-    """How many maps the neck returns, as far as it says so; None leaves it to the probe."""
-    neck = _neck(model)
-    if isinstance(neck, (nn.Sequential, nn.ModuleList)) and len(neck):
-        neck = neck[-1]
-    for attribute in ('num_outs', 'num_levels'):
-        if isinstance(getattr(neck, attribute, None), int):
-            return getattr(neck, attribute)
-    for attribute in ('out_convs',):
-        if isinstance(getattr(neck, attribute, None), nn.ModuleList):
-            return len(getattr(neck, attribute))
-    return None
-
-
-def _last_stage(name: str, model: nn.Module, role: str) -> Tap:
+def _last_stage(name: str, model: nn.Module, role: str) -> dict:
     if not isinstance(getattr(model, 'backbone', None), nn.Module):
         children = ', '.join(child for child, _ in model.named_children()) or 'none'
         raise ValueError(

@@ -89,7 +89,11 @@ class Method:
         return bool(self.recipe is not None or self.weights or self.options)
 
     def resolve(
-        self, student: nn.Module, teacher: nn.Module, length: dict[str, int] | None = None
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        length: dict[str, int] | None = None,
+        size: Sequence[int] | None = None,
     ) -> Chosen:
         """The terms for this pair of models.
 
@@ -97,18 +101,20 @@ class Method:
             student: the model to train.
             teacher: the model to learn from.
             length: of the training, ``dict(epochs=...)`` or ``dict(iterations=...)``.
+            size: height and width of the image by which a recipe measures strides.
 
         Raises:
             ValueError: whatever :func:`mmkd_plugin.recipes.resolve` refuses, or options that a
                 loss does not take.
         """
         if self.recipe is not None:
-            choice = recipes.choose(self.recipe, student, teacher, length, self.weights)
+            choice = recipes.choose(self.recipe, student, teacher, length, self.weights, size)
             terms, task_weight = choice.terms, choice.task_weight
             source = recipes.source(self.recipe, student)
             told = f'Recipe {self.recipe!r} (published numbers: {source}).'
             if self.task_weight is None:
                 told += _told(choice.task_weights)
+            told += f' {choice.told}' if choice.told else ''
         else:
             terms, task_weight, told = list(self.terms or ()), 1.0, ''
             if self.weights:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..taps import Recorder, TapError, TapPoint
 from ..taps.foreign import AnyModule
 from ..taps.partial_forward import takes_features
+from ..taps.strides import matching
 from .base import LogitView
 from .dense_boxes import box_maps, read_boxes
 from .dense_geometry import centers_of, level_strides, offset_of, valid_positions
@@ -102,7 +103,8 @@ class DenseLogits(LogitView):
                 f'{self.where}: the teacher has a dense head ({self.name}), the student has not: '
                 f'their rows cannot be matched. {_BY_BOXES}'
             )
-        missing = [stride for stride in student.strides if stride not in self.strides]
+        found = matching(student.strides, self.strides)
+        missing = [stride for stride, i in zip(student.strides, found) if i is None]
         if missing:
             raise TapError(
                 f'{self.where}: the levels of {student.name} have strides {list(student.strides)}, '
@@ -137,11 +139,8 @@ class DenseLogits(LogitView):
             )
 
     def _matches(self, strides: Sequence[int | None]) -> list[int]:
-        """The teacher's level for each of the student's, by stride; of equal strides by order."""
-        theirs: tuple[int | None, ...] = self.strides
-        if tuple(strides) == self.strides:
-            return list(range(len(strides)))
-        return [theirs.index(stride) for stride in strides]
+        """The teacher's level for each of the student's, which :meth:`check_pair` has found."""
+        return [i for i in matching(strides, self.strides) if i is not None]
 
     # -- one step ----------------------------------------------------------------------------
 

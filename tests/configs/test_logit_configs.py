@@ -65,13 +65,33 @@ def test_the_terms_are_those_of_the_recipe(name):
     config, recipe = read(name), LOGIT_CONFIGS[name]
     length = dict(epochs=EPOCHS[schedule(name)])
     plan = recipes.resolve(recipe, *small_pair(name), length, weights='published')
-    written = [normalised(term) for term in hook_of(config).terms]
-    if 'faster-rcnn-r101_gfl' in name:  # no recipe knows which of their levels share a stride
-        (gdd, *written) = written
-        assert gdd['student'] == dict(path='neck', levels=[0, 1, 2])
-        assert gdd['teacher'] == dict(path='neck', levels=[1, 2, 3])
+    hook = hook_of(config)
+    if 'recipe' in hook:  # then no terms are written that could be others
+        assert (hook.recipe, hook.weights) == (recipe, 'published') and 'terms' not in hook
+        hook = plan
+    written = [normalised(term) for term in hook['terms']]
     assert written == [normalised(term) for term in plan['terms']]
-    assert hook_of(config).get('task_weight', 1.0) == plan['task_weight'] == 1.0
+    assert hook.get('task_weight', 1.0) == plan['task_weight'] == 1.0
+
+
+def test_heterogeneous_pairs_need_no_list_of_levels():
+    """What `--recipe gdd+kd` makes of them, number by number."""
+    names = [name for name in LOGIT_CONFIGS if 'heterogeneous' in name]
+    found = {}
+    for name in names:
+        gdd, kd = recipes.resolve('gdd+kd', *small_pair(name), weights='published')['terms']
+        assert gdd['loss'] == dict(type='GDDLoss', temperature=4.0, noise='channel')
+        assert kd['loss'] == dict(type='KDLoss', temperature=1.0)
+        assert (gdd['weight'], kd['weight'], kd['student']) == (65.0, 1.0, 'cls_logits')
+        found[Path(name).name] = gdd['student'], gdd['teacher'], kd.get('teacher')
+    assert found == {
+        'gdd-kd_faster-rcnn-r101_gfl-r50_1x_coco': (
+            dict(path='neck', levels=[0, 1, 2]),  # P3-P5 of P3-P7 and of P2-P6
+            dict(path='neck', levels=[1, 2, 3]),
+            'detections',
+        ),
+        'gdd-kd_gfl-r101_fcos-r50_1x_coco': (*('neck.fpn_convs.*.conv',) * 2, None),
+    }
 
 
 def normalised(term: dict) -> dict:
@@ -174,7 +194,9 @@ def train_once(config: Config) -> Watch:
 
 def check(watch: Watch, config: Config) -> None:
     """Every term acted and said a finite number."""
-    names = [term['name'] for term in hook_of(config).terms]
+    hook = hook_of(config)
+    recipe = hook.get('recipe')
+    names = recipes.term_names(recipe) if recipe else [term['name'] for term in hook.terms]
     assert all(watch.losses[f'loss_{term}'] > 0 for term in names), watch.losses
     assert all(math.isfinite(value) for value in watch.losses.values()), watch.losses
     assert {row.term for row in watch.plan} == set(names)

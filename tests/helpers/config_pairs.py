@@ -53,7 +53,7 @@ LOGIT_CONFIGS = {
     f'detection/gdd/gdd-dkd_{FASTER}': 'gdd+dkd',
     f'detection/gdd/gdd-kd_{RETINANET}': 'gdd+kd',
     f'detection/gdd/gdd-kd-bins_{GFL}': 'gdd+kd+kd-bins',
-    'detection/heterogeneous/gdd-kd_faster-rcnn-r101_gfl-r50_1x_coco': 'kd',  # levels are chosen
+    'detection/heterogeneous/gdd-kd_faster-rcnn-r101_gfl-r50_1x_coco': 'gdd+kd',
     'detection/heterogeneous/gdd-kd_gfl-r101_fcos-r50_1x_coco': 'gdd+kd',
     f'{MASK_CKD}mask-rcnn-r101_mask-rcnn-r50_2x_coco': 'ckd',
     f'{MASK_CKD}mask-rcnn-r101_mask-rcnn-r18_2x_coco': 'ckd',

@@ -75,7 +75,17 @@ def test_other_calls_of_a_shared_head_are_no_match(tool, configs, capsys):
     marks = {p['path']: p['mark'] for p in found['places']}
     assert marks['bbox_head.gfl_cls'] == '!'
     assert marks['neck.fpn_convs.4.conv'] == '', 'the teacher has no such place'
-    assert 'cannot pair 5 FPN levels' in found['recipes'][0]['error']
+    gdd = found['recipes'][0]
+    assert gdd['student'] == gdd['teacher'] == dict(path='neck', levels=[0, 1, 2])
+
+
+def test_recipes_show_which_levels_they_pair(tool, configs, capsys):
+    arguments = configs / 'student.py', '--teacher', configs / 'finer.py', '--filter', 'neck'
+    found = as_json(tool, capsys, *arguments)
+    gdd = found['recipes'][0]
+    assert (gdd['student']['levels'], gdd['teacher']['levels']) == ([0, 1, 2, 3], [1, 2, 3, 4])
+    tool.main([*map(str, arguments), '--size', '128', '192'])
+    assert 'neck (levels [0, 1, 2, 3]) <- neck (levels [1, 2, 3, 4])' in capsys.readouterr().out
 
 
 def test_views_tell_what_their_rows_are(tool, configs, capsys):

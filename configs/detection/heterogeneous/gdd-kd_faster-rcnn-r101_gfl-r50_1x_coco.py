@@ -17,24 +17,9 @@ custom_hooks = [
     dict(
         type='mmkd_plugin.DistillHook',
         teacher=_base_.teacher,
-        terms=[
-            dict(
-                # temperature 4: GDD official code; noise per channel: recommended.
-                # P3-P5 on both sides: the teacher has P2-P6, of which P6 is a max-pool of P5
-                loss=dict(type='GDDLoss', temperature=4.0, noise='channel'),
-                student=dict(path='neck', levels=[0, 1, 2]),
-                teacher=dict(path='neck', levels=[1, 2, 3]),
-                weight=65.0,  # taken over from GDD's one-stage pair (RepPoints)
-                name='gdd',
-            ),
-            dict(
-                # the teacher's detections, given to the positions that lie in their boxes
-                loss=dict(type='KDLoss', temperature=1.0),
-                student='cls_logits',
-                teacher='detections',
-                weight=1.0,
-                name='kd',
-            ),
-        ],
+        # GDD on P3-P5, which both have: the teacher has P2-P6, of which P6 is a max-pool of P5. KD
+        # of the teacher's detections, given to the positions that lie in their boxes.
+        recipe='gdd+kd',
+        weights='published',  # 65: taken over from GDD's one-stage pair (RepPoints); KD 1
     )
 ]
