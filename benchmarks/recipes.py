@@ -110,6 +110,7 @@ class RecipeStudy(Study):
         name = f'recipes_{self.args.dataset}_{self.args.pair}'
         name += '' if optimizer == 'own' else f'_{optimizer}'
         name += '' if self.args.start == 'new' else f'_{self.args.start}'
+        name += f'_{self.args.name}' if self.args.name else ''
         self.save(name, lines, table(rows, runs, self.task), runs, teacher=teacher, rows=rows)
 
 
@@ -151,6 +152,9 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         help='; '.join(f'{name}: {x.about}' for name, x in OPTIMIZERS.items()),
     )
     add('--start', choices=('new', TRAINED), default='new', help='of the students (default: new)')
+    add(
+        '--name', default='', help='added to the names of the tables, beside those of other recipes'
+    )
     args = parser.parse_args(argv)
     known = RecipeStudy.pairs[args.dataset]
     if args.pair not in known:

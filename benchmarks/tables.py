@@ -22,6 +22,7 @@ Files of ``recipes.py`` (``recipes_digits_gfl_sgd``) are tables like all others.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import shlex
@@ -38,7 +39,7 @@ sys.path.insert(0, str(ROOT))  # started as a script
 
 from benchmarks import cls_methods, head_methods, recipes, summary  # noqa: E402
 from benchmarks.cls_summary import row_cells  # noqa: E402
-from benchmarks.methods import BASELINE, TASKS, TITLES, Task  # noqa: E402
+from benchmarks.methods import BASELINE, OPTIMIZERS, TASKS, TITLES, Task  # noqa: E402
 from mmkd_plugin.cli.running import new_parser  # noqa: E402
 
 RESULTS = ROOT / 'benchmarks' / 'results'
@@ -59,9 +60,24 @@ PAIRS = {
     'faster-gfl': 'Faster R-CNN → GFL',
     'resnet14_resnet8-narrow': 'ResNet14 → narrow ResNet8',
     'resnet18_shufflenet': 'ResNet18 → ShuffleNetV2 0.5',
-    'resnet18_shufflenet_defaults': 'ResNet18 → ShuffleNetV2 0.5',
 }
 METRICS = dict(mask_AP='mask AP', top1='top-1')
+
+
+def pair_title(dataset: str, pair: str) -> str:
+    """Of a column or a row: ``'GFL on digits'``."""
+    return f'{PAIRS.get(pair, pair)} on {DATASETS.get(dataset, dataset)}'
+
+
+def recipe_title(args: argparse.Namespace) -> str:
+    """The same of a file of ``recipes.py``, from its command."""
+    optimizer = OPTIMIZERS[args.optimizer].title
+    parts = [
+        pair_title(args.dataset, args.pair),
+        optimizer,
+        *('trained start',) * (args.start == recipes.TRAINED),
+    ]
+    return ', '.join(filter(None, parts))
 
 
 class MarkerError(ValueError):
@@ -107,19 +123,14 @@ class Results:
 
     def title(self) -> str:
         """Of a column or a row: ``'GFL on digits'``."""
-        name = self.name.removeprefix('recipes_')
-        after = ''
-        for key, optimizer in recipes.OPTIMIZERS.items():
-            if name.endswith(f'_{key}'):
-                name, after = name.removesuffix(f'_{key}'), f', {optimizer.title}'
-                break
+        if self.recipes:
+            return recipe_title(recipes.parse_args(shlex.split(self.content['command'])[2:]))
         if 'tables' in self.content:
             dataset = DATASETS[self.runs[0]['dataset']]
             epochs = self.runs[0]['epochs']
             return f'classifiers on {dataset}, {epochs} epochs'
-        dataset, _, pair = name.partition('_')
-        head = pair.removesuffix('_bins') or 'gfl'
-        return f'{PAIRS.get(head, head)} on {DATASETS.get(dataset, dataset)}{after}'
+        dataset, _, pair = self.name.partition('_')
+        return pair_title(dataset, pair.removesuffix('_bins') or 'gfl')
 
     def method_title(self, method: str) -> str:
         if method == BASELINE:
