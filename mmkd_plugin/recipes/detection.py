@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import nn
 
+from ..errors import placed
 from ..registry import build_loss
 from ..taps import TapError
 from ..views import HeadSpec, LogitView, make_logit_view
@@ -229,7 +230,8 @@ def plan(name: str, student: nn.Module, teacher: nn.Module, length: dict[str, in
     if not _same_rows(name, recipe.view, view, (student, teacher)):
         rows['teacher'] = 'detections'
         boxes = make_logit_view('detections', teacher, (), f'recipe {name!r}: teacher', 'teacher')
-        boxes.check_loss(loss)
+        with placed(f'recipe {name!r}: teacher'):
+            boxes.check_loss(loss)
     term = dict(name=name.replace('-', '_'), **rows, **term)
     return dict(terms=[term], task_weight=1.0, kind=spec.kind)
 
@@ -262,19 +264,18 @@ def _same_rows(name: str, view: str, own: LogitView, models: tuple[nn.Module, nn
     Raises:
         TapError: if they do not, either.
     """
-    student, teacher = models
+    (student, teacher), place = models, f'recipe {name!r}: teacher'
     try:
-        theirs = make_logit_view(view, teacher, (), f'recipe {name!r}: teacher', 'teacher')
+        theirs = make_logit_view(view, teacher, (), place, 'teacher')
         _compare(own.specs(student), theirs.specs(teacher), name, models)
-        theirs.check_pair(own, models)
+        with placed(place):
+            theirs.check_pair(own, models)
         return True
     except TapError as error:
         if view != 'cls_logits' or own.specs(student)[0].kind != 'dense':
             raise
         try:
-            boxes = make_logit_view(
-                'detections', teacher, (), f'recipe {name!r}: teacher', 'teacher'
-            )
+            boxes = make_logit_view('detections', teacher, (), place, 'teacher')
             boxes.check_pair(own, models)
         except TapError:
             raise error from None

@@ -10,7 +10,7 @@ from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor, nn
 
 from ..checks import shown
-from ..errors import TapError
+from ..errors import TapError, placed, put_place
 from ..losses.base import taken
 from ..losses.logit_base import LogitLoss
 from ..taps import Recorder
@@ -74,7 +74,8 @@ class LogitTerm(Term):
         self.specs, self.teacher_specs = student.specs(models[0]), teacher.specs(models[1])
         check_heads((student, teacher), (self.specs, self.teacher_specs), models, class_map)
         more = dict(class_map=class_map) if takes(teacher.check_pair, 'class_map') else {}
-        teacher.check_pair(student, models, **more)
+        with placed(f'{where}.teacher'):
+            teacher.check_pair(student, models, **more)
         self.tells_pair = takes(teacher.read, 'pair')
         heads = self.specs[0], self.teacher_specs[0]
         self.classes: SharedClasses | None = None
@@ -153,7 +154,11 @@ class LogitTerm(Term):
         self, student_recorder: Recorder, teacher_recorder: Recorder, data_samples: Any
     ) -> tuple[list[Predictions], list[Predictions], PairContext]:
         """What both views say of this step, and what was told to the teacher's."""
-        own = self.student.read(student_recorder, data_samples)
+        try:
+            own = self.student.read(student_recorder, data_samples)
+        except ValueError as error:
+            put_place(error, f'{self.where}.student')
+            raise
         images = len(data_samples) if isinstance(data_samples, (list, tuple)) else None
         check_batch(own, images)
         columns = class_map = None
@@ -161,8 +166,12 @@ class LogitTerm(Term):
             columns, class_map = self.classes.columns, self.classes.class_map
         pair = PairContext(columns, class_map, self.copies, self.copies * (images or 1))
         more = dict(pair=pair) if self.tells_pair else {}
-        with torch.no_grad():
-            theirs = self.teacher.read(teacher_recorder, data_samples, student=own, **more)
+        try:
+            with torch.no_grad():
+                theirs = self.teacher.read(teacher_recorder, data_samples, student=own, **more)
+        except ValueError as error:
+            put_place(error, f'{self.where}.teacher')
+            raise
         return own, theirs, pair
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..checks import carry_old_names
-from ..taps import Recorder, TapPoint
+from ..taps import Recorder, TapError, TapPoint
 from .predictions import ALIKE, HeadSpec, PairContext, Predictions
 
 
@@ -44,11 +44,12 @@ class LogitView(View):
 
     Args:
         model: the model to look at.
-        needs: what the loss wants beside the logits, such as ``'features'``.
-        where: names the config entry in error messages; what the constructor refuses gets it put
-            in front.
+        needs: what the loss wants beside the logits, such as ``'features'``. Whoever calls a view
+            puts the config entry in front of what it refuses; one that asks for it gets its name
+            as a third argument.
 
     Attributes:
+        spec: what the one head that is read will give, see :meth:`specs`.
         teacher_only: True for a view that reads a teacher only, and brings any head to the
             student's activation and number of Predictions; formerly ``follows``.
         of_classes: False where columns are no classes (bins of distances): a class_map then leaves
@@ -62,12 +63,13 @@ class LogitView(View):
     of_classes: bool = True
     repeats: bool = False
     default_select: str | None = None
+    spec: HeadSpec
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         carry_old_names(cls, follows='teacher_only')
 
-    def __init__(self, model: nn.Module, needs: Sequence[str], where: str) -> None:
+    def __init__(self, model: nn.Module, needs: Sequence[str]) -> None:
         raise NotImplementedError
 
     @property
@@ -85,7 +87,7 @@ class LogitView(View):
 
     def specs(self, model: nn.Module) -> list[HeadSpec]:
         """One for each of the Predictions that :meth:`read` will give; runs no forward."""
-        raise NotImplementedError
+        return [self.spec]
 
     def check_pair(
         self,
@@ -137,6 +139,14 @@ class LogitView(View):
             TapError: rows that cannot be brought to the student's.
         """
         raise NotImplementedError
+
+
+def other_kind(models: tuple[nn.Module, nn.Module], does: str) -> TapError:
+    """The error for a student whose head does not do what the teacher's ``does``."""
+    return TapError(
+        f'{type(models[1]).__name__} {does}, {type(models[0]).__name__} does not: no rows '
+        "correspond. Take a teacher of the student's kind, or distil features."
+    )
 
 
 def takes(method: Callable, name: str) -> bool:

@@ -27,8 +27,7 @@ class ClassifierLogits(LogitView):
     the class indices (N,) of the batch.
     """
 
-    def __init__(self, model: AnyModule, needs: Sequence[str], where: str) -> None:
-        self.where = where
+    def __init__(self, model: AnyModule, needs: Sequence[str]) -> None:
         # MMPreTrain mixes here; without it a sample's gt_score is its one-hot label.
         preprocessor = getattr(model, 'data_preprocessor', None)
         self.mixes = bool(getattr(preprocessor, 'batch_augments', None))
@@ -50,9 +49,6 @@ class ClassifierLogits(LogitView):
     def fits(cls, model: AnyModule) -> bool:
         return isinstance(getattr(model, 'head', None), nn.Module) and hasattr(model, 'backbone')
 
-    def specs(self, model: AnyModule) -> list[HeadSpec]:
-        return [self.spec]
-
     def read(
         self,
         recorder: Recorder,
@@ -73,7 +69,7 @@ class ClassifierLogits(LogitView):
             output = sum(output)
         if not isinstance(output, Tensor) or output.shape[1:] != (self.head.num_classes,):
             raise TapError(
-                f'{self.where}: {self.head.logits.path!r} ({type(recorder.model.head).__name__}) '
+                f'{self.head.logits.path!r} ({type(recorder.model.head).__name__}) '
                 f'gave {_described(output)}; logits of a classifier are one tensor '
                 f'(N, {self.head.num_classes}). Tap the module path of a classification layer '
                 'instead, or distil features.'
@@ -89,7 +85,7 @@ class ClassifierLogits(LogitView):
         """Class indices (N,) of a batch: one dict for all of it, or a sample for each image."""
         if data_samples is None:
             raise ValueError(
-                f'{self.where}: the loss needs labels, but this step brought none: call the '
+                'the loss needs labels, but this step brought none: call the '
                 'student with data_samples that hold gt_label.'
             )
         if isinstance(data_samples, dict):
@@ -98,9 +94,8 @@ class ClassifierLogits(LogitView):
             labels = torch.cat([self._of_sample(sample) for sample in data_samples])
         if len(labels) != len(logits):
             raise ValueError(
-                f'{self.where}: the batch has {len(labels)} labels, but the student classified '
-                f'{len(logits)} images, so labels and images do not belong together. '
-                f'{_WITHOUT_LABELS}'
+                f'the batch has {len(labels)} labels, but the student classified {len(logits)} '
+                f'images, so labels and images do not belong together. {_WITHOUT_LABELS}'
             )
         return labels.to(logits.device)
 
@@ -109,7 +104,7 @@ class ClassifierLogits(LogitView):
             raise self._mixed('mixed_label')
         if 'gt_label' not in batch:
             raise ValueError(
-                f"{self.where}: the loss needs labels, but the batch has no 'gt_label' (it has "
+                f"the loss needs labels, but the batch has no 'gt_label' (it has "
                 f'{list(batch)}; {nearest("gt_label", batch)}).'
             )
         labels = batch['gt_label']
@@ -124,7 +119,7 @@ class ClassifierLogits(LogitView):
         label = getattr(sample, 'gt_label', None)
         if label is None:
             raise ValueError(
-                f'{self.where}: the loss needs labels, but a {type(sample).__name__} of the batch '
+                f'the loss needs labels, but a {type(sample).__name__} of the batch '
                 "has no 'gt_label'."
             )
         label = torch.as_tensor(label).reshape(-1)
@@ -134,13 +129,13 @@ class ClassifierLogits(LogitView):
 
     def _several(self, seen: str) -> ValueError:
         return ValueError(
-            f'{self.where}: the loss needs one label per image, but the targets of this batch are '
+            f'the loss needs one label per image, but the targets of this batch are '
             f'multi-label ({seen}). {_WITHOUT_LABELS}'
         )
 
     def _mixed(self, key: str) -> ValueError:
         return ValueError(
-            f'{self.where}: the loss needs one label per image, but the images of this batch are '
+            f'the loss needs one label per image, but the images of this batch are '
             f'mixed (they have a {key}: mixup, CutMix). {_WITHOUT_LABELS} Or switch the mixing off '
             '(data_preprocessor.mixup=0).'
         )
@@ -149,7 +144,7 @@ class ClassifierLogits(LogitView):
         calls = recorder.raw(point)
         if len(calls) != 1:
             raise TapError(
-                f'{self.where}: {point.path!r} was called {len(calls)} times in this step; the '
+                f'{point.path!r} was called {len(calls)} times in this step; the '
                 "view 'cls_logits' reads classifiers that call it once."
             )
         return calls[0]

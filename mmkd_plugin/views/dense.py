@@ -19,9 +19,9 @@ from ..taps.partial_forward import takes_features
 from ..taps.strides import matching
 from .base import LogitView
 from .dense_boxes import box_maps, read_boxes
-from .dense_geometry import centers_of, level_strides, offset_of, valid_positions
+from .dense_geometry import by_position, centers_of, level_strides, offset_of, valid_positions
 from .dense_targets import DenseTargets
-from .predictions import Boxes, HeadSpec, Level, Predictions
+from .predictions import HeadSpec, Level, Predictions
 
 HEAD = 'bbox_head'
 _BY_BOXES = "Let the teacher's boxes speak instead: teacher='detections'."
@@ -37,8 +37,7 @@ class DenseLogits(LogitView):
     cell (GFL, RepPoints) and the other from its centre (FCOS).
     """
 
-    def __init__(self, model: AnyModule, needs: Sequence[str], where: str) -> None:
-        self.where = where
+    def __init__(self, model: AnyModule, needs: Sequence[str]) -> None:
         self.needs = tuple(needs)
         head = model.bbox_head
         self.name = f'{HEAD} ({type(head).__name__})'
@@ -52,7 +51,7 @@ class DenseLogits(LogitView):
         self.anchors = _base_anchors(head)
         self.activation = 'sigmoid' if _sigmoid(head) else 'softmax'
         self.output = TapPoint(HEAD)
-        self.targets = DenseTargets(head, HEAD, where)
+        self.targets = DenseTargets(head, HEAD)
         self.features: list[TapPoint] = []
         if 'features' in self.needs:
             self.features = [TapPoint(p, source='input') for p in self._class_layers(head)]
@@ -92,22 +91,19 @@ class DenseLogits(LogitView):
             and takes_features(model, HEAD)
         )
 
-    def specs(self, model: AnyModule) -> list[HeadSpec]:
-        return [self.spec]
-
     # -- pairs -------------------------------------------------------------------------------
 
     def check_pair(self, student: LogitView, models: tuple[AnyModule, AnyModule]) -> None:
         if not isinstance(student, DenseLogits):
             raise TapError(
-                f'{self.where}: the teacher has a dense head ({self.name}), the student has not: '
+                f'the teacher has a dense head ({self.name}), the student has not: '
                 f'their rows cannot be matched. {_BY_BOXES}'
             )
         found = matching(student.strides, self.strides)
         missing = [stride for stride, i in zip(student.strides, found) if i is None]
         if missing:
             raise TapError(
-                f'{self.where}: the levels of {student.name} have strides {list(student.strides)}, '
+                f'the levels of {student.name} have strides {list(student.strides)}, '
                 f'those of the teacher, {self.name}, {list(self.strides)}: it has none of stride '
                 f'{", ".join(map(str, missing))} to learn from. {_BY_BOXES}'
             )
@@ -121,19 +117,17 @@ class DenseLogits(LogitView):
         if counts[0] == 1 and counts[1] > 1:
             if self.activation == 'softmax':
                 raise TapError(
-                    f'{self.where}: {self.name} has {counts[1]} anchors per position {at} and '
-                    f'{student.name} one; softmax logits of several anchors have no maximum. '
-                    f'{_BY_BOXES}'
+                    f'{self.name} has {counts[1]} anchors per position {at} and {student.name} '
+                    f'one; softmax logits of several anchors have no maximum. {_BY_BOXES}'
                 )
         elif counts[0] != counts[1]:
             raise TapError(
-                f'{self.where}: {student.name} has {counts[0]} anchors per position {at}, the '
-                f'teacher, {self.name}, {counts[1]}: which belongs to which cannot be said. '
-                f'{_BY_BOXES}'
+                f'{student.name} has {counts[0]} anchors per position {at}, the teacher, '
+                f'{self.name}, {counts[1]}: which belongs to which cannot be said. {_BY_BOXES}'
             )
         elif counts[0] > 1 and student.anchors[own] != self.anchors[i]:
             raise TapError(
-                f'{self.where}: the anchors {at} differ: {student.name} has '
+                f'the anchors {at} differ: {student.name} has '
                 f'{student.anchors[own]}, the teacher, {self.name}, {self.anchors[i]} (corners '
                 f'around a position, in pixels). Give both the same anchor_generator. {_BY_BOXES}'
             )
@@ -182,7 +176,7 @@ class DenseLogits(LogitView):
             or [m.shape[1] if m.dim() == 4 else None for m in classes] != wanted
         ):
             raise TapError(
-                f'{self.where}: {self.name} gave {[tuple(m.shape) for m in maps]} in '
+                f'{self.name} gave {[tuple(m.shape) for m in maps]} in '
                 f'{recorder.calls(HEAD)} calls; known are {levels} maps (images, channels, '
                 f'height, width) of class logits with {wanted} channels, followed by as many of '
                 'each other output. Tap a module path instead, or write a view for this head.'
@@ -194,13 +188,13 @@ class DenseLogits(LogitView):
     def _level(self, head: AnyModule, groups: list[list[Tensor]], i: int) -> Level:
         priors, class_map = self.priors[i], groups[0][i]
         level = Level(
-            logits=_by_position(class_map, priors),
+            logits=by_position(class_map, priors),
             centers=centers_of(head.prior_generator, class_map, self.strides[i]),
             stride=self.strides[i],
         )
         # Centerness and objectness: the one number per prediction beside classes and box.
         if len(groups) > 2 and groups[2][i].shape[1] == priors:
-            level.quality = _by_position(groups[2][i], priors)[..., 0]
+            level.quality = by_position(groups[2][i], priors)[..., 0]
         boxes = box_maps(head, groups, priors)
         if boxes is not None:
             index, kind = boxes
@@ -226,7 +220,7 @@ class DenseLogits(LogitView):
         sizes = [[tuple(m.shape[-2:]) for m in group] for group in (maps, class_maps)]
         if sizes[0] != sizes[1]:
             raise TapError(
-                f'{self.where}: {self.features[0].path!r} was given maps of {sizes[0]}, but the '
+                f'{self.features[0].path!r} was given maps of {sizes[0]}, but the '
                 f'class maps of {self.name} are {sizes[1]}: features cannot be brought to rows.'
             )
         for level, features in zip(levels, maps):
@@ -237,7 +231,7 @@ class DenseLogits(LogitView):
         shapes = tuple(own.logits.shape[:3]), tuple(level.logits.shape[:3])
         if shapes[0][:2] != shapes[1][:2]:
             raise TapError(
-                f'{self.where}: at stride {own.stride} the student has {shapes[0]} (images, '
+                f'at stride {own.stride} the student has {shapes[0]} (images, '
                 f'positions, priors), the teacher, {self.name}, {shapes[1]}: their maps must be '
                 f'of one size. {_BY_BOXES}'
             )
@@ -262,27 +256,21 @@ class DenseLogits(LogitView):
         return layers
 
 
-def _by_position(maps: Tensor, priors: int) -> Tensor:
-    """(N, A C, H, W) seen as (N, P, A, C); mmdet puts anchors outside, channels inside."""
-    return maps.unflatten(1, (priors, -1)).flatten(3).permute(0, 3, 1, 2)
-
-
 def _best_prior(level: Level) -> Level:
     """Reduces the predictions at a position to one: the largest logit of each class; box and
     quality of the one with the best class."""
-    best = level.logits.amax(-1).argmax(2, keepdim=True)
+
+    def chosen(values: Tensor) -> Tensor:
+        best = level.logits.amax(-1).argmax(2, keepdim=True)
+        return values.gather(2, best.unsqueeze(-1).expand(-1, -1, -1, values.shape[-1]))
+
     reduced = Level(
         logits=level.logits.amax(2, keepdim=True), centers=level.centers, stride=level.stride
     )
     if level.quality is not None:
-        reduced.quality = level.quality.gather(2, best)
-    boxes = level.boxes
-    if boxes is not None:
-
-        def chosen(values: Tensor) -> Tensor:
-            return values.gather(2, best.unsqueeze(-1).expand(-1, -1, -1, values.shape[-1]))
-
-        reduced.boxes = Boxes(boxes.kind, chosen(boxes.raw), lambda: chosen(boxes.decode()))
+        reduced.quality = chosen(level.quality.unsqueeze(-1)).squeeze(-1)
+    if level.boxes is not None:
+        reduced.boxes = level.boxes.chosen(chosen)
     return reduced
 
 

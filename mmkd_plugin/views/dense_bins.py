@@ -38,8 +38,8 @@ class DenseBins(DenseLogits):
     of_classes = False
     default_select = 'positive'  # background has no box
 
-    def __init__(self, model: AnyModule, needs: Sequence[str], where: str) -> None:
-        super().__init__(model, [], where)
+    def __init__(self, model: AnyModule, needs: Sequence[str]) -> None:
+        super().__init__(model, [])
         if 'features' in needs:
             raise TapError(
                 'the loss needs features of a classification layer, which the view '
@@ -74,7 +74,7 @@ class DenseBins(DenseLogits):
         if not isinstance(student, DenseBins) or student.bins != self.bins:
             name = getattr(student, 'name', type(student).__name__)
             raise TapError(
-                f'{self.where}: {name} has {getattr(student, "bins", "no")} bins for a '
+                f'{name} has {getattr(student, "bins", "no")} bins for a '
                 f'side, the teacher, {self.name}, {self.bins}: distances of other ranges do not '
                 'correspond. Give both heads the same reg_max.'
             )
@@ -83,7 +83,7 @@ class DenseBins(DenseLogits):
         counts = student.priors[own], self.priors[i]
         if counts[0] != counts[1]:
             raise TapError(
-                f'{self.where}: {student.name} has {counts[0]} anchors per position at stride '
+                f'{student.name} has {counts[0]} anchors per position at stride '
                 f'{student.strides[own]}, the teacher, {self.name}, {counts[1]}: the bins of '
                 'several boxes cannot be merged into one.'
             )
@@ -104,7 +104,7 @@ class DenseBins(DenseLogits):
         """The bins of a level's boxes, from its class logits and boxes."""
         if level.boxes is None or level.boxes.kind != 'dfl':
             raise TapError(
-                f'{self.where}: {self.name} has reg_max and integral, but no output of 4 x '
+                f'{self.name} has reg_max and integral, but no output of 4 x '
                 f'{self.bins} channels, so its bins were not found. Tap a module path instead.'
             )
         sides = Level(

@@ -11,6 +11,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from ..taps.foreign import AnyModule
+from .dense_geometry import by_position
 from .predictions import Boxes
 
 
@@ -67,11 +68,11 @@ def read_boxes(head: AnyModule, kind: str, box_map: Tensor, level: int, priors: 
         level: index of the level.
         priors: A, predictions per position.
     """
-    raw = box_map.unflatten(1, (priors, -1)).flatten(3).permute(0, 3, 1, 2)
+    raw = partial(by_position, box_map, priors)
     decode = partial(_DECODERS[kind], head, box_map, level, priors)
     if kind == 'ltrb':  # asked now: whoever decodes later may have switched the head's mode
         decode = partial(decode, in_strides=head.training and _trains_in_strides(head))
-    return Boxes(kind=kind, raw=raw, coder=decode)
+    return Boxes(kind, raw, decode)
 
 
 def _box_rows(box_map: Tensor, priors: int) -> Tensor:

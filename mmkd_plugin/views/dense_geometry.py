@@ -47,6 +47,11 @@ def centers_of(prior_generator: Any, maps: Tensor, stride: int) -> Tensor:
     return grid.flatten(0, 1)
 
 
+def by_position(maps: Tensor, priors: int) -> Tensor:
+    """(N, A C, H, W) seen as (N, P, A, C); mmdet puts anchors outside, channels inside."""
+    return maps.unflatten(1, (priors, -1)).flatten(3).permute(0, 3, 1, 2)
+
+
 def valid_positions(
     level: Level, size: tuple[int, int], offset: float, data_samples: Any
 ) -> Tensor | None:

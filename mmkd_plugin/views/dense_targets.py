@@ -41,11 +41,9 @@ class DenseTargets:
     Args:
         head: the dense head.
         path: its module path in the model.
-        where: names the term in messages.
     """
 
-    def __init__(self, head: AnyModule, path: str, where: str) -> None:
-        self.where = where
+    def __init__(self, head: AnyModule, path: str) -> None:
         self.head = f'{path} ({type(head).__name__})'
         self.num_classes = int(head.num_classes)
         self.losses = {'loss_cls': TapPoint(f'{path}.loss_cls', source='input')}
@@ -78,9 +76,8 @@ class DenseTargets:
         """
         if self.drops_positives:
             raise TapError(
-                f'{self.where}: {self.head} gives its loss_cls every object on all levels and '
-                'afterwards drops all but the best (reweight_loss_single), so its labels cannot be '
-                'heard.'
+                f'{self.head} gives its loss_cls every object on all levels and afterwards drops '
+                'all but the best (reweight_loss_single), so its labels cannot be heard.'
             )
         shapes = [tuple(level.shape[:3]) for level in logits]
         total = sum(n * p * a for n, p, a in shapes)
@@ -98,7 +95,7 @@ class DenseTargets:
             first = [level[..., 0] for level in logits]
         if not rows:
             raise TapError(
-                f'{self.where}: {self.head} did not call its loss_cls in this step, so its labels '
+                f'{self.head} did not call its loss_cls in this step, so its labels '
                 'cannot be heard. Tap a module path instead, or write a view for this head.'
             )
         by_level = self._by_level(rows, first, shapes)
@@ -128,7 +125,7 @@ class DenseTargets:
             labels = target.long()
         else:
             raise TapError(
-                f'{self.where}: {self.head} gave its loss_cls {_described(predictions)} and as '
+                f'{self.head} gave its loss_cls {_described(predictions)} and as '
                 f'target {_described(call.target)}'
                 + (f' (and {", ".join(others)})' if others else '')
                 + '; known are class indices (rows,), a pair of these and a quality, and a target '
@@ -148,7 +145,7 @@ class DenseTargets:
         target = call.target
         if not isinstance(target, Tensor) or target.numel() != total:
             raise TapError(
-                f'{self.where}: {self.head} gave its loss_obj as target {_described(target)}, '
+                f'{self.head} gave its loss_obj as target {_described(target)}, '
                 f'but its maps have {total} positions.'
             )
         objects = target.reshape(-1) > 0
@@ -186,7 +183,7 @@ class DenseTargets:
             self.matches[several] = any(bool(_agree(rows, first, order)) for order in likely)
         if self.matches.get(several) is False:
             raise TapError(
-                f'{self.where}: the rows that {self.head} gave to its loss are not its class maps, '
+                f'the rows that {self.head} gave to its loss are not its class maps, '
                 'level by level or image by image, so its labels cannot be brought to positions. '
                 'Tap a module path instead, or write a view for this head.'
             )
@@ -194,7 +191,7 @@ class DenseTargets:
 
     def _unknown(self, rows: Sequence[_Rows], shapes: Sequence[tuple]) -> TapError:
         return TapError(
-            f'{self.where}: {self.head} gave its loss_cls {[len(row.labels) for row in rows]} '
+            f'{self.head} gave its loss_cls {[len(row.labels) for row in rows]} '
             f'rows, but its class maps (images, positions, priors) are {shapes}: its labels cannot '
             'be brought to positions. Tap a module path instead, or write a view for this head.'
         )

@@ -66,11 +66,10 @@ class Detections(LogitView):
     teacher_only = True
     default_select = 'positive'  # near an object most boxed positions are the student's background
 
-    def __init__(self, model: AnyModule, needs: Sequence[str], where: str) -> None:
-        self.where = where
+    def __init__(self, model: AnyModule, needs: Sequence[str]) -> None:
         reader = _reader(model)
         assert reader is not None  # it fits
-        self.inner: Any = reader(model, (), where)  # a RoILogits or a DenseLogits
+        self.inner: Any = reader(model, ())  # a RoILogits or a DenseLogits
         self.spec = self.inner.specs(model)[-1]
         self.by_regions = isinstance(self.inner, RoILogits)
         self.iou = _check_boxes(model, self.by_regions)
@@ -85,7 +84,7 @@ class Detections(LogitView):
 
     def _no_student(self) -> TapError:
         return TapError(
-            f"{self.where}: the view 'detections' is a teacher's; a student's rows come from its "
+            "the view 'detections' is a teacher's; a student's rows come from its "
             "own head: student='cls_logits', teacher='detections'."
         )
 
@@ -93,36 +92,33 @@ class Detections(LogitView):
     def teacher_points(self) -> list[TapPoint]:
         return self.inner.teacher_points
 
-    def specs(self, model: AnyModule) -> list[HeadSpec]:
-        return [self.spec]
-
     def check_pair(self, student: LogitView, models: tuple[AnyModule, AnyModule]) -> None:
         if isinstance(student, Detections):
             raise self._no_student()
         spec, name = student.specs(models[0])[0], type(models[0]).__name__
         if not isinstance(student, DenseLogits):
             raise TapError(
-                f"{self.where}: 'detections' are assigned to the positions of a dense head; the "
+                f"'detections' are assigned to the positions of a dense head; the "
                 f'student ({name}, {spec.label!r}) has rows of the kind {spec.kind!r}.'
             )
         if not student.of_classes:
             raise TapError(
-                f'{self.where}: detections carry classes, and the rows of the student ({name}, '
+                f'detections carry classes, and the rows of the student ({name}, '
                 f"{spec.label!r}) are something else. Take student='cls_logits'."
             )
         if spec.activation != 'sigmoid' or spec.background:
             raise TapError(
-                f'{self.where}: the student ({name}, {spec.label!r}) has a softmax over classes '
+                f'the student ({name}, {spec.label!r}) has a softmax over classes '
                 'and background; detections tell how sure each class is, which is a sigmoid. Take '
                 'a student whose loss_cls has use_sigmoid=True.'
             )
         if self.by_regions:
-            refuse_fused(models[1], self.where)
+            refuse_fused(models[1])
 
     def check_loss(self, loss: AnyModule) -> None:
         if loss.compares_rows:
             raise TapError(
-                f"{self.where}: 'detections' gives all positions in a box the same logits, and "
+                f"'detections' gives all positions in a box the same logits, and "
                 f'{type(loss).__name__} would contrast copies of one row. Take KDLoss.'
             )
 
@@ -135,7 +131,7 @@ class Detections(LogitView):
     ) -> list[Predictions]:
         if data_samples is None:
             raise TapError(
-                f"{self.where}: 'detections' need the sizes of the images, which this step did not "
+                "'detections' need the sizes of the images, which this step did not "
                 'tell: call the student with data_samples.'
             )
         with torch.no_grad():
@@ -268,9 +264,8 @@ class Detections(LogitView):
     def _level(self, own: Level, found: list[ImageBoxes]) -> Level:
         if own.boxes is None or own.centers is None:
             raise TapError(
-                f"{self.where}: the student's head tells no boxes that could be compared with the "
-                "teacher's. Let both heads be compared directly (teacher='cls_logits'), or distil "
-                'features.'
+                "the student's head tells no boxes that could be compared with the teacher's. Let "
+                "both heads be compared directly (teacher='cls_logits'), or distil features."
             )
         boxes = own.boxes.decode().detach().float()
         logits, contained = [], []

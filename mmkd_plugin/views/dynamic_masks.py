@@ -11,10 +11,9 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from ..class_map import fit_class_map
-from ..errors import placed
 from ..taps import Recorder, TapError, TapPoint
 from ..taps.foreign import AnyModule
-from .base import LogitView
+from .base import LogitView, other_kind
 from .grid_masks import MASKS, known_rows, mask_level, mask_rows, of_pixels, refuse_features
 from .loss_calls import loss_calls
 from .predictions import ALIKE, HeadSpec, Level, PairContext, Predictions
@@ -51,8 +50,7 @@ class DynamicMasks(LogitView):
 
     of_classes = False
 
-    def __init__(self, model: AnyModule, needs: Sequence[str], where: str) -> None:
-        self.where = where
+    def __init__(self, model: AnyModule, needs: Sequence[str]) -> None:
         refuse_features(needs)
         self.strides = tuple(model.bbox_head.strides)
         self.num_classes = model.bbox_head.num_classes
@@ -87,20 +85,15 @@ class DynamicMasks(LogitView):
         class_map: Sequence[int] | None = None,
     ) -> None:
         if not isinstance(student, DynamicMasks):
-            raise TapError(
-                f'{self.where}: {type(models[1]).__name__} makes masks by dynamic kernels, '
-                f'{type(models[0]).__name__} does not: no rows correspond. Take a teacher of the '
-                "student's kind, or distil features."
-            )
+            raise other_kind(models, 'makes masks by dynamic kernels')
         if student.strides != self.strides:
             raise TapError(
-                f'{self.where}: the strides of the student are {list(student.strides)}, those of '
+                f'the strides of the student are {list(student.strides)}, those of '
                 f'the teacher {list(self.strides)}: their positions do not correspond. Take a '
                 'teacher of the same strides, or distil features.'
             )
         if class_map is not None:
-            with placed(self.where):
-                fit_class_map(class_map, student.num_classes, self.num_classes)
+            fit_class_map(class_map, student.num_classes, self.num_classes)
 
     def read(
         self,
@@ -117,7 +110,7 @@ class DynamicMasks(LogitView):
         calls = recorder.raw(self.masks)
         if len(calls) != 1:
             raise TapError(
-                f"{self.where}: 'mask_head' was called {len(calls)} times in this step; the view "
+                f"'mask_head' was called {len(calls)} times in this step; the view "
                 "'mask_logits' reads heads that are called once."
             )
         maps = calls[0][0]
@@ -134,7 +127,7 @@ class DynamicMasks(LogitView):
                 call = next(losses, None)
                 if call is None or call.pred.shape[1:] != masks.shape[1:]:
                     raise TapError(
-                        f'{self.where}: {self.losses.path!r} did not get the masks of image {i}, '
+                        f'{self.losses.path!r} did not get the masks of image {i}, '
                         f'which have the shape {tuple(masks.shape)}.'
                     )
                 positions, found = _recognise(call.pred, masks)

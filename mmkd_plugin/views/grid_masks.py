@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 from ..class_map import fit_class_map
-from ..errors import placed
 from ..taps import Recorder, TapError, TapPoint
 from ..taps.foreign import AnyModule
-from .base import LogitView
+from .base import LogitView, other_kind
 from .dense_geometry import ignored_boxes
 from .loss_calls import loss_calls
 from .predictions import ALIKE, HeadSpec, Level, PairContext, Predictions, map_rows
@@ -40,9 +39,8 @@ class Cells:
 class _GridView(LogitView):
     """What the views on grids share: the grids, and the labels of their cells."""
 
-    def __init__(self, model: AnyModule, needs: Sequence[str], where: str) -> None:
+    def __init__(self, model: AnyModule, needs: Sequence[str]) -> None:
         head = model.mask_head
-        self.where = where
         self.needs = tuple(needs)
         self.grids = tuple(head.num_grids)
         self.num_classes = head.num_classes
@@ -60,27 +58,22 @@ class _GridView(LogitView):
         class_map: Sequence[int] | None = None,
     ) -> None:
         if not isinstance(student, type(self)):
-            raise TapError(
-                f'{self.where}: {type(models[1]).__name__} predicts on grids, '
-                f'{type(models[0]).__name__} does not: no rows correspond. Take a teacher of the '
-                "student's kind, or distil features."
-            )
+            raise other_kind(models, 'predicts on grids')
         if student.grids != self.grids:
             raise TapError(
-                f'{self.where}: the grids of the student are {list(student.grids)}, those of the '
+                f'the grids of the student are {list(student.grids)}, those of the '
                 f'teacher {list(self.grids)}: their cells do not correspond. Give both the same '
                 'mask_head.num_grids, or distil features.'
             )
         if class_map is not None:
-            with placed(self.where):
-                fit_class_map(class_map, student.num_classes, self.num_classes)
+            fit_class_map(class_map, student.num_classes, self.num_classes)
 
     def labels(self, recorder: Recorder, images: int) -> list[Tensor]:
         """Class indices (N, S * S) of each level's cells; ``num_classes`` is background."""
         calls = loss_calls(recorder, self.cells)
         if len(calls) != 1:
             raise TapError(
-                f'{self.where}: {self.cells.path!r} was called {len(calls)} times in this step; '
+                f'{self.cells.path!r} was called {len(calls)} times in this step; '
                 'the labels of the grids come from its only call.'
             )
         sizes = [images * grid**2 for grid in self.grids]
@@ -95,8 +88,8 @@ class GridLogits(_GridView):
     device.
     """
 
-    def __init__(self, model: AnyModule, needs: Sequence[str], where: str) -> None:
-        super().__init__(model, needs, where)
+    def __init__(self, model: AnyModule, needs: Sequence[str]) -> None:
+        super().__init__(model, needs)
         head = model.mask_head
         self.spec = HeadSpec(
             label='mask_head.conv_cls',
@@ -116,16 +109,13 @@ class GridLogits(_GridView):
     def teacher_points(self) -> list[TapPoint]:
         return [self.logits]
 
-    def specs(self, model: AnyModule) -> list[HeadSpec]:
-        return [self.spec]
-
     def read(
         self, recorder: Recorder, data_samples: Any, student: list[Predictions] | None = None
     ) -> list[Predictions]:
         maps = recorder.raw(self.logits)
         if len(maps) != len(self.grids):
             raise TapError(
-                f'{self.where}: {self.logits.path!r} was called {len(maps)} times in this step, '
+                f'{self.logits.path!r} was called {len(maps)} times in this step, '
                 f'but there are {len(self.grids)} grids.'
             )
         levels = [Level(map_rows(x).unsqueeze(2)) for x in maps]
@@ -152,8 +142,8 @@ class GridMasks(_GridView):
 
     of_classes = False
 
-    def __init__(self, model: AnyModule, needs: Sequence[str], where: str) -> None:
-        super().__init__(model, needs, where)
+    def __init__(self, model: AnyModule, needs: Sequence[str]) -> None:
+        super().__init__(model, needs)
         head = model.mask_head
         if not hasattr(head, 'conv_mask_list'):
             raise TapError(
@@ -183,7 +173,7 @@ class GridMasks(_GridView):
         maps = [c.tensor for c in recorder.read(self.maps)]
         if len(maps) != len(self.grids):
             raise TapError(
-                f'{self.where}: the layers mask_head.conv_mask_list were called {len(maps)} times '
+                f'the layers mask_head.conv_mask_list were called {len(maps)} times '
                 f'in this step, but there are {len(self.grids)} grids.'
             )
         if student:
@@ -217,7 +207,7 @@ class GridMasks(_GridView):
             if call is None or call.pred.shape != (len(positions), *own.shape[-2:]):
                 got = 'no more masks' if call is None else f'masks {tuple(call.pred.shape)}'
                 raise TapError(
-                    f'{self.where}: {self.losses.path!r} got {got} where the labels of the '
+                    f'{self.losses.path!r} got {got} where the labels of the '
                     f'grid name {len(positions)} positive cells of size {tuple(own.shape[-2:])}.'
                 )
             levels.append(mask_level(call.pred, call.target, images, data_samples))

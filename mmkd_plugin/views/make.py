@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 from torch import nn
 
@@ -55,8 +56,10 @@ def make_view(
             ) from None
     for cls in VIEWS[name]:
         if cls.fits(model):
+            build: Any = cls
+            place = [where] if len(inspect.signature(cls).parameters) > 2 else []
             with placed(where):
-                view = cls(model, needs, where)
+                view = build(model, needs, *place)
             _check_features(view, model, needs, f'{where}={name!r}')
             return view
     if reads_text(model):

@@ -10,26 +10,38 @@ import torch
 from torch import Tensor
 
 
-@dataclass
 class Boxes:
-    """Box outputs of a level, as the head gives them.
+    """Box outputs of a level. They are made when somebody reads them: most terms never do.
 
-    Attributes:
+    Args:
         kind: the parametrisation: ``'deltas'`` (of anchors), ``'ltrb'`` (distances to the four
             sides), ``'dfl'`` (distributions of them), ``'points'``, ``'cxcywh'`` or ``'corners'``.
-        raw: the outputs, (N, P, A, D); D is 4, or 4 (r + 1) bins for ``'dfl'``.
+        raw: the outputs as the head gives them, (N, P, A, D), or a function that makes them; D is
+            4, or 4 (r + 1) bins for ``'dfl'``.
         coder: gives corner boxes (N, P, A, 4) in pixels of the batch's images, by the head's own
             coder.
     """
 
-    kind: str
-    raw: Tensor
-    coder: Callable[[], Tensor]
+    def __init__(
+        self, kind: str, raw: Tensor | Callable[[], Tensor], coder: Callable[[], Tensor]
+    ) -> None:
+        self.kind = kind
+        self._raw = raw
+        self.coder = coder
+
+    @property
+    def raw(self) -> Tensor:
+        """The outputs, (N, P, A, D)."""
+        return self._raw if isinstance(self._raw, Tensor) else self._raw()
 
     def decode(self) -> Tensor:
         """Corner boxes (N, P, A, 4), never in the half precision of a surrounding autocast."""
         with torch.autocast(self.raw.device.type, enabled=False):
             return self.coder()
+
+    def chosen(self, choose: Callable[[Tensor], Tensor]) -> Boxes:
+        """Those that ``choose`` takes out of the boxes (N, P, A, ...) of this level."""
+        return Boxes(self.kind, lambda: choose(self.raw), lambda: choose(self.decode()))
 
 
 @dataclass

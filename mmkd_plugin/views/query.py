@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from ..taps import Recorder, TapError, TapPoint
 from ..taps.foreign import AnyModule
 from ..taps.partial_forward import decodes_queries, reads_text
-from .base import LogitView
+from .base import LogitView, other_kind
 from .loss_calls import loss_calls
 from .predictions import ALIKE, Boxes, HeadSpec, Level, PairContext, Predictions
 
@@ -38,9 +39,8 @@ class QueryLogits(LogitView):
     With a class map the cost compares the classes that both know.
     """
 
-    def __init__(self, model: AnyModule, needs: Sequence[str], where: str) -> None:
+    def __init__(self, model: AnyModule, needs: Sequence[str]) -> None:
         head = model.bbox_head
-        self.where = where
         self.needs = tuple(needs)
         if hasattr(head, 'aux_cls_branches'):
             raise TapError(
@@ -83,11 +83,7 @@ class QueryLogits(LogitView):
 
     def check_pair(self, student: LogitView, models: tuple[AnyModule, AnyModule]) -> None:
         if not isinstance(student, QueryLogits):
-            raise TapError(
-                f'{self.where}: {type(models[1]).__name__} predicts a set of queries, '
-                f'{type(models[0]).__name__} does not: no rows correspond. Take a teacher of the '
-                "student's kind, or distil features."
-            )
+            raise other_kind(models, 'predicts a set of queries')
 
     def read(
         self,
@@ -108,7 +104,7 @@ class QueryLogits(LogitView):
             # Denoising queries come first, in the outputs as in the head's own split of them.
             level = Level(scores[i, :, -queries:].unsqueeze(2))
             raw = boxes[i, :, -queries:].unsqueeze(2)
-            level.boxes = Boxes('cxcywh', raw, Corners(raw, data_samples))
+            level.boxes = Boxes('cxcywh', raw, partial(corners_in_pixels, raw, data_samples))
             if target is not None:
                 level.labels, level.label_weights = target
             if hidden is not None:
@@ -123,13 +119,13 @@ class QueryLogits(LogitView):
         calls = recorder.raw(self.outputs)
         if len(calls) != 1:
             raise TapError(
-                f"{self.where}: 'bbox_head' was called {len(calls)} times in this step; the view "
+                f"'bbox_head' was called {len(calls)} times in this step; the view "
                 "'cls_logits' reads query detectors that call it once."
             )
         scores, boxes = calls[0][:2]
         if len(scores) != self.layers:
             raise TapError(
-                f'{self.where}: bbox_head gave the logits of {len(scores)} decoder layers, but '
+                f'bbox_head gave the logits of {len(scores)} decoder layers, but '
                 f'the decoder was built with {self.layers}.'
             )
         return scores, boxes
@@ -140,7 +136,7 @@ class QueryLogits(LogitView):
         calls = loss_calls(recorder, self.losses)[: self.layers]
         if len(calls) < self.layers:
             raise TapError(
-                f"{self.where}: 'bbox_head.loss_cls' was called {len(calls)} times in this step, "
+                f"'bbox_head.loss_cls' was called {len(calls)} times in this step, "
                 f'but there are {self.layers} decoder layers to read labels for.'
             )
         targets = []
@@ -148,7 +144,7 @@ class QueryLogits(LogitView):
             labels = call.target[0] if isinstance(call.target, tuple) else call.target
             if labels.dim() != 1 or len(labels) % images:
                 raise TapError(
-                    f"{self.where}: 'bbox_head.loss_cls' got labels of shape "
+                    f"'bbox_head.loss_cls' got labels of shape "
                     f'{tuple(labels.shape)} for {images} images; expected one per query of each.'
                 )
             weights = call.weight
@@ -163,17 +159,11 @@ class QueryLogits(LogitView):
         return args[0] if args else kwargs['hidden_states']
 
 
-class Corners:
+def corners_in_pixels(boxes: Tensor, data_samples: Any) -> Tensor:
     """Corner boxes (N, Q, 1, 4) in pixels, from those in units of each image."""
-
-    def __init__(self, boxes: Tensor, data_samples: Any) -> None:
-        self.boxes = boxes
-        self.data_samples = data_samples
-
-    def __call__(self) -> Tensor:
-        sizes = [sample.img_shape[:2] for sample in self.data_samples]
-        scale = self.boxes.new_tensor([[w, h, w, h] for h, w in sizes])
-        return corners(self.boxes) * scale[:, None, None]
+    sizes = [sample.img_shape[:2] for sample in data_samples]
+    scale = boxes.new_tensor([[w, h, w, h] for h, w in sizes])
+    return corners(boxes) * scale[:, None, None]
 
 
 def corners(boxes: Tensor) -> Tensor:
@@ -201,10 +191,8 @@ def reorder(
     for (_, level), index, found in zip(pairs, partner, matched):
         level.valid = found.unsqueeze(-1)
         level.logits = _take(level.logits, index)
-        boxes = level.boxes
-        assert boxes is not None and isinstance(boxes.coder, Corners)
-        raw = _take(boxes.raw, index)
-        level.boxes = Boxes('cxcywh', raw, Corners(raw, boxes.coder.data_samples))
+        assert level.boxes is not None  # or nothing could be matched
+        level.boxes = level.boxes.chosen(partial(_take, index=index))
 
 
 def _take(rows: Tensor, index: Tensor) -> Tensor:

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import placed
 from ..taps import Recorder, TapError, TapPoint
 from ..taps.foreign import AnyModule
+from .base import LogitView
 from .batch import check_image_count
 from .loss_calls import LossCall, loss_calls
+from .predictions import ALIKE, HeadSpec, Level, PairContext, Predictions
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def pools_rois(forward: Any) -> bool:
     return set(needed) <= {'stage', 'x', 'rois'}
 
 
-def refuse_fused(model: AnyModule, where: str) -> None:
+def refuse_fused(model: AnyModule) -> None:
     """Refuses a teacher whose RoI head also reads what its own forward computes on the way.
 
     Raises:
@@ -84,22 +85,9 @@ def refuse_fused(model: AnyModule, where: str) -> None:
     fused = [name for name in FUSED if getattr(model.roi_head, f'with_{name}', False)]
     if fused:
         raise TapError(
-            f"{where}: the teacher's {type(model.roi_head).__name__} feeds its stages with more "
+            f"the teacher's {type(model.roi_head).__name__} feeds its stages with more "
             f"than RoIs ({', '.join('with_' + name for name in fused)}), so the student's RoIs "
             'cannot be put through it. Take a teacher without it, or distil features.'
-        )
-
-
-def check_stages(student: Sequence, heads: Sequence[str], what: str, where: str) -> None:
-    """Refuses a student whose RoI head has more or fewer stages than the teacher's.
-
-    Raises:
-        TapError: naming the teacher's ``heads``.
-    """
-    if len(student) != len(heads):
-        raise TapError(
-            f'{where}: the student has {len(student)} stages of {what} and the teacher '
-            f'{len(heads)} ({", ".join(heads)}); they are compared one by one.'
         )
 
 
@@ -139,14 +127,13 @@ def images_of(recorder: Recorder, point: TapPoint) -> int | None:
     return None
 
 
-def rois_on(maps: Sequence[Tensor], student: Regions, copies: int, where: str) -> Tensor:
+def rois_on(maps: Sequence[Tensor], student: Regions, copies: int) -> Tensor:
     """The student's RoIs (R, 5) as RoIs on the maps of a teacher that sees each image once.
 
     Args:
         maps: the teacher's.
         student: what its view handed over.
         copies: images on the student's maps for one on the teacher's.
-        where: names the term in messages.
 
     Raises:
         TapError: the student's maps hold other images.
@@ -154,6 +141,121 @@ def rois_on(maps: Sequence[Tensor], student: Regions, copies: int, where: str) -
     own, rois = maps[0].shape[0], student.rois
     if student.images in (None, own):
         return rois
-    with placed(where):
-        check_image_count(student.images, own * copies)
+    check_image_count(student.images, own * copies)
     return torch.cat([rois[:, :1] % own, rois[:, 1:]], 1)
+
+
+class RegionView(LogitView):
+    """What the views of RoI heads share: one Predictions for each stage, on the student's regions.
+
+    The student's rows are heard in its own training step. The teacher pools the very same regions
+    from its own features; its RPN and its samplers do not run.
+
+    Attributes:
+        unit: what a stage gives, for messages.
+        heads: paths of the stages.
+        rois: inputs of their extractors.
+    """
+
+    unit: str
+    repeats = True
+
+    def __init__(
+        self,
+        model: AnyModule,
+        needs: Sequence[str],
+        part: str,
+        extractor: str,
+        loss: str,
+        layer: str,
+    ) -> None:
+        self.heads = paths_of(model.roi_head, part)
+        self.outputs = [TapPoint(path) for path in self.heads]
+        self.losses = [TapPoint(f'{path}.{loss}', source='input') for path in self.heads]
+        extractors = paths_of(model.roi_head, extractor)
+        self.rois = [TapPoint(path, source='input') for path in extractors]
+        self.features = []
+        if 'features' in needs:
+            self.features = [TapPoint(f'{path}.{layer}', source='input') for path in self.heads]
+        self.points = [*self.outputs, *self.losses, *self.rois, *self.features]
+        self.pyramid = pyramid_point(model)
+        self.stages = [self._spec(model.get_submodule(path), path) for path in self.heads]
+
+    def _spec(self, head: AnyModule, path: str) -> HeadSpec:
+        raise NotImplementedError
+
+    @property
+    def teacher_points(self) -> list[TapPoint]:
+        return [self.pyramid]
+
+    def specs(self, model: AnyModule) -> list[HeadSpec]:
+        return list(self.stages)
+
+    def read(
+        self,
+        recorder: Recorder,
+        data_samples: Any,
+        student: list[Predictions] | None = None,
+        pair: PairContext = ALIKE,
+    ) -> list[Predictions]:
+        if student is not None:
+            return self._on_students_rois(recorder, student, pair)
+        predictions: list[Predictions] = []
+        for stage, path in enumerate(self.heads):
+            outputs = recorder.raw(self.outputs[stage])
+            if outputs:
+                predictions.append(self._own(recorder, stage, outputs))
+            elif predictions:  # a cascade stops where a stage had no RoI at all
+                predictions.append(self._nothing(stage, predictions[-1]))
+            else:
+                raise TapError(
+                    f'{path!r} was not called in this step, so there are no {self.unit} to distil.'
+                )
+        return predictions
+
+    def _own(self, recorder: Recorder, stage: int, outputs: list) -> Predictions:
+        """The student's rows of a stage, from what its head gave in each call."""
+        raise NotImplementedError
+
+    def _nothing(self, stage: int, before: Predictions) -> Predictions:
+        """No rows, but with a gradient, in the form of those of the stage before."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def _on_students_rois(
+        self, recorder: Recorder, student: list[Predictions], pair: PairContext
+    ) -> list[Predictions]:
+        if len(student) != len(self.heads):
+            raise TapError(
+                f'the student has {len(student)} stages of {self.unit} and the teacher '
+                f'{len(self.heads)} ({", ".join(self.heads)}); they are compared one by one.'
+            )
+        maps = pyramid(recorder, self.pyramid)
+        predictions = []
+        for stage, own in enumerate(student):
+            rois = rois_on(maps, own.handover, pair.copies)
+            level = self._teach(recorder.model, stage, maps, rois, own.handover, pair)
+            level.images = own.levels[0].images
+            predictions.append(Predictions.of(self.stages[stage], [level]))
+        return predictions
+
+    def _teach(
+        self,
+        model: AnyModule,
+        stage: int,
+        maps: tuple[Tensor, ...],
+        rois: Tensor,
+        student: Any,
+        pair: PairContext,
+    ) -> Level:
+        """The teacher's rows of the student's RoIs (R, 5).
+
+        Args:
+            model: the teacher.
+            stage: of its head.
+            maps: its features.
+            rois: on these maps.
+            student: what the student's view handed over.
+            pair: what the term knows of both.
+        """
+        raise NotImplementedError

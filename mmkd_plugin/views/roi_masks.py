@@ -11,23 +11,19 @@ from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 from ..class_map import fit_class_map
-from ..errors import placed
 from ..taps import Recorder, TapError, TapPoint
 from ..taps.foreign import AnyModule
 from .base import LogitView
-from .predictions import ALIKE, HeadSpec, Level, PairContext, Predictions
+from .grid_masks import mask_rows, of_pixels
+from .predictions import HeadSpec, Level, PairContext, Predictions
 from .regions import (
     Regions,
-    check_stages,
+    RegionView,
     images_of,
     last_loss_call,
-    paths_of,
     pools_rois,
-    pyramid,
-    pyramid_point,
     refuse_fused,
     rois_of,
-    rois_on,
     stage_arguments,
 )
 
@@ -47,7 +43,7 @@ class MaskRegions(Regions):
     agnostic: bool
 
 
-class RoIMasks(LogitView):
+class RoIMasks(RegionView):
     """Rows (1, R h w, 1, 1): the pixels of the masks of the student's R positive RoIs.
 
     Of the classes' masks, that of the RoI's own class counts, in the teacher as in the student. A
@@ -58,42 +54,20 @@ class RoIMasks(LogitView):
     student's loss is told no classes: all of its RoIs stay.
     """
 
+    unit = 'masks'
     of_classes = False  # a row is the mask of one class
-    repeats = True
 
-    def __init__(self, model: AnyModule, needs: Sequence[str], where: str) -> None:
-        self.where = where
+    def __init__(self, model: AnyModule, needs: Sequence[str]) -> None:
         head = model.roi_head
-        self.heads = paths_of(head, 'mask_head')
+        extractor = 'bbox_roi_extractor' if _shares(head) else 'mask_roi_extractor'
+        super().__init__(model, needs, 'mask_head', extractor, 'loss_mask', 'conv_logits')
         self.agnostic = [model.get_submodule(path).class_agnostic for path in self.heads]
         # A standard head with a shared extractor masks the positives among the pooled box features.
-        self.from_boxes = bool(
-            getattr(head, 'share_roi_extractor', False)
-            and not stage_arguments(head._mask_forward, 0)
-        )
-        name = 'bbox_roi_extractor' if _shares(head) else 'mask_roi_extractor'
-        self.outputs = [TapPoint(path) for path in self.heads]
-        self.losses = [TapPoint(f'{path}.loss_mask', source='input') for path in self.heads]
-        self.rois = [TapPoint(path, source='input') for path in paths_of(head, name)]
-        self.features = []
-        if 'features' in needs:
-            self.features = [TapPoint(f'{path}.conv_logits', source='input') for path in self.heads]
-        self.points = [*self.outputs, *self.losses, *self.rois, *self.features]
+        self.from_boxes = _shares(head) and not stage_arguments(head._mask_forward, 0)
         self.box_output = TapPoint('roi_head.bbox_head')
         self.box_loss = TapPoint('roi_head.bbox_head.loss_cls', source='input')
         if self.from_boxes:
             self.points += [self.box_output, self.box_loss]
-        self.pyramid = pyramid_point(model)
-        self._specs = [
-            HeadSpec(
-                label=path,
-                kind='pixel',
-                activation='sigmoid',
-                num_classes=1,
-                feature_dim=model.get_submodule(path).conv_logits.in_channels,
-            )
-            for path in self.heads
-        ]
 
     @classmethod
     def fits(cls, model: AnyModule) -> bool:
@@ -109,12 +83,9 @@ class RoIMasks(LogitView):
             for name in ('conv_logits', 'loss_mask')
         )
 
-    @property
-    def teacher_points(self) -> list[TapPoint]:
-        return [self.pyramid]
-
-    def specs(self, model: AnyModule) -> list[HeadSpec]:
-        return list(self._specs)
+    def _spec(self, head: AnyModule, path: str) -> HeadSpec:
+        width = head.conv_logits.in_channels
+        return HeadSpec(path, 'pixel', 'sigmoid', num_classes=1, feature_dim=width)
 
     def check_pair(
         self,
@@ -124,59 +95,35 @@ class RoIMasks(LogitView):
     ) -> None:
         if not isinstance(student, RoIMasks):
             raise TapError(
-                f'{self.where}: the teacher ({type(models[1]).__name__}) can mask RoIs, but the '
-                f'student ({type(models[0]).__name__}) samples none.'
+                f'the teacher ({type(models[1]).__name__}) can mask RoIs, but the student '
+                f'({type(models[0]).__name__}) samples none.'
             )
-        refuse_fused(models[1], self.where)
+        refuse_fused(models[1])
         for own, theirs in zip(student.heads, self.heads):
             s, t = models[0].get_submodule(own), models[1].get_submodule(theirs)
             if class_map is not None and not s.class_agnostic:
                 # What an agnostic head's config says of a number of classes is never read.
                 known = max(class_map) + 1 if t.class_agnostic else t.num_classes
-                with placed(self.where):
-                    fit_class_map(class_map, s.num_classes, known)
+                fit_class_map(class_map, s.num_classes, known)
             other = s.num_classes != t.num_classes and class_map is None
             if not t.class_agnostic and (s.class_agnostic or other):
                 raise TapError(
-                    f'{self.where}: the teacher {theirs!r} has {_masks(t)} and the student '
+                    f'the teacher {theirs!r} has {_masks(t)} and the student '
                     f'{own!r} has {_masks(s)}: which of them belong together is not known. Take a '
                     "teacher of the same classes, say which they share (teacher's class_map), or "
                     'take one whose masks are class-agnostic.'
                 )
 
-    def read(
-        self,
-        recorder: Recorder,
-        data_samples: Any,
-        student: list[Predictions] | None = None,
-        pair: PairContext = ALIKE,
-    ) -> list[Predictions]:
-        if student is not None:
-            return self._of_students_rois(recorder, student, pair)
-        predictions: list[Predictions] = []
-        for stage in range(len(self.heads)):
-            before = predictions[-1] if predictions else None
-            predictions.append(self._positives(recorder, stage, before))
-        return predictions
-
     # -- the student's own ---------------------------------------------------------------------
 
-    def _positives(self, recorder: Recorder, stage: int, before: Predictions | None) -> Predictions:
-        outputs = recorder.raw(self.outputs[stage])
-        if not outputs and before is not None:  # a cascade stops where a stage had no RoI at all
-            return self._nothing(stage, before)
-        if not outputs:
-            raise TapError(
-                f'{self.where}: {self.heads[stage]!r} was not called in this step, so there are no '
-                'masks to distil.'
-            )
+    def _own(self, recorder: Recorder, stage: int, outputs: list) -> Predictions:
         # Later stages of HTC call the heads of earlier ones again, for their features.
         masks = _first(outputs[0])
         count, _, height, width = masks.shape
         call = last_loss_call(recorder, self.losses[stage], count)
         if call is None and count:
             raise TapError(
-                f'{self.where}: {self.losses[stage].path!r} was not given the {count} masks of its '
+                f'{self.losses[stage].path!r} was not given the {count} masks of its '
                 'head in this step, so their classes are not known.'
             )
         if call is None:  # a head does not call its loss for no masks
@@ -191,7 +138,7 @@ class RoIMasks(LogitView):
         else:
             rois = rois_of(recorder, self.rois[stage], count, last=True)
         level = Level(
-            logits=_rows(_own_class(masks, classes)),
+            logits=mask_rows(_own_class(masks, classes)),
             labels=(truth.detach() < 0.5).long().reshape(1, -1, 1),
             images=rois[:, 0].long().repeat_interleave(height * width)[None],
         )
@@ -200,7 +147,7 @@ class RoIMasks(LogitView):
             level.features = args[0].permute(0, 2, 3, 1).reshape(1, -1, args[0].shape[1])
         images = images_of(recorder, self.rois[0])
         regions = MaskRegions(rois, images, classes, (height, width), self.agnostic[stage])
-        return Predictions.of(self._specs[stage], [level], regions)
+        return Predictions.of(self.stages[stage], [level], regions)
 
     def _positive_boxes(self, recorder: Recorder, count: int) -> Tensor:
         """RoIs of the ``count`` positives among those of the boxes, found without waiting."""
@@ -227,38 +174,34 @@ class RoIMasks(LogitView):
             classes=before.handover.classes[:0],
             agnostic=self.agnostic[stage],
         )
-        return Predictions.of(self._specs[stage], [level], regions)
+        return Predictions.of(self.stages[stage], [level], regions)
 
     # -- the teacher ---------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def _of_students_rois(
-        self, recorder: Recorder, student: list[Predictions], pair: PairContext
-    ) -> list[Predictions]:
-        check_stages(student, self.heads, 'masks', self.where)
-        maps = pyramid(recorder, self.pyramid)
-        forward = recorder.model.roi_head._mask_forward
-        predictions = []
-        for stage, own in enumerate(student):
-            regions, known = own.handover, None
-            rois = rois_on(maps, regions, pair.copies, self.where)
-            classes, size = regions.classes, regions.size
-            if pair.class_map is not None and not regions.agnostic:
-                classes = pair.class_map[classes]
-                known, classes = classes >= 0, classes.clamp(min=0)
-            masks = maps[0].new_zeros((0, *size))
-            if len(rois):
-                result = forward(*stage_arguments(forward, stage), maps, rois)
-                masks = _own_class(_first(result['mask_preds']), classes)
-            if masks.shape[1:] != size:
-                masks = nnf.interpolate(
-                    masks[:, None].float(), size=size, mode='bilinear', align_corners=False
-                )[:, 0]
-            level = Level(logits=_rows(masks), images=own.levels[0].images)
-            if known is not None:
-                level.valid = known.repeat_interleave(size[0] * size[1]).reshape(1, -1, 1)
-            predictions.append(Predictions.of(self._specs[stage], [level]))
-        return predictions
+    def _teach(
+        self,
+        model: AnyModule,
+        stage: int,
+        maps: tuple[Tensor, ...],
+        rois: Tensor,
+        student: MaskRegions,
+        pair: PairContext,
+    ) -> Level:
+        classes, size, known = student.classes, student.size, None
+        if pair.class_map is not None and not student.agnostic:
+            classes = pair.class_map[classes]
+            known, classes = classes >= 0, classes.clamp(min=0)
+        masks = maps[0].new_zeros((0, *size))
+        if len(rois):
+            forward = model.roi_head._mask_forward
+            result = forward(*stage_arguments(forward, stage), maps, rois)
+            masks = _own_class(_first(result['mask_preds']), classes)
+        if masks.shape[1:] != size:
+            masks = nnf.interpolate(
+                masks[:, None].float(), size=size, mode='bilinear', align_corners=False
+            )[:, 0]
+        valid = None if known is None else of_pixels(known, size)
+        return Level(logits=mask_rows(masks), valid=valid)
 
 
 def _shares(roi_head: AnyModule) -> bool:
@@ -281,7 +224,3 @@ def _own_class(masks: Tensor, classes: Tensor) -> Tensor:
         return masks[:, 0]
     index = classes.reshape(-1, 1, 1, 1).expand(-1, 1, *masks.shape[2:])
     return masks.gather(1, index)[:, 0]
-
-
-def _rows(masks: Tensor) -> Tensor:
-    return masks.reshape(1, -1, 1, 1)

@@ -12,7 +12,7 @@ from torch.nn import functional as nnf
 
 from ..taps import Recorder, TapError, TapPoint
 from ..taps.foreign import AnyModule
-from .base import LogitView
+from .base import LogitView, other_kind
 from .loss_calls import loss_calls
 from .predictions import HeadSpec, Level, Predictions, map_rows
 
@@ -36,8 +36,7 @@ class SemanticLogits(LogitView):
     A teacher's logits of another size are resized to the student's, bilinearly.
     """
 
-    def __init__(self, model: AnyModule, needs: Sequence[str], where: str) -> None:
-        self.where = where
+    def __init__(self, model: AnyModule, needs: Sequence[str]) -> None:
         self.needs = tuple(needs)
         self._find(model)
         self.features = TapPoint(self.logits.path, source='input')
@@ -79,16 +78,9 @@ class SemanticLogits(LogitView):
             head, 'loss_decode'
         )
 
-    def specs(self, model: AnyModule) -> list[HeadSpec]:
-        return [self.spec]
-
     def check_pair(self, student: LogitView, models: tuple[AnyModule, AnyModule]) -> None:
         if not isinstance(student, SemanticLogits):
-            raise TapError(
-                f'{self.where}: {type(models[1]).__name__} classifies pixels, '
-                f'{type(models[0]).__name__} does not: no rows correspond. Take a teacher of the '
-                "student's kind, or distil features."
-            )
+            raise other_kind(models, 'classifies pixels')
 
     def read(
         self, recorder: Recorder, data_samples: Any, student: list[Predictions] | None = None
@@ -109,7 +101,7 @@ class SemanticLogits(LogitView):
         """The logits (N, C, h, w) of the only call."""
         if len(calls) != 1 or calls[0].dim() != 4:
             raise TapError(
-                f'{self.where}: {self.logits.path!r} gave {[tuple(c.shape) for c in calls]} in '
+                f'{self.logits.path!r} gave {[tuple(c.shape) for c in calls]} in '
                 "this step; the view 'seg_logits' reads heads that call it once, on a map "
                 '(N, C, H, W). Tap a module path instead.'
             )
@@ -127,7 +119,7 @@ class SemanticLogits(LogitView):
         calls = loss_calls(recorder, self.losses)
         if not calls:
             raise TapError(
-                f'{self.where}: {self.losses.path!r} was not called in this step, so that there '
+                f'{self.losses.path!r} was not called in this step, so that there '
                 'are no labels to read.'
             )
         maps = self._label_map(calls[0].target, len(logits), data_samples)
@@ -158,7 +150,7 @@ class SemanticLogits(LogitView):
                 return target.reshape(images, height, width)
         shape = tuple(target.shape) if isinstance(target, Tensor) else type(target).__name__
         raise TapError(
-            f'{self.where}: {self.losses.path!r} got targets {shape}; the view reads labels '
+            f'{self.losses.path!r} got targets {shape}; the view reads labels '
             '(N, H, W) of whole numbers.'
         )
 

@@ -337,7 +337,7 @@ def test_a_compiled_step_hears_the_same_labels(family):
     model = student(family)
     patch_assignment(model.bbox_head)
     own, _, recorder = read(model, batch(model, *two_images()))
-    targets = DenseTargets(model.bbox_head, 'bbox_head', 'term')
+    targets = DenseTargets(model.bbox_head, 'bbox_head')
     logits, quality = zip(*[(level.logits, level.quality) for level in own.levels])
     torch._dynamo.reset()
     run = torch.compile(lambda: targets.read(recorder, logits, quality), backend='eager')

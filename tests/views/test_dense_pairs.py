@@ -23,7 +23,7 @@ from waiting import Waits
 
 import mmkd_plugin
 from mmkd_plugin.taps import TapError
-from mmkd_plugin.views import Predictions
+from mmkd_plugin.views import Boxes, Predictions
 
 SMALL = (64, 80)
 CROWD = (20.0, 24.0, 60.0, 70.0)
@@ -190,6 +190,17 @@ def test_several_anchors_teach_one_by_their_best():
             assert torch.equal(level.boxes.raw[1, p, 0], deltas[1, a, :, p])
     losses = attached(student('FCOS'), teacher('RetinaNet'))(**images, mode='loss')
     assert losses['loss_kd'] > 0
+
+
+def test_a_term_that_reads_no_boxes_makes_none(monkeypatch):
+    def refuse(self, *args):
+        raise AssertionError('boxes were made')
+
+    models = [student('FCOS'), teacher('RetinaNet')]
+    monkeypatch.setattr(Boxes, 'raw', property(refuse))
+    monkeypatch.setattr(Boxes, 'decode', refuse)
+    model = attached(*models)
+    assert model(**batch(model), mode='loss')['loss_kd'] > 0
 
 
 def test_one_anchor_does_not_teach_several():
