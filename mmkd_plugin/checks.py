@@ -15,11 +15,7 @@ from typing import Any
 
 
 def check_bool(value: Any, where: str) -> bool:
-    """Refuses anything but ``True`` and ``False``.
-
-    Args:
-        value: what the config says.
-        where: key of the config, for the message.
+    """Refuses a value of the key ``where`` that is neither ``True`` nor ``False``.
 
     Raises:
         ValueError: for strings, numbers, lists and None.
@@ -30,12 +26,7 @@ def check_bool(value: Any, where: str) -> bool:
 
 
 def check_int(value: Any, where: str, minimum: int | None = None) -> int:
-    """Refuses anything but a whole number; ``True`` is none.
-
-    Args:
-        value: what the config says.
-        where: key of the config, for the message.
-        minimum: smallest number that is allowed.
+    """Refuses a value of the key ``where`` that is no whole number; ``True`` is none.
 
     Raises:
         ValueError: for another type, or a number that is too small.
@@ -47,12 +38,7 @@ def check_int(value: Any, where: str, minimum: int | None = None) -> int:
 
 
 def check_number(value: Any, where: str, minimum: float | None = None) -> float:
-    """Refuses anything but a finite number; ``True`` is none.
-
-    Args:
-        value: what the config says.
-        where: key of the config, for the message.
-        minimum: smallest number that is allowed.
+    """Refuses a value of the key ``where`` that is no finite number; ``True`` is none.
 
     Raises:
         ValueError: for another type, NaN, Inf, or a number that is too small.
@@ -92,12 +78,7 @@ def nearest(name: str, names: Iterable[str], count: int = 4) -> str:
 
 
 def carry_old_names(cls: type, **names: str) -> None:
-    """Gives what a class defines under an old name to the new one, and warns.
-
-    Args:
-        cls: a class of a user, just made.
-        names: old names with the new ones.
-    """
+    """Gives what a user's class defines under an old name to the new one, and warns."""
     for old, new in names.items():
         if old in vars(cls) and new not in vars(cls):
             setattr(cls, new, vars(cls)[old])

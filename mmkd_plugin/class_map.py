@@ -48,13 +48,8 @@ def class_names(meta: Any) -> tuple[str, ...] | None:
 
 
 def dataset_classes(dataset: Any) -> tuple[str, ...] | None:
-    """Reads class names from a data set, also through wrappers that keep them to themselves.
-
-    Args:
-        dataset: of a Runner's dataloader; wrappers have a ``dataset`` or ``datasets``.
-
-    Returns:
-        As :func:`class_names`.
+    """Reads class names from a Runner's data set, also through wrappers that keep them to
+    themselves; see :func:`class_names`.
     """
     parts = getattr(dataset, 'datasets', None)
     if isinstance(parts, (list, tuple)):  # a wrapper that ignores differences tells only the first

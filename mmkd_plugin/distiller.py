@@ -6,7 +6,6 @@ tells the whole step.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,16 +18,17 @@ from .checks import check_int
 from .errors import put_place
 from .functional.compiling import is_compiling
 from .images.pixels import Pixels
-from .images.size import check_probe_size, teacher_size
+from .images.size import check_probe_size
 from .rng import RandomSource, rng_kept
 from .saving.finite import on_this_rank
-from .taps import Recorder, TapError, TapPoint, is_loss_input, refuse_checkpointed
-from .taps.partial_forward import PartialForward, probe, probe_explained, probe_inputs
+from .taps import Recorder, TapError, is_loss_input, refuse_checkpointed
 from .teacher import Teacher
+from .teacher.probing import probe_both
 from .terms.base import PlanRow, Term
-from .terms.build import make_term
+from .terms.build import make_terms
 from .terms.config import check_terms
 from .terms.modules import Modules
+from .terms.settings import plain, settings
 from .terms.task import COMPLEMENT, add_zero, checked_task_weight, refuse_taken, weighted
 from .weights import Calibration, CalibrationError
 
@@ -74,20 +74,9 @@ class Distiller(nn.Module):
         self.teacher = teacher
         self._owner = id(self)
         self.rng = RandomSource(seed, get_rank())
-        self.terms: Modules[Term] = Modules(
-            make_term(config, student, teacher, i) for i, config in enumerate(terms)
-        )
+        self.terms: Modules[Term] = Modules(make_terms(terms, student, teacher))
         self._tell_other_classes(student)
-        self._configs = [_plain(config) for config in terms]
-        names = [term.name for term in self.terms]
-        if not names:
-            raise ValueError('terms is empty: there is nothing to distil.')
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(
-                    f'Two terms are called {name!r}; give each a name of its own '
-                    "(name='...'), because losses are logged as loss_<name>."
-                )
+        self._configs = [plain(config) for config in terms]
         self.task_weight = checked_task_weight(task_weight, self.terms)
         self.register_buffer('task_factor', torch.tensor(1.0), persistent=False)
         self._share_weight()
@@ -148,28 +137,12 @@ class Distiller(nn.Module):
         points = [point for term in self.terms for point in term.probed]
         with rng_kept():
             if points:
-                self._probe(student, points, size)
+                probe_both(student, self.recorder, self.teacher, points, size)
             # Connectors are made on the CPU; torch.manual_seed would seed all accelerators, too.
             torch.default_generator.manual_seed(seed)
             for term in self.terms:
                 self._rows += term.connect(*self._recorders, self.rng)
         self._clear()
-
-    def _probe(self, student: nn.Module, points: Sequence[TapPoint], size: Sequence[int]) -> None:
-        self.recorder.arm()
-        paths = list(dict.fromkeys(point.path for point in points))
-        forward = PartialForward(student, paths, 'student tap')
-        with probe_explained(student, size, 'student'):
-            image, samples = probe(student, forward, size)
-        self.recorder.disarm()
-        view = teacher_size(student)
-        if view is not None:
-            image, samples = probe_inputs(student, view)
-        with probe_explained(self.teacher.model, image.shape[2:], 'teacher'):
-            self.teacher.run(image, samples, compiled=False)
-        for recorder in self._recorders:
-            # References everywhere; a copy only where the model overwrites its output.
-            recorder.protect(recorder.overwritten())
 
     def plan(self) -> list[PlanRow]:
         """What is distilled: one row per level, with the shapes of the probe."""
@@ -364,23 +337,9 @@ class Distiller(nn.Module):
         """The weight of each term by its name, of those that have one for good."""
         return {t.name: t.weight for t in self.terms if not self.calibration.is_open(t)}
 
-    def resolved(self, configs: Sequence[dict]) -> list[dict]:
-        """The configs of the terms with the targets that ``weight='auto'`` stands for.
-
-        The target of a kind of term may be another one in a later version.
-        """
-        return [
-            config if term.target is None else dict(config, weight=dict(ratio=term.target))
-            for term, config in zip(self.terms, configs)
-        ]
-
     def settings(self) -> dict:
         """The numbers of this run in plain values, by which a resumed run sees what has changed."""
-        terms = {}
-        for (name, kind), config in zip(self.term_types().items(), self.resolved(self._configs)):
-            # Both may be written in several ways, or left out.
-            terms[name] = dict(config, name=name, loss=dict(config['loss'], type=kind))
-        return dict(task_weight=self.task_weight, terms=terms)
+        return dict(task_weight=self.task_weight, terms=settings(self.terms, self._configs))
 
     def resume_state(self) -> dict:
         """What a resumed run needs beside the student's own state."""
@@ -431,11 +390,3 @@ class Distiller(nn.Module):
         """Does nothing: a detector-wide ``init_cfg`` reaches its modules by ``apply`` and must not
         initialise connectors (nor draw random numbers for them)."""
         return self
-
-
-def _plain(config: Any) -> dict:
-    """A term as it is kept in a checkpoint: lists for tuples, and names for classes, which a safe
-    ``torch.load`` would refuse."""
-    return json.loads(
-        json.dumps(config, default=lambda value: getattr(value, '__name__', type(value).__name__))
-    )

@@ -156,14 +156,10 @@ def _line_in(path: Path, error: Exception) -> str:
 
 
 def find_config(name: str, what: str = 'config') -> Path:
-    """The file of a config given as a path or as ``'package::path'``.
+    """The file of a config given as a path (``~`` is the home folder) or as ``'package::path'``.
 
     An installed package carries its configs in ``.mim/configs``; a checkout has them beside the
-    package, with or without a link in that place.
-
-    Args:
-        name: path (``~`` is the home folder), or ``'mmdet::gfl/gfl_r50_fpn_1x_coco.py'``.
-        what: what the config is of, for messages.
+    package, with or without a link in that place. ``what`` says whose it is, for messages.
 
     Raises:
         FileNotFoundError: if there is no such file; the nearest names are listed.

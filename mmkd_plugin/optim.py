@@ -28,10 +28,6 @@ def Shampoo(params: Iterable, **kwargs: Any) -> torch.optim.Optimizer:
     Its state holds objects of that package, so ``tools/train.py --resume`` needs
     ``--trust-checkpoint``.
 
-    Args:
-        params: parameters or groups, given by MMEngine.
-        **kwargs: arguments of ``ScalableShampoo``.
-
     Raises:
         ModuleNotFoundError: pytorch-optimizer is not installed, with the command that installs it.
         ValueError: an unknown argument, with the nearest valid ones.
@@ -43,13 +39,8 @@ def Shampoo(params: Iterable, **kwargs: Any) -> torch.optim.Optimizer:
 def SOAP(params: Iterable, **kwargs: Any) -> torch.optim.Optimizer:
     """Adam in the eigenbasis of Shampoo's preconditioner, ``pytorch_optimizer.SOAP``.
 
-    Args:
-        params: parameters or groups, given by MMEngine.
-        **kwargs: arguments of ``pytorch_optimizer.SOAP``.
-
     Raises:
-        ModuleNotFoundError: pytorch-optimizer is not installed, with the command that installs it.
-        ValueError: an unknown argument, with the nearest valid ones.
+        ModuleNotFoundError, ValueError: as :func:`Shampoo`.
     """
     return _build('SOAP', params, kwargs)
 

@@ -198,8 +198,7 @@ def _is_cached(path: Path) -> bool:
 def _save(url: str, path: Path, published: str | None, receive: Receive) -> None:
     """Writes what lies at an address to ``path``, if it is whole and a checkpoint.
 
-    Args:
-        published: how the file's SHA-256 begins, if that is known.
+    The SHA-256 of the file begins with ``published``, if that is known.
 
     Raises:
         OSError: no answer, a slow one, another length or hash than promised.

@@ -108,11 +108,9 @@ class Fit(NamedTuple):
 
 
 def fill(model: nn.Module, state: dict) -> Fit:
-    """Copies all of a state dict that fits into a model.
+    """Copies all of a state dict, as :func:`state_dict_of` gives it, that fits into a model.
 
-    Args:
-        model: the network.
-        state: result of :func:`state_dict_of`; conversions of old names are seen in it afterwards.
+    Conversions of old names are seen in ``state`` afterwards.
     """
     wanted = {k: v for k, v in model.state_dict().items() if _counts(k) and torch.is_tensor(v)}
     misshapen = {}

@@ -84,11 +84,7 @@ def verify_file(path: str | Path, key: str = 'checkpoint') -> None:
     """Checks that a checkpoint file is whole; of a zip archive nothing is unpickled.
 
     Every record of a zip archive is compared with its checksum. The old format has none: it is
-    read to see that nothing is missing.
-
-    Args:
-        path: the file.
-        key: what the file is, for messages.
+    read to see that nothing is missing. Messages call the file ``key``.
 
     Raises:
         CheckpointError: if it is truncated, damaged, missing or no checkpoint.

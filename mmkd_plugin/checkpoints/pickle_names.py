@@ -81,11 +81,8 @@ class _NamesOnly(PlainUnpickler):
 
 
 def names_in(file: Any, pickles: int = 1) -> list[str]:
-    """All names that a pickle mentions, as far as it can be followed; nothing is called.
-
-    Args:
-        file: with ``read`` and ``readline``.
-        pickles: how many there are in a row, at most.
+    """All names that up to so many ``pickles`` in a row mention, as far as they can be followed;
+    nothing is called.
     """
     found = []
     for _ in range(pickles):

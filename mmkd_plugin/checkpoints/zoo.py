@@ -24,10 +24,8 @@ _LOADER = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)  # many times faster, wh
 def published_weights(config: Any, what: str = "teacher's config") -> str:
     """The address of the weights that the package of a config publishes for it.
 
-    Args:
-        config: ``'package::path'``, the path of a config in a checkout, or the Config that was
-            read from it.
-        what: whose config it is, for messages.
+    The config is a ``'package::path'``, the path of one in a checkout, or the Config that was read
+    from it. ``what`` says whose it is, for messages.
 
     Raises:
         ValueError: no weights are published for it; configs with similar names that have some are

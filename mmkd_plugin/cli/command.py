@@ -26,14 +26,7 @@ mmkd train STUDENT.py --teacher TEACHER.py --teacher-checkpoint FILE [--recipe g
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Runs ``mmkd NAME ...``.
-
-    Args:
-        argv: the words after ``mmkd``; by default those of this process.
-
-    Returns:
-        The exit status.
-    """
+    """Runs ``mmkd NAME ...``, by default of the words of this process; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     name = words.pop(0) if words else '--help'
     if name == 'help' and words:  # mmkd help train

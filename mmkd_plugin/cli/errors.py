@@ -39,8 +39,7 @@ class UsageError(SystemExit):
 def one_line_errors(debug: bool = False) -> Iterator[None]:
     """Ends a tool with one line, the last of its output, where the user can mend the error.
 
-    Args:
-        debug: let every error show its traceback.
+    With ``debug`` every error shows its traceback.
 
     Raises:
         UsageError: in place of an exception that :func:`sentence_of` has a sentence for.

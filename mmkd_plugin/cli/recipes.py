@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
 from .. import recipes
 from ..checks import nearest
-from ..recipes.table import Row, rows
+from ..recipes.table import rows
 from .errors import UsageError
 from .running import new_parser
 
@@ -32,39 +36,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     for name in args.names:
         if name not in recipes.names():
             raise UsageError(f'there is no recipe {name!r}; {nearest(name, recipes.names())}.')
-    names = args.names or recipes.names()
-    try:
-        from rich.console import Console
-    except ImportError:
-        print(plain(names))
-    else:
-        show(names, Console())
+    show(args.names or recipes.names(), Console())
 
 
-def plain(names: Sequence[str]) -> str:
-    """The list as text, a paragraph for each recipe."""
-    parts = []
-    for name in names:
-        lines = [f'{name}: {recipes.describe(name)}']
-        lines += [f'    {", ".join(models)}: {weight}' for models, weight in told(name)]
-        parts.append('\n'.join(lines))
-    return '\n\n'.join(parts)
-
-
-def told(name: str) -> list[tuple[tuple[str, ...], str]]:
-    """The models, and their numbers in words."""
-    return [(row.models, f'weight {_numbers(row)} ({row.source})') for row in rows(name)]
-
-
-def _numbers(row: Row) -> str:
-    return row.weight if row.weight == row.published else f'{row.weight}, published {row.published}'
-
-
-def show(names: Sequence[str], console) -> None:
+def show(names: Sequence[str], console: Console) -> None:
     """The list as tables, which fit the terminal."""
-    from rich.table import Table
-    from rich.text import Text
-
     for name in names:
         console.print(Text.assemble((name, 'bold'), f'  {recipes.describe(name)}'))
         table = Table(box=None, pad_edge=False, padding=(0, 1), show_header=name == names[0])

@@ -88,9 +88,6 @@ def epoch_worker_seed(worker_id: int, **_: Any) -> None:  # noqa: ARG001  # the 
     PyTorch's: the loader draws it from the main process's generator when an epoch begins. With
     ``StepSeedHook`` it is a function of the epoch, so that a resumed run repeats it exactly. (With
     ``persistent_workers=True`` the workers' generators just run on, which no resume can repeat.)
-
-    Args:
-        worker_id: given by the loader; already part of PyTorch's seed.
     """
     # The main processes of a distributed run may share one seed; forked workers know their rank.
     seed = torch.initial_seed() + 0x9E3779B97F4A7C15 * get_rank()

@@ -219,12 +219,7 @@ def _check_hook(hook: dict) -> None:
 
 
 def _check_teacher(teacher: Any, given: Sequence[str] | dict) -> None:
-    """Looks at the config and the file of a teacher before anything of the student is built.
-
-    Args:
-        teacher: of a hook.
-        given: which of its keys are new.
-    """
+    """Looks at a teacher's config and file, if new keys were given, before a student is built."""
     if not isinstance(teacher, dict):
         return
     if 'checkpoint' in given:

@@ -68,12 +68,7 @@ def replace_method(
 
 
 def merged(old: dict | None, new: dict, where: str) -> dict:
-    """Options with dots in their keys as nested dicts, on top of what a config has.
-
-    Args:
-        old: what the config has.
-        new: what is put over it.
-        where: key of the config, for the message.
+    """Options with dots in their keys as nested dicts, on top of what the config has at ``where``.
 
     Raises:
         ValueError: options that do not fit the old ones.

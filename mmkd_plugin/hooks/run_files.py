@@ -16,6 +16,7 @@ from mmengine.visualization import LocalVisBackend
 
 from ..distiller import Distiller
 from ..recipes.method import Chosen, Method
+from ..terms.settings import resolved
 from .entries import distill_hooks
 from .plan_table import paste_text, places_text, plan_text
 
@@ -34,7 +35,7 @@ def keep_resolved(runner: Runner, method: Method, distiller: Distiller, chosen: 
     entry = _entry(runner, method)
     if entry is None:
         return
-    terms = distiller.resolved(chosen.terms)
+    terms = resolved(distiller.terms, chosen.terms)
     if not method.changes and terms == chosen.terms:
         return
     for key in ('recipe', 'weights', 'term_options'):

@@ -156,12 +156,7 @@ def _too_small(seen: Watched) -> str | None:
 
 
 def clipping(seen: Watched, limit: float) -> str | None:
-    """Of a term for whose sake the task's gradient is scaled down.
-
-    Args:
-        seen: the term.
-        limit: ``max_norm`` of the clipping.
-    """
+    """Of a term for whose sake clipping at ``limit`` scales the task's gradient down."""
     norms = seen.norms
     if len(norms) < UPDATES or median(norms) < CLIPPED * limit:
         return None

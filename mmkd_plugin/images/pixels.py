@@ -141,11 +141,8 @@ def of_model(model: nn.Module, data: Any = None, inputs: Any = None, where: str 
 
 
 def of_preprocessor(preprocessor: Any, pixels: Pixels = Pixels()) -> Pixels:
-    """What a data preprocessor makes of ``pixels``: the order of channels first, then mean and std.
-
-    Args:
-        preprocessor: any OpenMMLab data preprocessor, or None.
-        pixels: what it is given.
+    """What an OpenMMLab data preprocessor (or None) makes of ``pixels``: the order of channels
+    first, then mean and std.
     """
     preprocessor = unwrapped(preprocessor)
     pixels = replace(pixels, **_padding(preprocessor))

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..checks import arguments
+
 
 class LossResult(NamedTuple):
     """All that a loss says of a step.
@@ -83,6 +85,12 @@ class DistillLoss(nn.Module):
         raise NotImplementedError(
             f'{type(self).__name__} must implement compute(student, teacher).'
         )
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments, as far as they are plain values that the loss keeps."""
+        kept = ((name, vars(self).get(name, self)) for name in arguments(type(self)))
+        plain = (bool, int, float, str, type(None))
+        return ', '.join(f'{name}={value!r}' for name, value in kept if isinstance(value, plain))
 
     def __getstate__(self) -> dict:
         # The last auxiliary loss hangs on a graph, which can be neither copied nor pickled.

@@ -140,12 +140,6 @@ class CKDLoss(LogitLoss):
                 logging.WARNING,
             )
 
-    def extra_repr(self) -> str:
-        return (
-            f'temperature={self.temperature}, variant={self.variant!r}, gather={self.gather}, '
-            f'per_image={self.per_image}'
-        )
-
 
 def gather_processes(x: Tensor) -> Tensor:
     """The rows (N, C) of all processes in order of rank; their numbers may differ.

@@ -47,6 +47,3 @@ class CWDLoss(FeatureLoss):
 
     def compute(self, student: Tensor, teacher: Tensor) -> Tensor:
         return F.channel_kl(student, teacher, self.temperature)
-
-    def extra_repr(self) -> str:
-        return f'temperature={self.temperature}'

@@ -95,9 +95,3 @@ class DKDLoss(LogitLoss):
         return F.dkd(
             student, teacher, labels, self.temperature, self.alpha, self.beta, reduction='none'
         )
-
-    def extra_repr(self) -> str:
-        return (
-            f'temperature={self.temperature}, alpha={self.alpha}, beta={self.beta}, '
-            f'calibrate={self.calibrate}'
-        )

@@ -32,12 +32,7 @@ class FeatureLoss(DistillLoss):
         teacher_shape: Sequence[int],
         features_shape: Sequence[int] | None = None,
     ) -> None:
-        """Creates the connectors from the measured shapes; the same channels again do nothing.
-
-        Args:
-            student_shape: Shape (N, C, H, W) of the student's map.
-            teacher_shape: Shape (N, C, H, W) of the teacher's map.
-            features_shape: Not used.
+        """Creates the connectors from shapes (N, C, H, W); the same channels again do nothing.
 
         Raises:
             ValueError: if a shape has not four dimensions, or the loss is connected already to

@@ -67,6 +67,3 @@ class GDDLoss(GenerativeLoss):
 
     def compute(self, student: Tensor, teacher: Tensor) -> Tensor:
         return F.channel_kl(student, teacher, self.temperature)
-
-    def extra_repr(self) -> str:
-        return f'temperature={self.temperature}, noise={self.noise!r}, noise_std={self.noise_std}'

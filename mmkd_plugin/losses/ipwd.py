@@ -149,14 +149,8 @@ class IPWDLoss(LogitLoss):
         features_shape: Sequence[int] | None = None,
         priors: int = 1,
     ) -> None:
-        """Creates ``cls_head``; the same sizes again do nothing.
-
-        Args:
-            student_shape: Shape (N, C, ...) of the student's logits.
-            teacher_shape: Shape (N, C, ...) of the teacher's logits.
-            features_shape: Shape (N, D, ...) of the student's features.
-            priors: Predictions at a position; ``cls_head`` then has C outputs for each of them,
-                and the loss needs to be told which one a row is.
+        """Creates ``cls_head``, with C outputs for each of the ``priors``; the same sizes again do
+        nothing. With several priors the loss needs to be told which one a row is.
 
         Raises:
             ValueError: if the logits do not fit, the features' shape is missing or no shape of

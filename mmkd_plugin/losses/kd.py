@@ -79,6 +79,3 @@ class KDLoss(LogitLoss):
 
     def slope_along(self, student: Tensor, teacher: Tensor, dim: int, out: Tensor) -> None:
         divergence_slope(student, teacher, self.temperature, dim, self.sigmoid, out)
-
-    def extra_repr(self) -> str:
-        return f'temperature={self.temperature}, use_sigmoid={self.use_sigmoid}'

@@ -98,9 +98,3 @@ class LoCaLoss(LogitLoss):
         teacher, wrong = calibrate(teacher, labels, *options)
         self.note('mis_instruction', wrong.float())
         return F.kl_divergence(student, teacher, self.temperature, 'none')
-
-    def extra_repr(self) -> str:
-        return (
-            f'temperature={self.temperature}, alpha={self.alpha}, '
-            f'calibrate_at={self.calibrate_at!r}, only_mispredicted={self.only_mispredicted}'
-        )

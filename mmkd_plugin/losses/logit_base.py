@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from mmkd_plugin.checks import carry_old_names
 from mmkd_plugin.functional.checks import check_choice, weighted_mean, widen
 
 from .base import DistillLoss
+from .old_names import OldNames
 
 ACTIVATIONS = ('softmax', 'sigmoid')
 KINDS = ('dense', 'roi', 'query', 'pixel', 'image')  # of heads
@@ -23,7 +21,7 @@ def select_by_kind(**others: str | dict) -> dict[str, str | dict]:
     return {kind: others.get(kind, 'all') for kind in KINDS}
 
 
-class LogitLoss(DistillLoss):
+class LogitLoss(OldNames, DistillLoss):
     """A loss on class logits: rows (N, C), or maps (N, C, H, W) whose positions are the rows.
 
     A subclass implements :meth:`rows`, or :meth:`compute` if its rows have no values of their own.
@@ -58,23 +56,8 @@ class LogitLoss(DistillLoss):
         super().__init__()
         self._noted: dict[str, tuple[Tensor, Tensor | None]] = {}
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        carry_old_names(cls, alone='one_column_refusal', contrasts='compares_rows')
-        if 'adopt' in vars(cls):
-            _use_adopt(cls)
-
-    def adopt(self, activation: str, background: bool = False) -> None:
-        """The old name of :meth:`set_activation`."""
-        if type(self).adopt is LogitLoss.adopt:
-            self.set_activation(activation, background)
-
     def set_activation(self, activation: str, background: bool = False) -> None:
-        """Takes over what the head does with its logits; a term tells it once.
-
-        Args:
-            activation: ``'softmax'`` or ``'sigmoid'``.
-            background: whether the last column is the background's.
+        """Takes over :attr:`activation` and :attr:`background` of the head; a term tells it once.
 
         Raises:
             ValueError: if the loss cannot compare such logits.
@@ -200,13 +183,7 @@ class LogitLoss(DistillLoss):
         raise NotImplementedError
 
     def note(self, key: str, values: Tensor, among: Tensor | None = None) -> None:
-        """Reports the mean of a diagnostic over the rows.
-
-        Args:
-            key: Its name in :attr:`report`.
-            values: One per row, (N,).
-            among: Rows to average over, (N,) bool; None is all.
-        """
+        """Reports the mean of ``values`` (N,) over the rows, or those ``among`` (N,) bool."""
         self._noted[key] = values.detach(), among
 
     def take_notes(self, weights: Tensor | None) -> dict[str, tuple[Tensor, Tensor]]:
@@ -221,18 +198,6 @@ class LogitLoss(DistillLoss):
 
     def __getstate__(self) -> dict:
         return dict(super().__getstate__(), _noted={})
-
-
-def _use_adopt(cls: type[LogitLoss]) -> None:
-    """Lets a user's loss that overrides ``adopt`` hear by it what it is told by the new name."""
-    warnings.warn(f'{cls.__name__}.adopt is called set_activation now.', DeprecationWarning, 4)
-    adopt, parent = vars(cls)['adopt'], cast(Any, cls)
-
-    def set_activation(self: LogitLoss, activation: str, background: bool = False) -> None:
-        super(parent, self).set_activation(activation, background)
-        adopt(self, activation, background)  # its own super().adopt() does nothing more
-
-    parent.set_activation = parent.adopt = set_activation
 
 
 def zero_uncounted(x: Tensor, counted: Tensor) -> Tensor:

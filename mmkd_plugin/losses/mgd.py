@@ -64,6 +64,3 @@ class MGDLoss(GenerativeLoss):
 
     def compute(self, student: Tensor, teacher: Tensor) -> Tensor:
         return F.feature_mse(student, teacher, self.normalize)
-
-    def extra_repr(self) -> str:
-        return f'mask_ratio={self.mask_ratio}, normalize={self.normalize!r}, mask={self.mask!r}'

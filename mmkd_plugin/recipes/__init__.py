@@ -40,10 +40,8 @@ _ALONE = 'funmatch'  # a way to train, not only a loss
 
 
 def names(model: nn.Module | None = None) -> list[str]:
-    """Names that ``resolve`` and ``recipe=...`` of the hook accept, one by one or joined by ``+``.
-
-    Args:
-        model: only those for models of its kind.
+    """Names that ``resolve`` and ``recipe=...`` of the hook accept, one by one or joined by ``+``;
+    of a model, those for its kind.
     """
     for_classifiers, for_detectors = classification.names(), list(detection.RECIPES)
     try:

@@ -28,13 +28,8 @@ class Row(NamedTuple):
 
 
 def rows(name: str) -> list[Row]:
-    """What :func:`mmkd_plugin.recipes.resolve` would give the term of a recipe.
-
-    Args:
-        name: one of :func:`mmkd_plugin.recipes.names`.
-
-    Returns:
-        A row for each group of models with equal numbers.
+    """What :func:`mmkd_plugin.recipes.resolve` would give the term of a recipe: a row for each
+    group of models with equal numbers.
     """
     alike: dict[tuple[str, str, str], list[str]] = {}
     for kind, models, published, source in _all(name):

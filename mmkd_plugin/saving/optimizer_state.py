@@ -78,12 +78,6 @@ def join_connectors(
     Connectors that are not in ``taken`` start anew: without state, and where they have a group of
     their own at the point of their schedule that the student's first group has reached.
 
-    Args:
-        checkpoint: its ``optimizer`` and ``param_schedulers`` are replaced.
-        optimizer: the optimizer wrapper that will load them.
-        connectors: the connectors' parameters by name.
-        taken: what was split off when the checkpoint was saved.
-
     Raises:
         ValueError: if the student's part does not fit the optimizer.
     """

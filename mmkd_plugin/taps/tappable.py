@@ -39,11 +39,8 @@ class Place:
 def survey(model: nn.Module, probe_size: Sequence[int] | None = None) -> list[Place]:
     """Runs ``model`` once on a probe image and lists every module that gave tensors.
 
-    Modules of a RoI head are left out: each model has regions of its own there.
-
-    Args:
-        model: a detector, segmenter, classifier or plain module.
-        probe_size: height and width of the image; by default what the model says, else (256, 256).
+    Modules of a RoI head are left out: each model has regions of its own there. The image is of
+    ``probe_size`` (height, width); by default what the model says, else (256, 256).
 
     Raises:
         ProbeError: if the model does not run on that image.

@@ -1,106 +1,28 @@
-"""The teacher: built, loaded, checked, frozen, shared, and run no deeper than its taps."""
+"""The teacher: frozen, shared, and run no deeper than its taps."""
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import importlib
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
-from mmengine.model import PretrainedInit, revert_sync_batchnorm
-from mmengine.registry import MODELS as ROOT_MODELS
-from mmengine.registry import DefaultScope
+from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, nn
 
-from ..checkpoints import fit as ckpt
-from ..checkpoints.zoo import ZOO, published_weights
 from ..checks import arguments, check_bool, check_keys
 from ..class_map import class_difference, resolve_class_map
-from ..compat import check_stack
 from ..images.pipelines import training_data
-from ..images.pixels import Pixels, image_channels, of_model, stated
+from ..images.pixels import Pixels, of_model, stated
 from ..model_config import load_model_config
-from ..rng import rng_kept
 from ..taps import Crop, Recorder, TapPoint
-from ..taps.foreign import AnyModule
 from ..taps.partial_forward import PartialForward, set_inference
-from .inputs import InputConverter
+from .building import build_model, draw_weights, load_weights
+from .inputs import InputConverter, same_channels
 
 _LIVE_KEYS = ('model', 'compile', 'inputs')
-
-
-def build_model(config: Config) -> nn.Module:
-    """Builds ``config.model`` as a Runner would, with random weights, drawing no random number
-    of the caller's and leaving the default scope as it was."""
-    model = copy.deepcopy(config.model)
-    if isinstance(model, nn.Module):
-        return model
-    if config.get('data_preprocessor') is not None:
-        model.setdefault('data_preprocessor', config.data_preprocessor)
-    scope = config.get('default_scope') or _current_scope() or 'mmengine'
-    with rng_kept(), DefaultScope.overwrite_default_scope(scope):
-        _import_scope(scope)
-        return ROOT_MODELS.build(ConfigDict(model))
-
-
-def _draw_weights(model: AnyModule) -> None:
-    """Initialises a model as a Runner does, but downloads nothing: some parameters (the level
-    embeddings of Deformable DETR) are mere memory before, not numbers."""
-    for module in model.modules():
-        cfgs = getattr(module, 'init_cfg', None) or []
-        cfgs = [cfgs] if isinstance(cfgs, dict) else cfgs
-        if any(cfg['type'] in ('Pretrained', PretrainedInit) for cfg in cfgs):
-            module.init_cfg = None
-    if hasattr(model, 'init_weights'):
-        with rng_kept():
-            model.init_weights()
-
-
-def _how_to_get(config: Any) -> str:
-    """Where a teacher's weights come from, if the config is a file."""
-    if not isinstance(config, (str, Path)):
-        return ''
-    return (
-        f'Train the teacher first (python tools/train.py {config}), or name its file '
-        '(teacher.checkpoint in the config, --teacher-checkpoint of tools/train.py).'
-    )
-
-
-def _same_channels(student: nn.Module, teacher: nn.Module) -> int:
-    """Number of channels of the images that both models take."""
-    own, theirs = image_channels(student), image_channels(teacher)
-    if own is not None and theirs is not None and own != theirs:
-        raise ValueError(
-            f'The student ({type(student).__name__}) takes images of {own} '
-            f'channel{"s" if own > 1 else ""}, the teacher ({type(teacher).__name__}) of '
-            f'{theirs}: they cannot see the same image. Take a teacher that was trained on '
-            f'images of {own}, or let the student have in_channels={theirs} in its '
-            'backbone and load such images.'
-        )
-    return own or theirs or 3
-
-
-def _current_scope() -> str | None:
-    current = DefaultScope.get_current_instance()
-    return current.scope_name if current else None
-
-
-# What each project's models import beside MMEngine; MMPreTrain runs without compiled operators.
-_SCOPE_NEEDS = dict(mmdet=('mmcv', 'mmdet'), mmseg=('mmcv', 'mmseg'), mmpretrain=())
-
-
-def _import_scope(scope: str) -> None:
-    """Lets a package register its modules, without becoming the default scope for good."""
-    if scope in _SCOPE_NEEDS:
-        check_stack(('mmengine', *_SCOPE_NEEDS[scope]))
-        utils = importlib.import_module(f'{scope}.utils')
-        utils.register_all_modules(init_default_scope=False)
 
 
 class Teacher:
@@ -224,20 +146,11 @@ class Teacher:
                 logging.WARNING,
             )
             if not isinstance(cfg.model, nn.Module):  # a network that is given keeps its weights
-                _draw_weights(model)
+                draw_weights(model)
         else:
-            if checkpoint == ZOO:
-                checkpoint = published_weights(config)
-            path = ckpt.fetch(checkpoint, 'teacher.checkpoint', _how_to_get(config))
-            loaded, identity['checkpoint'] = ckpt.read_file(
-                path, 'teacher.checkpoint', trust_checkpoint
+            classes, identity['checkpoint'] = load_weights(
+                model, checkpoint, config, trust_checkpoint, allow_partial
             )
-            state = ckpt.state_dict_of(loaded, f'teacher.checkpoint={str(path)!r}')
-            adapt = getattr(model, 'adapt_state_dict', None)
-            if adapt is not None:  # a classifier reads torchvision's files, too
-                state = adapt(state)
-            ckpt.load_all(model, state, str(path), allow_partial)
-            classes = ckpt.classes_of(loaded)
         difference = None
         if class_map is None:
             difference = class_difference(classes, student_classes)
@@ -305,7 +218,7 @@ class Teacher:
         if self._compile:
             arguments = {} if self._compile is True else self._compile
             self._run = torch.compile(self._forward.__call__, **arguments)
-        channels = _same_channels(student, self.model)
+        channels = same_channels(student, self.model)
         pixels = of_model(student) if pixels is None else pixels
         self._convert = InputConverter(pixels, self.pixels(pixels), channels)
         if pixels.divisor is not None and self._convert.divisor > 1:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as nnf
 
-from ..images.pixels import Pixels, of_preprocessor
+from ..images.pixels import Pixels, image_channels, of_preprocessor
 
 
 class InputConverter:
@@ -123,6 +123,20 @@ class InputConverter:
                 "range=255 or 1, order='rgb' or 'bgr') (a key of DistillHook and of attach), or "
                 'normalise in the data preprocessor.'
             )
+
+
+def same_channels(student: nn.Module, teacher: nn.Module) -> int:
+    """Number of channels of the images that both models take."""
+    own, theirs = image_channels(student), image_channels(teacher)
+    if own is not None and theirs is not None and own != theirs:
+        raise ValueError(
+            f'The student ({type(student).__name__}) takes images of {own} '
+            f'channel{"s" if own > 1 else ""}, the teacher ({type(teacher).__name__}) of '
+            f'{theirs}: they cannot see the same image. Take a teacher that was trained on '
+            f'images of {own}, or let the student have in_channels={theirs} in its '
+            'backbone and load such images.'
+        )
+    return own or theirs or 3
 
 
 def _refuse_unknown(student: Pixels, teacher: Pixels) -> None:

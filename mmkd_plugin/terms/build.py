@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from torch import nn
@@ -16,6 +17,26 @@ from .config import TermConfig
 from .logit_term import LogitTerm
 from .pairing.places import check_views, refuse_sigmoid_head
 from .tap_term import TapTerm
+
+
+def make_terms(configs: Sequence[dict], student: nn.Module, teacher: Teacher) -> list[Term]:
+    """Builds the terms of a config, each with a name of its own.
+
+    Raises:
+        ValueError: no term, two of one name, or see :func:`make_term`.
+        TapError: see :func:`make_term`.
+    """
+    terms = [make_term(config, student, teacher, i) for i, config in enumerate(configs)]
+    if not terms:
+        raise ValueError('terms is empty: there is nothing to distil.')
+    names = [term.name for term in terms]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(
+                f'Two terms are called {name!r}; give each a name of its own '
+                "(name='...'), because losses are logged as loss_<name>."
+            )
+    return terms
 
 
 def make_term(config: Any, student: nn.Module, teacher: Teacher, index: int) -> Term:

@@ -63,12 +63,7 @@ def split_weights(options: dict[str, dict]) -> tuple[dict[str, Any], dict[str, d
 
 
 def refuse_contradictions(weights: dict, wishes: dict, where: tuple[str, str]) -> None:
-    """Refuses two weights for one term, said side by side.
-
-    Args:
-        weights: wishes by name.
-        wishes: those of term options.
-        where: what either is called in the message.
+    """Refuses two different weights for one term, said side by side in the places ``where``.
 
     Raises:
         ValueError: if they differ.

@@ -43,11 +43,6 @@ def checked_task_weight(value: Any, terms: Iterable[Term]) -> float | str:
 def weighted(losses: Any, task_weight: float | str, complement: Tensor) -> dict:
     """The student's losses times ``task_weight``, in a new dict.
 
-    Args:
-        losses: what the student returned in ``mode='loss'``.
-        task_weight: result of :func:`checked_task_weight`.
-        complement: the factor of ``'complement'`` at this step.
-
     Raises:
         TypeError: if that is no dict.
     """

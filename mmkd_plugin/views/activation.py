@@ -35,13 +35,9 @@ def activation_of(loss: AnyModule, classes: int, device: torch.device | None = N
     """What a loss on class logits does with them first.
 
     A loss says so by its ``use_sigmoid``, or a loss inside of it does (label smoothing). Any other
-    is tried out on a copy: a softmax does not change when all logits of a row rise by the same
-    number. A loss of sigmoids changes, and falls where every logit is far on the right side.
-
-    Args:
-        loss: the loss, called with logits and targets.
-        classes: number of columns.
-        device: where its tensors are.
+    is tried out on a copy, with rows of so many ``classes``: a softmax does not change when all
+    logits of a row rise by the same number. A loss of sigmoids changes, and falls where every logit
+    is far on the right side.
 
     Returns:
         ``'softmax'``, ``'sigmoid'``, or None if it is neither.

@@ -16,15 +16,14 @@ from torch import Tensor, nn
 from ..taps import Recorder, TapError, TapPoint
 from ..taps.foreign import AnyModule
 from ..taps.partial_forward import takes_features
-from ..taps.strides import matching
 from .base import LogitView
 from .dense_boxes import box_maps, read_boxes
-from .dense_geometry import by_position, centers_of, level_strides, offset_of, valid_positions
+from .dense_geometry import by_position, centers_of, offset_of, valid_positions
+from .dense_pairs import BY_BOXES, Grid
 from .dense_targets import DenseTargets
 from .predictions import HeadSpec, Level, Predictions
 
 HEAD = 'bbox_head'
-_BY_BOXES = "Let the teacher's boxes speak instead: teacher='detections'."
 
 
 class DenseLogits(LogitView):
@@ -46,9 +45,7 @@ class DenseLogits(LogitView):
                 f'the class maps of {self.name} are probabilities (loss_cls has '
                 'activated=True), not logits. Distil its features instead, such as the neck.'
             )
-        self.strides = level_strides(head)
-        self.priors = tuple(head.prior_generator.num_base_priors)
-        self.anchors = _base_anchors(head)
+        self.grid = Grid.of(head, self.name)
         self.activation = 'sigmoid' if _sigmoid(head) else 'softmax'
         self.output = TapPoint(HEAD)
         self.targets = DenseTargets(head, HEAD)
@@ -62,7 +59,7 @@ class DenseLogits(LogitView):
             num_classes=head.num_classes,
             background=head.cls_out_channels > head.num_classes,
             feature_dim=self._width(model),
-            priors=max(self.priors),
+            priors=max(self.grid.priors),
         )
 
     def _width(self, model: AnyModule) -> int | None:
@@ -97,44 +94,9 @@ class DenseLogits(LogitView):
         if not isinstance(student, DenseLogits):
             raise TapError(
                 f'the teacher has a dense head ({self.name}), the student has not: '
-                f'their rows cannot be matched. {_BY_BOXES}'
+                f'their rows cannot be matched. {BY_BOXES}'
             )
-        found = matching(student.strides, self.strides)
-        missing = [stride for stride, i in zip(student.strides, found) if i is None]
-        if missing:
-            raise TapError(
-                f'the levels of {student.name} have strides {list(student.strides)}, '
-                f'those of the teacher, {self.name}, {list(self.strides)}: it has none of stride '
-                f'{", ".join(map(str, missing))} to learn from. {_BY_BOXES}'
-            )
-        for own, i in enumerate(self._matches(student.strides)):
-            self._check_priors(student, own, i)
-
-    def _check_priors(self, student: DenseLogits, own: int, i: int) -> None:
-        """Refuses numbers of anchors, or anchors, that differ at a student's level ``own``."""
-        counts = student.priors[own], self.priors[i]
-        at = f'at stride {student.strides[own]}'
-        if counts[0] == 1 and counts[1] > 1:
-            if self.activation == 'softmax':
-                raise TapError(
-                    f'{self.name} has {counts[1]} anchors per position {at} and {student.name} '
-                    f'one; softmax logits of several anchors have no maximum. {_BY_BOXES}'
-                )
-        elif counts[0] != counts[1]:
-            raise TapError(
-                f'{student.name} has {counts[0]} anchors per position {at}, the teacher, '
-                f'{self.name}, {counts[1]}: which belongs to which cannot be said. {_BY_BOXES}'
-            )
-        elif counts[0] > 1 and student.anchors[own] != self.anchors[i]:
-            raise TapError(
-                f'the anchors {at} differ: {student.name} has '
-                f'{student.anchors[own]}, the teacher, {self.name}, {self.anchors[i]} (corners '
-                f'around a position, in pixels). Give both the same anchor_generator. {_BY_BOXES}'
-            )
-
-    def _matches(self, strides: Sequence[int | None]) -> list[int]:
-        """The teacher's level for each of the student's, which :meth:`check_pair` has found."""
-        return [i for i in matching(strides, self.strides) if i is not None]
+        self.grid.check(student.grid, self.activation)
 
     # -- one step ----------------------------------------------------------------------------
 
@@ -148,11 +110,11 @@ class DenseLogits(LogitView):
         groups, no_labels = self._outputs(recorder, head), None
         if student is not None:
             wanted = student[0].levels
-            matches = self._matches([level.stride for level in wanted])
+            matches = self.grid.matches([level.stride for level in wanted])
             levels = [self._level(head, groups, i) for i in matches]
-            levels = [self._aligned(own, level) for own, level in zip(wanted, levels)]
+            levels = [self.grid.aligned(own, level) for own, level in zip(wanted, levels)]
         else:
-            levels = [self._level(head, groups, i) for i in range(len(self.strides))]
+            levels = [self._level(head, groups, i) for i in range(len(self.grid.strides))]
             for level, class_map in zip(levels, groups[0]):
                 offset = offset_of(head.prior_generator)
                 size = (class_map.shape[-2], class_map.shape[-1])
@@ -168,8 +130,8 @@ class DenseLogits(LogitView):
     def _outputs(self, recorder: Recorder, head: AnyModule) -> list[list[Tensor]]:
         """The head's outputs, each a list with a map for every level; the first are the classes."""
         maps = [capture.tensor for capture in recorder.read([self.output])]
-        levels = len(self.strides)
-        wanted = [priors * head.cls_out_channels for priors in self.priors]
+        levels = len(self.grid.strides)
+        wanted = [priors * head.cls_out_channels for priors in self.grid.priors]
         classes = maps[:levels]
         if (
             recorder.calls(HEAD) != 1
@@ -186,11 +148,11 @@ class DenseLogits(LogitView):
         return [group for group in groups if [m.shape[-2:] for m in group] == sizes]
 
     def _level(self, head: AnyModule, groups: list[list[Tensor]], i: int) -> Level:
-        priors, class_map = self.priors[i], groups[0][i]
+        priors, class_map = self.grid.priors[i], groups[0][i]
         level = Level(
             logits=by_position(class_map, priors),
-            centers=centers_of(head.prior_generator, class_map, self.strides[i]),
-            stride=self.strides[i],
+            centers=centers_of(head.prior_generator, class_map, self.grid.strides[i]),
+            stride=self.grid.strides[i],
         )
         # Centerness and objectness: the one number per prediction beside classes and box.
         if len(groups) > 2 and groups[2][i].shape[1] == priors:
@@ -226,20 +188,9 @@ class DenseLogits(LogitView):
         for level, features in zip(levels, maps):
             level.features = features.flatten(2).transpose(1, 2)
 
-    def _aligned(self, own: Level, level: Level) -> Level:
-        """A teacher's level in the shape of the student's."""
-        shapes = tuple(own.logits.shape[:3]), tuple(level.logits.shape[:3])
-        if shapes[0][:2] != shapes[1][:2]:
-            raise TapError(
-                f'at stride {own.stride} the student has {shapes[0]} (images, '
-                f'positions, priors), the teacher, {self.name}, {shapes[1]}: their maps must be '
-                f'of one size. {_BY_BOXES}'
-            )
-        return level if shapes[0] == shapes[1] else _best_prior(level)
-
     def _class_layers(self, head: AnyModule) -> list[str]:
         """Paths of the last classification convolutions: one that all levels share, or one each."""
-        width = self.priors[0] * head.cls_out_channels
+        width = self.grid.priors[0] * head.cls_out_channels
         found: dict[str, list[str]] = {}
         for name, module in head.named_modules():
             named = 'cls' in name and not name.endswith('.conv')  # which is inside a ConvModule
@@ -247,7 +198,7 @@ class DenseLogits(LogitView):
             if named and weighs and getattr(module, 'out_channels', None) == width:
                 found.setdefault(re.sub(r'\d+', '*', name), []).append(f'{HEAD}.{name}')
         layers = list(found.values())[-1] if found else []
-        if len(layers) not in (1, len(self.strides)):
+        if len(layers) not in (1, len(self.grid.strides)):
             raise TapError(
                 f'the loss needs features, but {self.name} has no convolution with '
                 f"'cls' in its name and {width} outputs, shared by the levels or one for each "
@@ -256,33 +207,5 @@ class DenseLogits(LogitView):
         return layers
 
 
-def _best_prior(level: Level) -> Level:
-    """Reduces the predictions at a position to one: the largest logit of each class; box and
-    quality of the one with the best class."""
-
-    def chosen(values: Tensor) -> Tensor:
-        best = level.logits.amax(-1).argmax(2, keepdim=True)
-        return values.gather(2, best.unsqueeze(-1).expand(-1, -1, -1, values.shape[-1]))
-
-    reduced = Level(
-        logits=level.logits.amax(2, keepdim=True), centers=level.centers, stride=level.stride
-    )
-    if level.quality is not None:
-        reduced.quality = chosen(level.quality.unsqueeze(-1)).squeeze(-1)
-    if level.boxes is not None:
-        reduced.boxes = level.boxes.chosen(chosen)
-    return reduced
-
-
 def _sigmoid(head: AnyModule) -> bool:
     return bool(getattr(head, 'use_sigmoid_cls', getattr(head.loss_cls, 'use_sigmoid', False)))
-
-
-def _base_anchors(head: AnyModule) -> tuple:
-    """Corners of the anchors around the first position of each level, as numbers."""
-    anchors = getattr(head.prior_generator, 'base_anchors', None)
-    if anchors is None:
-        return (None,) * len(head.prior_generator.strides)
-    return tuple(
-        tuple(tuple(round(float(v), 3) for v in anchor) for anchor in level) for level in anchors
-    )

@@ -56,7 +56,7 @@ class DenseBins(DenseLogits):
             kind='dense',
             activation='softmax',
             num_classes=self.bins,
-            priors=4 * max(self.priors),
+            priors=4 * max(self.grid.priors),
         )
 
     def compares_classes(self, model: AnyModule) -> bool:
@@ -70,6 +70,8 @@ class DenseBins(DenseLogits):
         return [self.side_spec]
 
     def check_pair(self, student: LogitView, models: tuple[AnyModule, AnyModule]) -> None:
+        if isinstance(student, DenseLogits):
+            self._check_priors(student)
         super().check_pair(student, models)
         if not isinstance(student, DenseBins) or student.bins != self.bins:
             name = getattr(student, 'name', type(student).__name__)
@@ -79,15 +81,16 @@ class DenseBins(DenseLogits):
                 'correspond. Give both heads the same reg_max.'
             )
 
-    def _check_priors(self, student: DenseLogits, own: int, i: int) -> None:
-        counts = student.priors[own], self.priors[i]
-        if counts[0] != counts[1]:
-            raise TapError(
-                f'{student.name} has {counts[0]} anchors per position at stride '
-                f'{student.strides[own]}, the teacher, {self.name}, {counts[1]}: the bins of '
-                'several boxes cannot be merged into one.'
-            )
-        super()._check_priors(student, own, i)
+    def _check_priors(self, student: DenseLogits) -> None:
+        """One box is taught by one box: bins of several cannot be merged."""
+        own, theirs = (dict(zip(x.grid.strides, x.grid.priors)) for x in (student, self))
+        for stride, count in own.items():
+            if count != theirs.get(stride, count):
+                raise TapError(
+                    f'{student.name} has {count} anchors per position at stride {stride}, the '
+                    f'teacher, {self.name}, {theirs[stride]}: the bins of several boxes cannot be '
+                    'merged into one.'
+                )
 
     def read(
         self,

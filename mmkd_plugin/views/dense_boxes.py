@@ -59,7 +59,7 @@ def box_maps(
 
 
 def read_boxes(head: AnyModule, kind: str, box_map: Tensor, level: int, priors: int) -> Boxes:
-    """The boxes of one level.
+    """The boxes of one level of a dense head.
 
     Args:
         head: the dense head that gave them.

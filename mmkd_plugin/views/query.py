@@ -177,12 +177,8 @@ def reorder(
     student: list[Predictions],
     columns: tuple[Tensor, Tensor] | None = None,
 ) -> None:
-    """Puts the teacher's queries into the student's order, in place.
-
-    Args:
-        teacher: one Predictions per decoder layer, each of one level.
-        student: as many.
-        columns: columns of both that mean the same; None for all.
+    """Puts the teacher's queries, a level for each decoder layer, into the student's order, in
+    place; ``columns`` of both mean the same, None for all.
     """
     pairs = [(s.levels[0], t.levels[0]) for s, t in zip(student, teacher)]
     with torch.no_grad():
@@ -243,13 +239,10 @@ def _pairwise_giou(first: Tensor, second: Tensor) -> Tensor:
 
 
 def match_queries(costs: Tensor) -> tuple[Tensor, Tensor]:
-    """Assignments of least total cost; waits for the device once.
-
-    Args:
-        costs: (..., S, T).
+    """Assignments (..., S) of least total ``costs`` (..., S, T); waits for the device once.
 
     Returns:
-        For each of S the partner among T, (..., S), 0 where there is none, and whether it has one.
+        For each of S the partner among T, 0 where there is none, and whether it has one.
     """
     from scipy.optimize import linear_sum_assignment  # comes with mmdet, not with a classifier
 

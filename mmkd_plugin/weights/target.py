@@ -45,10 +45,6 @@ class Weight:
 def parse_weight(value: Any, where: str) -> Weight:
     """Reads ``weight`` of a term: a number, ``'auto'`` or ``dict(ratio=0.3)``.
 
-    Args:
-        value: what the config says.
-        where: key of the config, for the message.
-
     Raises:
         ValueError: for anything else, a negative or infinite number, a ratio that is not above 0.
     """

@@ -30,10 +30,6 @@ _WORDS = (AUTO, PUBLISHED)
 def parse_text(text: str, where: str) -> Any:
     """A wish as text says it: ``20``, ``auto``, ``ratio:0.3`` or ``published``.
 
-    Args:
-        text: the value alone.
-        where: flag or key, for the message.
-
     Raises:
         ValueError: for anything else.
     """

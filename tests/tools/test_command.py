@@ -76,11 +76,8 @@ def test_version(capsys):
 # -- recipes -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('rich', [True, False])
-def test_every_recipe_is_listed_with_weights_and_sources(rich, capsys, monkeypatch):
+def test_every_recipe_is_listed_with_weights_and_sources(capsys, monkeypatch):
     monkeypatch.setenv('COLUMNS', '1000')
-    if not rich:
-        monkeypatch.setitem(sys.modules, 'rich.console', None)
     command.main(['recipes'])
     told = capsys.readouterr().out
     for name in recipes.names():
