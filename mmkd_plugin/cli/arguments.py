@@ -35,6 +35,7 @@ _OPTIONS = {
     '--task-weight': 'task_weight',
     '--init-student': 'init_student',
     '--limit-spikes': 'limit_spikes',
+    '--evaluate-teacher': 'evaluate_teacher',
 }
 
 
@@ -128,6 +129,11 @@ def add_distillation_arguments(parser: argparse.ArgumentParser) -> None:
         help='where clip_grad is not set: scale steps down whose gradient is far above the usual '
         '(default auto, in runs that find weights), or above NORM',
     )
+    group.add_argument(
+        '--evaluate-teacher',
+        action='store_true',
+        help="the teacher's metrics on the validation set, once, before the first iteration",
+    )
 
 
 def _recipes_by_kind() -> str:
@@ -216,6 +222,7 @@ def _method(args: argparse.Namespace) -> dict:
         task_weight=args.task_weight,
         init_student=args.init_student,
         limit_spikes=_limit(args.limit_spikes),
+        evaluate_teacher=args.evaluate_teacher or None,
     )
 
 

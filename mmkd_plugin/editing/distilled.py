@@ -51,7 +51,7 @@ def distill(
         task_weight: factor on the student's own losses; by default what the recipe says, else 1.
         init_student: parts to start from the teacher's weights, such as ``'neck+head'``.
         term_options: other changes to the terms by name.
-        others: further keys of :class:`DistillHook`, such as ``seed``.
+        others: further keys of :class:`DistillHook`, such as ``seed`` or ``evaluate_teacher``.
 
     Returns:
         The config to build a Runner from.

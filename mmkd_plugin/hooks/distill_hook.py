@@ -12,7 +12,7 @@ from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
 from torch import nn
 
 from ..attachment import attach, detach
-from ..checks import arguments, check_keys
+from ..checks import arguments, check_bool, check_keys
 from ..class_map import dataset_classes
 from ..distiller import Distiller
 from ..images.size import image_size
@@ -32,6 +32,7 @@ from .run_files import PlanFile, keep_resolved
 from .runner_model import include_connectors, refuse_traced, refuse_unfit_model, student_of
 from .safe_checkpoint_hook import guard, intact
 from .spikes import SpikeLimit
+from .teacher_metrics import evaluate_teacher, refuse_evaluation
 from .watch import Watch
 
 
@@ -67,6 +68,8 @@ class DistillHook(Hook):
             connectors that would go by more than a part of their own size. A number is the norm to
             which any run that clips nothing does so, ``False`` leaves all steps as they are.
             See :class:`~mmkd_plugin.hooks.spikes.SpikeLimit`.
+        evaluate_teacher: whether to evaluate the teacher on the run's own validation set, once,
+            before the first iteration. Its metrics are in log and visualizer as ``teacher/...``.
 
     Raises:
         ValueError: no teacher, neither or both of ``terms`` and ``recipe``, and whatever
@@ -96,9 +99,11 @@ class DistillHook(Hook):
         student_inputs: dict | None = None,
         weights: Any = None,
         limit_spikes: str | float = 'auto',
+        evaluate_teacher: bool = False,
         **unknown: Any,
     ) -> None:
         check_keys(unknown, arguments(DistillHook), 'DistillHook')
+        self.evaluate_teacher = check_bool(evaluate_teacher, 'evaluate_teacher')
         if teacher is None:
             raise ValueError(
                 'DistillHook needs teacher=dict(config=..., checkpoint=...), or '
@@ -127,6 +132,8 @@ class DistillHook(Hook):
         verify_file_of(runner)
         student = student_of(runner)
         teacher = self._make_teacher(runner, student)
+        if self.evaluate_teacher:
+            refuse_evaluation(runner, teacher)
         data = runner.train_dataloader.dataset
         size = image_size(student, data) if self.probe_size is None else self.probe_size
         chosen = self.method.resolve(student, teacher.model, length_of(runner), size)
@@ -171,6 +178,8 @@ class DistillHook(Hook):
         assert self._plan is not None  # made with the distiller
         self._spikes.begin(runner)
         self._plan.begin(runner, self.distiller, self._spikes.max_norm)
+        if self.evaluate_teacher and runner.iter == 0:
+            evaluate_teacher(runner, self.distiller.teacher)
 
     def before_train_epoch(self, runner: Runner) -> None:
         if self.distiller is not None and isinstance(self.distiller.teacher, SelfTeacher):

@@ -19,6 +19,8 @@ from .runner_model import members
 from .series import BLOCK, START, Series
 from .verdicts import Watched
 
+_MORE = 'To measure this without training: mmkd doctor CONFIG.'
+
 
 class Watch:
     """Warns where the numbers of the log say that a term does harm, or nothing.
@@ -115,7 +117,7 @@ class Watch:
     def _tell(self, kind: str, term: Term, text: str | None) -> None:
         if text is not None and (kind, term.name) not in self._told:
             self._told.add((kind, term.name))
-            print_log(f'loss_{term.name}: {text}', 'current', logging.WARNING)
+            print_log(f'loss_{term.name}: {text} {_MORE}', 'current', logging.WARNING)
 
 
 def max_norm(wrapper: Any) -> float | None:

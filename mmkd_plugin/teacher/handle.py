@@ -278,6 +278,29 @@ class Teacher:
             finally:
                 self.recorder.disarm()
 
+    def predict(self, inputs: Tensor, data_samples: Any = None) -> Any:
+        """Its own answers on a batch of the student's, as in validation and without gradient.
+
+        Args:
+            inputs: (N, C, H, W), as the student's data preprocessor makes them.
+            data_samples: of the batch.
+
+        Returns:
+            What the model gives with ``mode='predict'``.
+        """
+        assert self._convert is not None, 'connect() comes first'
+        with torch.no_grad():
+            images = self._convert(inputs, data_samples)
+            if images.shape != inputs.shape and isinstance(data_samples, (list, tuple)):
+                size = tuple(images.shape[2:])
+                for sample in data_samples:
+                    sample.set_metainfo(dict(batch_input_shape=size, pad_shape=size))
+            self.model.eval()
+            try:
+                return self.model(images, data_samples, mode='predict')
+            finally:
+                set_inference(self.model)
+
     def follow(self, parameter: Tensor) -> None:
         """Goes to the device and dtype of one of the student's parameters.
 
