@@ -163,13 +163,8 @@ def _family(dtype: torch.dtype) -> str:
 
 
 def load_all(model: nn.Module, state: dict, path: str, allow_partial: bool) -> None:
-    """Loads ``state``; every parameter and buffer of ``model`` must be in it, and nothing else.
-
-    Args:
-        model: the teacher's network.
-        state: result of :func:`state_dict_of`.
-        path: of the file, for messages.
-        allow_partial: go on, with a warning, where the file lacks entries or has more.
+    """Loads a result of :func:`state_dict_of`; every parameter and buffer of ``model`` must be in
+    it, and nothing else. With ``allow_partial`` that is only a warning.
 
     Raises:
         CheckpointError: listing what is missing, misshapen or too much, or is no finite number.

@@ -116,11 +116,7 @@ def hold(path: Path) -> int | None:
 
 
 class Run:
-    """One training run.
-
-    Args:
-        folder: Its folder.
-    """
+    """One training run in a folder of its own."""
 
     log_name = 'log.txt'
     home: Path | None = None  # where its process is started; None is the present folder
@@ -155,11 +151,7 @@ class Run:
     def start(
         self, env: dict[str, str], keep_open: Sequence[int] = ()
     ) -> subprocess.Popen[bytes] | None:
-        """Starts the process that trains the run; it writes to the log.
-
-        Args:
-            env: Environment variables of the process.
-            keep_open: File descriptors that it inherits.
+        """Starts the process that trains the run; it writes to the log, and inherits ``keep_open``.
 
         Returns:
             The process; None if the run is being trained already, such as by a process that has
@@ -184,10 +176,7 @@ class Run:
             os.close(lock)
 
     def reason(self, code: int) -> str:
-        """Why the process has ended, in the words of its log.
-
-        Args:
-            code: The exit code of the process; below 0 it is a signal.
+        """Why the process has ended, in the words of its log; a code below 0 is a signal.
 
         Returns:
             The exception of the last traceback with its whole message; without a traceback the

@@ -39,7 +39,7 @@ class ConnectorLimit:
     def before_step(
         self, groups: Iterable[Mapping[str, Any]], scale: Tensor | None, counts: Tensor | None
     ) -> None:
-        """Scales gradients down.
+        """Scales the gradients of connectors down.
 
         Args:
             groups: of the optimizer; connectors of others are passed over.

@@ -41,10 +41,8 @@ def read_safely(trust: bool = False) -> Iterator[None]:
     """Within it MMEngine reads checkpoints of this process by :func:`load_file`.
 
     That concerns ``load_from``, ``resume`` and the pretrained weights of ``init_cfg``, from every
-    place that MMEngine's own loaders know.
-
-    Args:
-        trust: allow pickled objects, which can run code.
+    place that MMEngine's own loaders know. With ``trust`` they may hold pickled objects, which can
+    run code.
     """
 
     def load_from_safe(filename: str, map_location: Any = None) -> Any:
@@ -113,10 +111,7 @@ def file_of(runner: Runner) -> str:
 def check_test(model: nn.Module, checkpoint: dict, file: str) -> None:
     """Refuses a file that leaves a part of the model random, or is of another network.
 
-    Args:
-        model: the network that is going to be tested; it is filled.
-        checkpoint: what MMEngine has loaded from the file.
-        file: what the file is called, for messages.
+    The model is filled with what MMEngine has loaded from it; messages call it ``file``.
 
     Raises:
         ForeignFileError: listing what is missing or misshapen.
@@ -143,15 +138,10 @@ def check_test(model: nn.Module, checkpoint: dict, file: str) -> None:
 def check_training(model: nn.Module, checkpoint: dict, file: str, resume: bool) -> None:
     """Refuses a file of another network, and reports what a file fills and what it does not.
 
-    A detector of other classes is a usual start (its head has other shapes): the run goes on.
-    It stops if nothing fits, if more of the backbone has another shape than fits, if anything has
-    another shape in a run that is resumed, or if what fits is no finite number.
-
-    Args:
-        model: the network that is going to be trained; it is filled.
-        checkpoint: what MMEngine has loaded from the file.
-        file: what the file is called, for messages.
-        resume: the run continues an earlier one.
+    The model is filled with what MMEngine has loaded from it; messages call it ``file``. A detector
+    of other classes is a usual start (its head has other shapes): the run goes on. It stops if
+    nothing fits, if more of the backbone has another shape than fits, if anything has another shape
+    in a run that is resumed, or if what fits is no finite number.
 
     Raises:
         ForeignFileError: if the file is of another network.

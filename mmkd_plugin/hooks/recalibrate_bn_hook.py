@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from mmengine.dist import all_reduce, get_dist_info
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -20,6 +19,7 @@ from ..checks import check_int
 from ..registry import HOOKS
 from ..rng import rng_kept
 from ..taps.foreign import AnyModule
+from .runner_model import student_of
 from .step_seed_hook import seed_everything
 
 
@@ -63,7 +63,7 @@ class RecalibrateBNHook(Hook):
 
     def recalibrate(self, runner: Runner) -> None:
         """Replaces the running statistics of the model that trains."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model: AnyModule = student_of(runner)
         if not any(_estimates(module) for module in model.modules()):
             return
         loader = _loader(runner.train_dataloader, self.num_batches, self.seed)

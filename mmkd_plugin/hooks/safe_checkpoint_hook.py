@@ -11,12 +11,12 @@ from typing import Any
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from ..registry import HOOKS
 from ..saving.finite import not_finite
 from ..saving.optimizer_state import parameter_names
+from .runner_model import student_of
 
 NOT_FINITE = 'not_finite'  # in a checkpoint's meta: entries that may hold NaN or Inf
 _PART = '.part'
@@ -88,8 +88,7 @@ class SafeSaving(_AddedTo):
 
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        self._exempt = tuple(not_finite(dict(model.state_dict())))
+        self._exempt = tuple(not_finite(dict(student_of(runner).state_dict())))
         if is_main_process() and isinstance(self.file_backend, LocalBackend):
             self._remove_leftovers(runner)
 
@@ -207,8 +206,8 @@ def intact(runner: Runner) -> str:
 
 def _told(paths: list[str], runner: Runner, count: int = 4) -> str:
     """The paths in words, the optimizer's with the names of their parameters."""
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    names = parameter_names(runner.optim_wrapper, dict(model.named_parameters()))
+    named = dict(student_of(runner).named_parameters())
+    names = parameter_names(runner.optim_wrapper, named)
     words = []
     for path in paths[:count]:
         start = next((key for key in names if path.startswith(key)), None)

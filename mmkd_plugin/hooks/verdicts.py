@@ -94,11 +94,8 @@ def zero(seen: Watched) -> str | None:
 def proportion(seen: Watched, is_clipped: bool) -> str | None:
     """Of a term that is far too large or too small beside the task.
 
-    Where the gradients were measured, they count: a loss has no natural size.
-
-    Args:
-        seen: the term.
-        is_clipped: whether something limits the gradients.
+    Where the gradients were measured, they count: a loss has no natural size. Elsewhere it matters
+    whether something clips them.
     """
     if seen.loss.is_zero:
         return None

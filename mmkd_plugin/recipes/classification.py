@@ -46,11 +46,8 @@ _CIFAR_PAIRS = {*DKD_BETA, *CKD_NUMBERS, ('cifar_resnet50', 'vgg8')}
 
 
 def is_published(pair: Pair, num_classes: int | None) -> bool:
-    """Whether the numbers were published for this training.
-
-    Args:
-        pair: names of teacher and student; those of ImageNet only if it is its data.
-        num_classes: of the heads; None where they do not say.
+    """Whether the numbers were published for this training, of heads with so many classes (None
+    where they do not say). Names of ImageNet's pairs stand there only if it is its data.
     """
     return pair in IMAGENET_DKD_BETA or (pair in _CIFAR_PAIRS and num_classes in (None, 100))
 

@@ -203,11 +203,7 @@ def source(name: str, model: nn.Module) -> str:
 def plan(name: str, student: nn.Module, teacher: nn.Module, length: dict[str, int]) -> dict:
     """The term of a logit recipe for this pair; what the student's rows are decides.
 
-    Args:
-        name: a key of ``RECIPES``.
-        student: the model to train.
-        teacher: the model to learn from.
-        length: of the training, ``dict(epochs=...)``, ``dict(iterations=...)`` or empty.
+    The arguments are those of :func:`mmkd_plugin.recipes.resolve`.
 
     Returns:
         ``dict(terms=[...], task_weight=1.0, kind=...)``; the kind is that of the student's rows.

@@ -97,15 +97,10 @@ class Method:
     ) -> Chosen:
         """The terms for this pair of models.
 
-        Args:
-            student: the model to train.
-            teacher: the model to learn from.
-            length: of the training, ``dict(epochs=...)`` or ``dict(iterations=...)``.
-            size: height and width of the image by which a recipe measures strides.
+        The arguments are those of :func:`mmkd_plugin.recipes.resolve`.
 
         Raises:
-            ValueError: whatever :func:`mmkd_plugin.recipes.resolve` refuses, or options that a
-                loss does not take.
+            ValueError: whatever that refuses, or options that a loss does not take.
         """
         if self.recipe is not None:
             choice = recipes.choose(self.recipe, student, teacher, length, self.weights, size)

@@ -14,12 +14,10 @@ _NOT_WATCHED = ('message_hub', 'meta')
 
 
 def not_finite(checkpoint: dict, exempt: Collection[str] = (), nan_only: bool = False) -> list[str]:
-    """Paths of the tensors in a checkpoint that hold NaN or Inf.
+    """Paths of the tensors in a checkpoint, as it is saved, that hold NaN or Inf.
 
-    Args:
-        checkpoint: as it is saved; weights, moving averages, optimizer and connectors are read.
-        exempt: names of entries that may hold them, such as masks of -inf.
-        nan_only: let Inf pass.
+    Weights, moving averages, optimizer and connectors are read. Entries of the names ``exempt`` may
+    hold them, such as masks of -inf; ``nan_only`` lets Inf pass.
     """
     found = []
     for part, value in checkpoint.items():

@@ -35,12 +35,9 @@ def _part_of(key: str) -> str:
 
 
 def copy_teacher_weights(student: nn.Module, teacher: nn.Module, parts: str) -> tuple[list, list]:
-    """Copies entries of equal name and shape, and reports what was copied and what not.
+    """Copies entries of equal name and shape from the teacher, and reports what was copied.
 
-    Args:
-        student: receives the values.
-        teacher: gives them.
-        parts: ``'backbone'``, ``'neck'``, ``'head'`` (every ``*_head``) joined by ``+``.
+    ``parts`` are ``'backbone'``, ``'neck'`` and ``'head'`` (every ``*_head``), joined by ``+``.
 
     Returns:
         The copied keys and the skipped keys of these parts.

@@ -75,13 +75,10 @@ class Schedule:
         return min(1.0, (now - self.begin + 1) / self.warmup) if self.warmup else 1.0
 
     def turns(self, iterations: int, per_epoch: int | None, at_most: int, first: int = 0) -> int:
-        """In how many iterations of a run it acts, counted no further than ``at_most``.
+        """In how many iterations of a run it acts, from ``first`` on, counted no further than
+        ``at_most``.
 
-        Args:
-            iterations: length of the run.
-            per_epoch: length of an epoch; None for a loop that stays in its first.
-            at_most: where to stop counting.
-            first: iteration to count from.
+        ``per_epoch`` is the length of an epoch; None for a loop that stays in its first.
         """
         found = 0
         for i in range(first, iterations):

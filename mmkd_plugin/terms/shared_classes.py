@@ -66,13 +66,9 @@ class SharedClasses(nn.Module):
 def labels_in(
     columns: Tensor, labels: Sequence[Tensor], num_classes: int, background: int
 ) -> list[Tensor]:
-    """Labels as indices into the compared columns; -1 for none of them.
+    """Labels of any shape as indices into the compared ``columns`` (C,); -1 for none of them.
 
-    Args:
-        columns: those of the student, (C,).
-        labels: class indices of any shape; ``num_classes`` is the background.
-        num_classes: of the student.
-        background: what becomes of the background's label.
+    The label ``num_classes`` of the student is the background, which becomes ``background``.
     """
     device = columns.device
     table = torch.full((num_classes + 1,), -1, device=device, dtype=torch.long)

@@ -143,12 +143,8 @@ class Detections(LogitView):
     def detect(
         self, recorder: Recorder, data_samples: Any, shared: Tensor | None = None
     ) -> list[ImageBoxes]:
-        """The detections of each image, the best first.
-
-        Args:
-            recorder: of the teacher.
-            data_samples: of the batch.
-            shared: the teacher's classes that rank a box; None for all.
+        """The detections of each image, the best first; a box is ranked by the ``shared`` classes
+        of the teacher, or all of them.
         """
         if self.by_regions:
             found = self._from_regions(recorder, data_samples, shared)

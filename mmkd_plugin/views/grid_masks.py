@@ -247,12 +247,9 @@ def mask_rows(masks: Tensor, size: Sequence[int] | None = None) -> Tensor:
 
 
 def known_rows(classes: Tensor, table: Tensor | None, size: Sequence[int]) -> Tensor | None:
-    """Whether the teacher knows the class of each row's mask, (1, K h w, 1).
+    """Whether the teacher knows the class (K,) of each row's mask of a size (h, w), (1, K h w, 1).
 
-    Args:
-        classes: the student's class (K,) of each mask.
-        table: the class_map; None, for which all classes are known, gives None.
-        size: h and w of the masks.
+    ``table`` is the class_map; None, for which all classes are known, gives None.
     """
     if table is None:
         return None

@@ -128,12 +128,8 @@ def images_of(recorder: Recorder, point: TapPoint) -> int | None:
 
 
 def rois_on(maps: Sequence[Tensor], student: Regions, copies: int) -> Tensor:
-    """The student's RoIs (R, 5) as RoIs on the maps of a teacher that sees each image once.
-
-    Args:
-        maps: the teacher's.
-        student: what its view handed over.
-        copies: images on the student's maps for one on the teacher's.
+    """The student's RoIs (R, 5) as RoIs on the maps of a teacher that sees each image once, while
+    the student's maps hold so many copies of it.
 
     Raises:
         TapError: the student's maps hold other images.

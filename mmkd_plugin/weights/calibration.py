@@ -141,12 +141,8 @@ class Calibration:
         return gauge is not None and not gauge.frozen
 
     def limit(self, term: Term, turns: int, left: int) -> None:
-        """Tells in how many steps of the run the term acts: its weight is a number after those.
-
-        Args:
-            term: one of the terms.
-            turns: its steps in the whole run.
-            left: its steps that are still to come, fewer than ``turns`` in a resumed run.
+        """Tells in how many steps (``turns``) of the run a term acts: its weight is a number after
+        those. Fewer are ``left`` in a resumed run.
 
         Raises:
             CalibrationError: it acts in none.
