@@ -149,6 +149,21 @@ def other_kind(models: tuple[nn.Module, nn.Module], does: str) -> TapError:
     )
 
 
+def only_call(recorder: Recorder, point: TapPoint, view: str, kind: str) -> Any:
+    """What a module was given, or gave, in the one call of it in a step.
+
+    Raises:
+        TapError: naming the view and the kind of model that it reads, if there were other calls.
+    """
+    calls = recorder.raw(point)
+    if len(calls) != 1:
+        raise TapError(
+            f'{point.path!r} was called {len(calls)} times in this step; the view {view!r} reads '
+            f'{kind} that call it once.'
+        )
+    return calls[0]
+
+
 def takes(method: Callable, name: str) -> bool:
     """Whether a view's method has this argument, which a view may leave out."""
     return name in inspect.signature(method).parameters

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import nearest
-from ..taps import Recorder, TapError, TapPoint
+from ..taps import Recorder, TapError
 from ..taps.foreign import AnyModule
-from .base import LogitView
+from .base import LogitView, only_call
 from .class_head import read_head
 from .predictions import HeadSpec, Level, Predictions
 
+_ONCE = 'cls_logits', 'classifiers'
 _WITHOUT_LABELS = 'Take a loss without labels, such as KDLoss or CKDLoss.'
 
 
@@ -64,7 +65,7 @@ class ClassifierLogits(LogitView):
         return [Predictions.of(self.spec, [level])]
 
     def _logits(self, recorder: Recorder) -> Tensor:
-        output = self._once(recorder, self.head.logits)
+        output = only_call(recorder, self.head.logits, *_ONCE)
         if self.head.summed and isinstance(output, (tuple, list)):
             output = sum(output)
         if not isinstance(output, Tensor) or output.shape[1:] != (self.head.num_classes,):
@@ -78,7 +79,7 @@ class ClassifierLogits(LogitView):
 
     def _features(self, recorder: Recorder) -> Tensor:
         assert self.head.features is not None  # or the loss was refused: HeadSpec.feature_dim
-        args, kwargs = self._once(recorder, self.head.features)
+        args, kwargs = only_call(recorder, self.head.features, *_ONCE)
         return args[0] if args else next(iter(kwargs.values()))
 
     def _labels(self, data_samples: Any, logits: Tensor) -> Tensor:
@@ -139,15 +140,6 @@ class ClassifierLogits(LogitView):
             f'mixed (they have a {key}: mixup, CutMix). {_WITHOUT_LABELS} Or switch the mixing off '
             '(data_preprocessor.mixup=0).'
         )
-
-    def _once(self, recorder: Recorder, point: TapPoint) -> Any:
-        calls = recorder.raw(point)
-        if len(calls) != 1:
-            raise TapError(
-                f'{point.path!r} was called {len(calls)} times in this step; the '
-                "view 'cls_logits' reads classifiers that call it once."
-            )
-        return calls[0]
 
 
 def _described(output: Any) -> str:

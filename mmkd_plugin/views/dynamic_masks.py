@@ -13,7 +13,7 @@ from torch import Tensor
 from ..class_map import fit_class_map
 from ..taps import Recorder, TapError, TapPoint
 from ..taps.foreign import AnyModule
-from .base import LogitView, other_kind
+from .base import LogitView, only_call, other_kind
 from .grid_masks import MASKS, known_rows, mask_level, mask_rows, of_pixels, refuse_features
 from .loss_calls import loss_calls
 from .predictions import ALIKE, HeadSpec, Level, PairContext, Predictions
@@ -107,13 +107,7 @@ class DynamicMasks(LogitView):
         return [Predictions.of(MASKS, *self._own(recorder, data_samples))]
 
     def _own(self, recorder: Recorder, data_samples: Any) -> tuple[list[Level], Positions]:
-        calls = recorder.raw(self.masks)
-        if len(calls) != 1:
-            raise TapError(
-                f"'mask_head' was called {len(calls)} times in this step; the view "
-                "'mask_logits' reads heads that are called once."
-            )
-        maps = calls[0][0]
+        maps = only_call(recorder, self.masks, 'mask_logits', 'models')[0]
         ((args, kwargs),) = recorder.raw(self.positives)
         infos = kwargs['positive_infos'] if 'positive_infos' in kwargs else args[1]
         losses = iter(loss_calls(recorder, self.losses))

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..taps import Recorder, TapError, TapPoint
 from ..taps.foreign import AnyModule
 from ..taps.partial_forward import decodes_queries, reads_text
-from .base import LogitView, other_kind
+from .base import LogitView, only_call, other_kind
 from .loss_calls import loss_calls
 from .predictions import ALIKE, Boxes, HeadSpec, Level, PairContext, Predictions
 
@@ -116,13 +116,7 @@ class QueryLogits(LogitView):
 
     def _outputs(self, recorder: Recorder) -> tuple[Tensor, Tensor]:
         """Class logits and boxes (cx, cy, w, h) of all layers, (L, N, Q, C) and (L, N, Q, 4)."""
-        calls = recorder.raw(self.outputs)
-        if len(calls) != 1:
-            raise TapError(
-                f"'bbox_head' was called {len(calls)} times in this step; the view "
-                "'cls_logits' reads query detectors that call it once."
-            )
-        scores, boxes = calls[0][:2]
+        scores, boxes = only_call(recorder, self.outputs, 'cls_logits', 'query detectors')[:2]
         if len(scores) != self.layers:
             raise TapError(
                 f'bbox_head gave the logits of {len(scores)} decoder layers, but '
