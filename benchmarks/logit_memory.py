@@ -21,6 +21,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -177,13 +178,12 @@ def measure_memory(step: Callable[[], Tensor], maps: Maps) -> tuple[int, int]:
 
 def measure_time(steps: Sequence[Callable[[], Tensor]], maps: Maps, repeats: int) -> list[float]:
     """Median seconds of a forward and backward of each, taken in turns."""
-    times: list[list[float]] = [[] for _ in steps]
-    for i in range(repeats + 1):  # the first round warms up
-        for step, taken in zip(steps, times):
-            maps.clear()
-            took = timing.seconds(lambda: step().backward(), maps.device)  # noqa: B023 called now
-            if i:
-                taken.append(took)
+
+    def whole(step: Callable[[], Tensor]) -> None:
+        maps.clear()
+        step().backward()
+
+    times = timing.turns([partial(whole, step) for step in steps], maps.device, repeats, warmup=1)
     maps.clear()
     return [statistics.median(seconds) for seconds in times]
 

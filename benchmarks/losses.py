@@ -161,21 +161,14 @@ class Case:
 
 
 def measure_time(case: Case, repeats: int) -> tuple[float, float, float]:
-    """Medians over the rounds: seconds of a step, ours and plain, and their ratio within a round.
-
-    The two are taken in turns; each round the other one begins.
-    """
+    """Medians over the rounds: seconds of ours and of plain, and their ratio within a round."""
     device = case.student.device
-    steps = (case.ours, case.plain)
-    for step in steps:
+    for step in (case.ours, case.plain):
         timing.seconds(step, device, 2)
     number = max(1, int(MIN_SECONDS / timing.seconds(case.plain, device)))
-    times: tuple[list[float], list[float]] = ([], [])
-    for i in range(repeats):
-        for which in (0, 1) if i % 2 else (1, 0):
-            times[which].append(timing.seconds(steps[which], device, number))
-    ratios = [ours / plain for ours, plain in zip(*times)]
-    return statistics.median(times[0]), statistics.median(times[1]), statistics.median(ratios)
+    plain, ours = timing.turns((case.plain, case.ours), device, repeats, number=number)
+    ratios = [a / b for a, b in zip(ours, plain)]
+    return statistics.median(ours), statistics.median(plain), statistics.median(ratios)
 
 
 def measure(

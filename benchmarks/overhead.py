@@ -285,15 +285,9 @@ def _tensors(recorder: Recorder) -> list[Tensor]:
 
 
 def measure_time(parts: Parts, iters: int, warmup: int) -> dict[str, list[float]]:
-    """Seconds of every step, taken in turns; each round starts with another one."""
-    times: dict[str, list[float]] = {name: [] for name in Parts.NAMES}
-    for i in range(warmup + iters):
-        turn = i % len(Parts.NAMES)
-        for name in Parts.NAMES[turn:] + Parts.NAMES[:turn]:
-            took = timing.seconds(getattr(parts, name), parts.device)
-            if i >= warmup:
-                times[name].append(took)
-    return times
+    """Seconds of every step in each round."""
+    steps = [getattr(parts, name) for name in Parts.NAMES]
+    return dict(zip(Parts.NAMES, timing.turns(steps, parts.device, iters, warmup)))
 
 
 def report_time(times: dict[str, list[float]]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -51,6 +51,25 @@ def seconds(step: Callable[[], Any], device: torch.device, number: int = 1) -> f
         step()
     _wait(device)
     return (time.perf_counter() - begin) / number
+
+
+def turns(
+    steps: Sequence[Callable[[], Any]],
+    device: torch.device,
+    rounds: int,
+    warmup: int = 0,
+    number: int = 1,
+) -> list[list[float]]:
+    """:func:`seconds` of each step in every round, taken in turns: a slow moment of the machine
+    hits all of them. Each round begins with another step; the ``warmup`` first ones do not count.
+    """
+    times: list[list[float]] = [[] for _ in steps]
+    for i in range(warmup + rounds):
+        for k in range(i, i + len(steps)):
+            took = seconds(steps[k % len(steps)], device, number)
+            if i >= warmup:
+                times[k % len(steps)].append(took)
+    return times
 
 
 def _wait(device: torch.device) -> None:

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as tvf
 
-from ..checks import check_bool, check_keys, nearest
+from ..checks import check_bool, check_keys, nearest, split_type
 from ..registry import DATASETS
 from .arrays import as_names, check_labels
 from .class_folders import class_names, folders, list_images, open_rgb
@@ -169,13 +169,8 @@ class _Chain:
 def _build_transform(config: Any, where: str) -> Any:
     if callable(config):
         return config
-    if not isinstance(config, dict) or not isinstance(config.get('type'), str):
-        raise ValueError(
-            f"{where} must be a dict with a 'type', for example dict(type='Resize', size=256), "
-            f'but it is {config!r}.'
-        )
-    kwargs = dict(config)
-    name = kwargs.pop('type').removeprefix('mmkd_plugin.')
+    kind, kwargs = split_type(config, where, 'CenterCrop')
+    name = str(kind).removeprefix('mmkd_plugin.')
     valid = dict(inspect.getmembers(v2, inspect.isclass), TeacherStudentViews=TeacherStudentViews)
     valid = {k: cls for k, cls in valid.items() if issubclass(cls, torch.nn.Module)}
     if name not in valid:
