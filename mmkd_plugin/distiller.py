@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .checks import check_int
 from .errors import put_place
 from .functional.compiling import is_compiling
-from .images.pixels import Pixels
+from .images.pixels import Pixels, of_model
 from .images.size import check_probe_size
 from .rng import RandomSource, rng_kept
 from .saving.finite import on_this_rank
@@ -95,7 +95,8 @@ class Distiller(nn.Module):
                 if not is_loss_input(point):  # labels carry no gradient anyway
                     refuse_checkpointed(student, point.path, checkpointed, term.where)
         points = [point for term in self.terms for point in term.teacher.teacher_points]
-        teacher.connect(student, points, pixels)
+        self.pixels = of_model(student) if pixels is None else pixels
+        teacher.connect(student, points, self.pixels)
         try:
             for term in self.terms:
                 self.recorder.listen(term.student.points)

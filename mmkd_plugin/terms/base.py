@@ -6,15 +6,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import placed
 from ..losses.base import DistillLoss, LossResult
-from ..taps import Recorder, TapPoint
-from ..views import View
+from ..taps import Capture, Recorder, TapPoint
+from ..views import Predictions, View
 from .config import TermConfig
 from .modules import Modules
 
@@ -39,6 +39,22 @@ class Watched(NamedTuple):
     tensor: Tensor
 
 
+class Observer(Protocol):
+    """Somebody who looks at what terms compare in a step, and changes nothing."""
+
+    def maps(self, term: Term, student: Capture, teacher: Capture) -> None:
+        """Gets the two maps of a level."""
+
+    def rows(
+        self,
+        term: Term,
+        student: Predictions,
+        teacher: Predictions,
+        columns: tuple[Tensor, Tensor] | None,
+    ) -> None:
+        """Gets the rows of a head, and the columns of both that mean the same; None for all."""
+
+
 class Term(nn.Module):
     """A loss module (with connectors) for each level or head, a weight and a schedule.
 
@@ -47,9 +63,13 @@ class Term(nn.Module):
         student: reads the student.
         teacher: reads the teacher.
         where: names the term in messages, such as ``terms[0] ('kd')``.
+
+    Attributes:
+        observer: who looks at the next steps; None costs nothing.
     """
 
     factor: Tensor
+    observer: Observer | None = None
 
     def __init__(self, config: TermConfig, student: View, teacher: View, where: str) -> None:
         super().__init__()

@@ -134,6 +134,8 @@ class LogitTerm(Term):
         results, amounts, watched = [], [], []
         for loss, s, t, selection in zip(self.losses, own, theirs, self.selections):
             check_rows(s, t)
+            if self.observer is not None:
+                self.observer.rows(self, s, t, pair.columns)
             value, count = evaluate(loss, s, t, selection, pair.columns, pair.images)
             results.append(taken(loss, value))
             amounts.append(count)

@@ -98,6 +98,8 @@ class TapTerm(Term):
         for loss, s, t in zip(self.losses, own, theirs):
             refuse_gradient_free(s.tensor, s.label)
             check_maps(s, t, self.config.resize, self.copies)
+            if self.observer is not None:
+                self.observer.maps(self, s, t)
             result = measure(loss, s.tensor, self._resized(t.tensor, s.tensor))
             values.append(result.value)
             self.add_extras(result, entries, 1 / len(self.losses))
