@@ -15,6 +15,10 @@ from importlib import import_module, metadata
 COMMANDS = {
     'train': ('train', 'train a model, distilled or plain'),
     'test': ('test', 'test a checkpoint; of a distilled one no teacher is needed'),
+    'doctor': (
+        'doctor',
+        'say before training what is wrong with a pair',
+    ),
     'inspect': ('inspect_model', 'list the places of a model that can be distilled'),
     'recipes': ('recipes', 'list the methods with their weights and sources'),
     'demo': ('demo', 'train teacher, student and distilled student on handwritten digits'),

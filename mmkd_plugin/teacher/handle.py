@@ -256,6 +256,11 @@ class Teacher:
         assert self._convert is not None, 'connect() comes first'
         self._convert.check(images, stage)
 
+    def convert(self, inputs: Tensor, data_samples: list | None = None) -> Tensor:
+        """The student's batch (N, C, H, W) as the teacher was trained on it."""
+        assert self._convert is not None, 'connect() comes first'
+        return self._convert(inputs, data_samples)
+
     def run(self, inputs: Tensor, data_samples: list | None = None, compiled: bool = True) -> None:
         """Fills the recorder with what the taps see on the student's own (augmented) batch.
 

@@ -50,14 +50,7 @@ class Grid:
             TapError: a stride that the teacher lacks, or numbers of anchors, or anchors, that
                 differ; several may teach one, unless a softmax is taken over their columns.
         """
-        found = matching(student.strides, self.strides)
-        missing = [stride for stride, i in zip(student.strides, found) if i is None]
-        if missing:
-            raise TapError(
-                f'the levels of {student.name} have strides {list(student.strides)}, those of the '
-                f'teacher, {self.name}, {list(self.strides)}: it has none of stride '
-                f'{", ".join(map(str, missing))} to learn from. {BY_BOXES}'
-            )
+        self._check_strides(student)
         for own, i in enumerate(self.matches(student.strides)):
             counts = student.priors[own], self.priors[i]
             at = f'at stride {student.strides[own]}'
@@ -79,6 +72,16 @@ class Grid:
                     f'teacher, {self.name}, {self.anchors[i]} (corners around a position, in '
                     f'pixels). Give both the same anchor_generator. {BY_BOXES}'
                 )
+
+    def _check_strides(self, student: Grid) -> None:
+        found = matching(student.strides, self.strides)
+        missing = [stride for stride, i in zip(student.strides, found) if i is None]
+        if missing:
+            raise TapError(
+                f'the levels of {student.name} have strides {list(student.strides)}, those of the '
+                f'teacher, {self.name}, {list(self.strides)}: it has none of stride '
+                f'{", ".join(map(str, missing))} to learn from. {BY_BOXES}'
+            )
 
     def aligned(self, own: Level, level: Level) -> Level:
         """A teacher's level in the shape of the student's."""

@@ -54,9 +54,9 @@ def parameter_norms(loss: Tensor, student: nn.Module, without: str) -> Parameter
     """
     parameters = trainable(student, without)
     for scale in _scales(loss.device):
-        gradients = _gradients(loss, parameters, student, scale)
-        squares = _squares(_averaged(gradients, parameters), scale)
-        norms = ParameterNorms(squares, _reached(gradients, loss.device))
+        found = gradients(loss, parameters, student, scale)
+        squares = _squares(_averaged(found, parameters), scale)
+        norms = ParameterNorms(squares, _reached(found, loss.device))
         if norms.is_finite:
             break
     return norms
@@ -67,9 +67,11 @@ def _scales(device: torch.device) -> Sequence[float]:
     return _SCALES if torch.mm(one, one).dtype == torch.float16 else (1.0,)  # under this autocast
 
 
-def _gradients(
-    loss: Tensor, parameters: Sequence[nn.Parameter], student: nn.Module, scale: float
+def gradients(
+    loss: Tensor, parameters: Sequence[nn.Parameter], student: nn.Module, scale: float = 1.0
 ) -> list[Tensor | None]:
+    """The gradient of ``loss`` on this rank, times ``scale``; None where it does not depend on a
+    parameter. The graph stays, and nothing is accumulated."""
     if not loss.requires_grad:
         return [None] * len(parameters)
     scaled = loss * scale

@@ -1,0 +1,79 @@
+"""channel-order and normalization: whether the teacher reads the images better otherwise."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .class_checks import best_renaming
+from .conventions import CHANNEL_ORDER, Convention
+from .findings import Report
+from .paired import Difference, difference
+from .readings import Reading, all_objects, image_scores
+from .study import Study
+
+# How much better another convention must read, as a difference of mean scores and as a share of
+# its own. An exchange is one question; of mean and std many are tried, and contrast alone changes
+# scores.
+MARGINS = {CHANNEL_ORDER: (0.02, 0.03)}
+MARGIN = (0.05, 0.1)
+P = {CHANNEL_ORDER: 0.005}
+P_OF_MANY = 0.001
+AS_GOOD = 0.05  # share of objects
+
+
+def check_pixels(study: Study, report: Report) -> Convention | None:
+    """Adds the finding for the convention that the teacher reads best, if one is better.
+
+    Returns:
+        That convention.
+    """
+    found = []
+    for convention, readings in study.others.items():
+        gain = _gain(study, readings)
+        if gain is not None and _is_better(convention, gain, study, readings):
+            found.append((gain.mean, convention, gain))
+    if not found:
+        return None
+    _, best, gain = max(found, key=lambda item: item[0])
+    readings = study.others[best]
+    evidence = dict(
+        configured=_mean(study.teacher[: len(readings)], study.comparable),
+        otherwise=_mean(readings, study.comparable),
+        gain=gain.mean,
+        p=gain.p,
+        images=gain.count,
+        read_as=best.name,
+    )
+    report.add(best.code, 'teacher', evidence, best.advice)
+    return best
+
+
+def _gain(study: Study, readings: list[Reading]) -> Difference | None:
+    """Of the score on each image, against the images as configured."""
+    if not study.teacher:  # the configured conversion was refused
+        return None
+    own = image_scores(study.teacher[: len(readings)], study.comparable)
+    return difference(image_scores(readings, study.comparable) - own)
+
+
+def _is_better(
+    convention: Convention, gain: Difference, study: Study, readings: list[Reading]
+) -> bool:
+    least, share = MARGINS.get(convention.code, MARGIN)
+    reached = _mean(readings, study.comparable)
+    if gain.p > P.get(convention.code, P_OF_MANY) or gain.mean < max(least, share * reached):
+        return False
+    before, after = all_objects(study.teacher[: len(readings)]), all_objects(readings)
+    if not study.comparable:
+        return True
+    # Classes in another order make right answers wrong, and wrong images look better than right
+    # ones: the configured reading counts with the names that suit it best. Where both explain it,
+    # as where red and blue tell classes apart, one wrong switch is likelier than many wrong names.
+    renamed = best_renaming(before)
+    right = max(before.right.mean(), (renamed[before.label] == before.said).mean())
+    return bool(after.right.mean() >= right - AS_GOOD)
+
+
+def _mean(readings: list[Reading], of_classes: bool) -> float:
+    scores = image_scores(readings, of_classes)
+    return float(np.nanmean(scores)) if np.isfinite(scores).any() else 0.0
