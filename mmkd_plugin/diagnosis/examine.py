@@ -17,6 +17,7 @@ from ..rng import rng_kept
 from ..teacher import build_model
 from ..views import make_view
 from .baseline import check_baseline
+from .better import check_better, own_metrics
 from .class_checks import check_class_names, check_class_order, names_of_teacher
 from .cost import KEYS as COST_KEYS
 from .cost import measure_cost
@@ -32,11 +33,9 @@ from .refusals import note_refusal, note_unexamined
 from .study import Reader, Study
 from .teacher_checks import (
     Fresh,
-    check_better,
     check_still,
     check_trained,
     look_for_fresh,
-    own_metrics,
 )
 from .term_checks import check_terms
 from .verdict import decide

@@ -180,9 +180,28 @@ def _same(inputs: Tensor, _samples: Any) -> Tensor:
 def predict(model: AnyModule | None, inputs: Tensor, samples: Any) -> Any:
     """What a model answers in eval mode; neither it nor random states change."""
     assert model is not None
-    with rng_kept(), torch.no_grad(), in_eval(model):  # some heads of a teacher are not
+    # some heads of a teacher are not in eval mode
+    with rng_kept(), torch.no_grad(), in_eval(model), _sized(samples, tuple(inputs.shape[2:])):
         torch.manual_seed(0)
         return model(inputs, samples, mode='predict')
+
+
+@contextmanager
+def _sized(samples: Any, size: tuple[int, ...]) -> Iterator[None]:
+    """Samples that tell the size of a batch (of a teacher's, it may be another one) within."""
+    samples = samples if isinstance(samples, (list, tuple)) else []
+    told = [s.metainfo for s in samples if hasattr(s, 'batch_input_shape')]
+    if all(tuple(meta['batch_input_shape']) == size for meta in told):
+        yield
+        return
+    for sample in samples:
+        sample.set_metainfo(dict(batch_input_shape=size, pad_shape=size))
+    try:
+        yield
+    finally:
+        for sample, meta in zip(samples, told):
+            keys = ('batch_input_shape', 'pad_shape')
+            sample.set_metainfo({key: meta[key] for key in keys if key in meta})
 
 
 @contextmanager

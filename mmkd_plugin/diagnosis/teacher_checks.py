@@ -1,4 +1,4 @@
-"""Whether the teacher is trained, stays as it is, and is better than the student."""
+"""Whether the teacher is trained, and stays as it is while it runs."""
 
 from __future__ import annotations
 
@@ -19,44 +19,92 @@ from ..taps.foreign import AnyModule
 from ..teacher import build_model, draw_weights
 from .findings import Report
 from .paired import Difference, difference
-from .readings import Reading, all_objects, image_scores
+from .readings import Reading
 
 UNCHANGED = 0.9  # share of tensors from which on a part counts as not trained
 FEWEST_IMAGES = 10
 # Most advantage over chance of a teacher that knows nothing: where the advantage is sure, where it
-# is not, and where of many classes no more are right than by chance.
+# is not, and where its head looks like a random one.
 CLEARLY_NOTHING, HARDLY, BY_LUCK = 0.02, 0.1, 0.25
 CLEARLY = 0.2  # of a teacher that knows something, whatever its weights look like
-EQUAL = 0.02  # difference of mean scores, and of shares, below which two models are alike
+_BODY = ('backbone', 'neck')
 _NEVER_USED = ('auxiliary', 'aux_', 'data_preprocessor')
 
 
 # -- untrained -------------------------------------------------------------------------------------
 
 
-def unchanged_parts(model: AnyModule, config: dict) -> dict[str, float]:
-    """Share of tensors that are those of the initialisation, for each part of a model.
+@dataclass
+class Fresh:
+    """What the weights of a model tell of its training.
 
-    Only tensors that any initialisation makes equal tell it, such as biases of 0 and weights of
-    norms of 1. A training changes every one of them, unless it is frozen.
+    Attributes:
+        unchanged: share of tensors that are those of the initialisation, by part.
+        untouched: share of batch norms that have seen no image; None without any.
+        unloaded: whether the config names no checkpoint.
+        maybe: whether the values of a head might be those of an initialisation.
+    """
+
+    unchanged: dict[str, float] = field(default_factory=dict)
+    untouched: float | None = None
+    unloaded: bool = False
+    maybe: bool = False
+
+    @property
+    def parts(self) -> list[str]:
+        """Parts that were never trained."""
+        return [part for part, share in self.unchanged.items() if share >= UNCHANGED]
+
+    def __bool__(self) -> bool:
+        untouched = self.untouched is not None and self.untouched >= UNCHANGED
+        return bool(self.parts) or untouched or self.unloaded
+
+
+def look_for_fresh(model: AnyModule, config: dict) -> Fresh:
+    """Compares the weights of a teacher with those of two initialisations.
+
+    Tensors that any initialisation makes equal tell most, such as biases of 0 and weights of norms
+    of 1: a training changes every one of them, unless it is frozen. The values of random ones can
+    only be compared as a whole.
 
     Args:
         model: the teacher.
-        config: the ``teacher`` of a DistillHook.
+        config: the ``teacher`` of a DistillHook; empty where there is none.
     """
+    if not config:
+        return Fresh()
     cfg = load_model_config(config['config'], config.get('cfg_options'), 'teacher')
     if isinstance(cfg.model, nn.Module):
-        return {}
+        return Fresh()
     first, second = (_initialised(cfg, seed) for seed in (0, 1))
     own = {name: p.detach().cpu() for name, p in model.named_parameters()}
-    counts: dict[str, list[bool]] = {}
+    fixed: dict[str, list[bool]] = {}
+    random: dict[str, list[bool]] = {}
     for name, value in first.items():
         part = name.split('.')[0]
-        fixed = value.requires_grad and torch.equal(value, second[name]) and name in own
-        if fixed and not part.startswith(_NEVER_USED):
-            same = own[name].shape == value.shape and torch.equal(own[name], value.to(own[name]))
-            counts.setdefault(part, []).append(same)
-    return {part: sum(same) / len(same) for part, same in counts.items()}
+        known = name in own and own[name].shape == value.shape
+        if not (known and value.requires_grad) or part.startswith(_NEVER_USED):
+            continue
+        if torch.equal(value, second[name]):
+            fixed.setdefault(part, []).append(torch.equal(own[name], value.to(own[name])))
+        elif value.dim() > 1 and not part.startswith(_BODY):
+            drawn = torch.cat([value.flatten(), second[name].flatten()])
+            random.setdefault(part, []).append(_is_alike(own[name].flatten(), drawn))
+    return Fresh(
+        {part: sum(same) / len(same) for part, same in fixed.items()},
+        untouched_norms(model),
+        config.get('checkpoint') is None,
+        any(all(alike) for alike in random.values()),
+    )
+
+
+def _is_alike(values: Tensor, others: Tensor) -> bool:
+    """Whether two sets of numbers may be of one distribution (Kolmogorov and Smirnov, 5 %)."""
+    values, others = values.double().sort()[0], others.detach().double().sort()[0]
+    places = torch.cat([values, others])
+    shares = [torch.searchsorted(x, places, right=True) / len(x) for x in (values, others)]
+    limit = 1.36 * (1 / len(values) + 1 / len(others)) ** 0.5
+    return float((shares[0] - shares[1]).abs().max()) < limit
 
 
 def _initialised(cfg: Any, seed: int) -> dict[str, nn.Parameter]:
@@ -81,11 +129,14 @@ def _is(values: Tensor | None, number: float) -> bool:
     return values is not None and bool((values == number).all())
 
 
-def advantage(readings: Sequence[Reading]) -> Difference:
+def advantage(readings: Sequence[Reading], by_class: bool = True) -> Difference:
     """What answers to the own image are worth more than the same answers to other images.
 
-    A model that says the same of every image, or speaks at random, has none. Of eight classes or
-    more the classes are the units of the test, since a random head treats a class alike.
+    A model that says the same of every image, or speaks at random, has none.
+
+    Args:
+        readings: of the model.
+        by_class: whether of eight classes or more each class counts once.
     """
     scores, classes = [], []
     count = len(readings)
@@ -99,46 +150,9 @@ def advantage(readings: Sequence[Reading]) -> Difference:
             scores.append(own.score.mean() - np.mean([o.score.mean() for o in strange]))
             classes.append(int(np.bincount(own.label).argmax()))
     values, labels = np.array(scores), np.array(classes)
-    if len(set(classes)) >= 8:
+    if by_class and len(set(classes)) >= 8:
         return difference(np.array([values[labels == c].mean() for c in sorted(set(classes))]))
     return difference(values)
-
-
-@dataclass
-class Fresh:
-    """What the weights of a model tell of its training.
-
-    Attributes:
-        unchanged: share of tensors that are those of the initialisation, by part.
-        untouched: share of batch norms that have seen no image; None without any.
-        unloaded: whether the config names no checkpoint.
-    """
-
-    unchanged: dict[str, float] = field(default_factory=dict)
-    untouched: float | None = None
-    unloaded: bool = False
-
-    @property
-    def parts(self) -> list[str]:
-        """Parts that were never trained."""
-        return [part for part, share in self.unchanged.items() if share >= UNCHANGED]
-
-    def __bool__(self) -> bool:
-        untouched = self.untouched is not None and self.untouched >= UNCHANGED
-        return bool(self.parts) or untouched or self.unloaded
-
-
-def look_for_fresh(model: AnyModule, config: dict) -> Fresh:
-    """Looks at the weights of a teacher.
-
-    Args:
-        model: the teacher.
-        config: the ``teacher`` of a DistillHook; empty where there is none.
-    """
-    if not config:
-        return Fresh()
-    unloaded = config.get('checkpoint') is None and not _is_live(config)
-    return Fresh(unchanged_parts(model, config), untouched_norms(model), unloaded)
 
 
 def check_trained(fresh: Fresh, readings: Sequence[Reading], exempt: bool, report: Report) -> bool:
@@ -157,7 +171,12 @@ def check_trained(fresh: Fresh, readings: Sequence[Reading], exempt: bool, repor
     images = sum(len(reading.objects().label) > 0 for reading in readings)
     enough = images >= FEWEST_IMAGES
     knows = enough and known.p <= 0.01 and known.mean > CLEARLY
-    ignorant = enough and not exempt and known.upper < _most_by_chance(known, readings)
+    # A random head treats a class alike, so images say more than they know: only a head that was
+    # trained is judged by them.
+    by_images = advantage(readings, by_class=False)
+    limit = CLEARLY_NOTHING if known.p <= 0.01 else BY_LUCK if fresh.maybe else HARDLY
+    doubtful = fresh.maybe or by_images.p > 0.001
+    ignorant = enough and not exempt and doubtful and known.upper < limit
     if not (ignorant or (fresh and not knows)):
         return True
     evidence = dict(
@@ -171,82 +190,9 @@ def check_trained(fresh: Fresh, readings: Sequence[Reading], exempt: bool, repor
     return False
 
 
-def _most_by_chance(known: Difference, readings: Sequence[Reading]) -> float:
-    """The advantage that a teacher that knows nothing may seem to have."""
-    if known.p <= 0.01:
-        return CLEARLY_NOTHING
-    objects = all_objects(readings)
-    labels = np.unique(objects.label)
-    recall = np.mean([objects.right[objects.label == label].mean() for label in labels])
-    return BY_LUCK if len(labels) >= 8 and recall <= 1.5 / len(labels) else HARDLY
-
-
-def _is_live(config: dict) -> bool:
-    model = config.get('config')
-    return isinstance(getattr(model, 'model', model), nn.Module)
-
-
 def _advice(fresh: list[str]) -> str:
     which = f'  # {", ".join(fresh)} of the present file: never trained' if fresh else ''
     return f'teacher=dict(..., checkpoint=FILE_OF_THE_TRAINED_TEACHER){which}'
-
-
-# -- better than the student -----------------------------------------------------------------------
-
-
-def check_better(
-    teacher: Sequence[Reading], student: Sequence[Reading], of_classes: bool, report: Report
-) -> Difference | None:
-    """Adds the finding for a teacher that is worse than the student, or just as good.
-
-    Returns:
-        The difference of the scores on each image; None without readings of both.
-    """
-    if not teacher or len(teacher) != len(student):
-        return None
-    gain = difference(image_scores(teacher, of_classes) - image_scores(student, of_classes))
-    loss = difference(image_scores(student, of_classes) - image_scores(teacher, of_classes))
-    own, theirs = all_objects(student), all_objects(teacher)
-    evidence = dict(
-        gain=gain.mean,
-        error=gain.error,
-        p=min(gain.p, loss.p),
-        images=gain.count,
-        teacher_right=_share(theirs.right),
-        student_right=_share(own.right),
-        teacher_iou=_mean(theirs.iou),
-        student_iou=_mean(own.iou),
-    )
-    gap = evidence['teacher_right'] - evidence['student_right']
-    if loss.p < 0.05 and loss.mean > 0:
-        report.add('weak-teacher', 'teacher', evidence, 'teacher=dict(config=..., checkpoint=...)')
-    elif abs(gain.mean) < EQUAL and gap < EQUAL:
-        report.add(
-            'nothing-to-learn', 'teacher', evidence, 'teacher=dict(config=..., checkpoint=...)'
-        )
-    return gain
-
-
-def own_metrics(readings: Sequence[Reading]) -> dict[str, float]:
-    """Numbers that every model has: shares of objects that are right and found, and their IoU."""
-    objects = all_objects(readings)
-    if not len(objects.label):
-        return {}
-    found = dict(
-        right=_share(objects.right), found=_share(objects.said >= 0), iou=_mean(objects.iou)
-    )
-    scores = image_scores(readings)
-    found['score'] = _mean(scores)
-    return {f'objects/{key}': value for key, value in found.items() if value == value}
-
-
-def _share(values: np.ndarray) -> float:
-    return float(values.mean()) if len(values) else 0.0
-
-
-def _mean(values: np.ndarray) -> float:
-    values = values[np.isfinite(values)]
-    return float(values.mean()) if len(values) else float('nan')
 
 
 # -- stays as it is --------------------------------------------------------------------------------

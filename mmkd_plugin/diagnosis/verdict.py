@@ -7,6 +7,7 @@ from .paired import Difference
 
 HELPS, NOT, UNKNOWN = 'helps', 'does not help', 'cannot tell'
 GAP = 0.03  # of the mean scores of teacher and student, from which on there is much to learn
+RIGHT_GAP = 0.02  # of the shares of objects that are right
 ROW_GAP = 0.05  # the same of the shares of rows that are right
 _FATAL = (
     'channel-order',
@@ -79,9 +80,10 @@ def _of_numbers(report: Report, gain: Difference) -> tuple[str, list[str]]:
     ]
     if rows and max(rows) < ROW_GAP and not _has_features(report, useless):
         return UNKNOWN, [told, f'but it is right on {max(rows):+.3f} of the rows that are compared']
-    if gain.mean >= GAP and gain.p < 0.01:
+    right = [(side or {}).get('objects/right', 0.0) for side in (report.teacher, report.student)]
+    if gain.mean >= GAP and gain.p < 0.01 and right[0] - right[1] >= RIGHT_GAP:
         return HELPS, [told]
-    return UNKNOWN, [told]
+    return UNKNOWN, [f'{told}, and {right[0] - right[1]:+.3f} of the objects are right']
 
 
 def _has_features(report: Report, useless: dict[str, str]) -> bool:

@@ -29,7 +29,7 @@ def classifiers(tmp_path_factory, quiet) -> SimpleNamespace:
         student_config=student,
         teacher_config=teacher,
         teacher=pairs.train(teacher, 80, folder / 'teacher.pth', 0.1),
-        weak=pairs.train(teacher, 10, folder / 'weak.pth', 0.05),
+        weak=pairs.train(teacher, 16, folder / 'weak.pth', 0.05),
         student=pairs.train(student, 25, folder / 'student.pth', 0.05),
         random=pairs.train(teacher, 0, folder / 'random.pth', 0.1, seed=7),
     )

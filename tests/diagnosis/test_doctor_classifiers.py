@@ -118,7 +118,7 @@ def test_channel_order(pair, classifiers):
 
     report = diagnose(pair(classifiers.changed('bgr.pth', exchange)), classifiers.student)
     assert found(report, 'error') == {'channel-order'}
-    (finding,) = report.findings
+    finding = report.findings[0]  # gradients in conflict may follow from it
     assert "order='bgr'" in finding.advice and finding.evidence['p'] < 0.005
     assert report.answer == 'does not help'
 
