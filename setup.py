@@ -61,8 +61,10 @@ EXTRAS = {
     'mmpretrain': ['onedl-mmpretrain'],
     'mmseg': ['onedl-mmsegmentation>=1.4'],
     'shampoo': ['pytorch-optimizer'],
-    'demo': ['scikit-learn', 'matplotlib', 'rich', 'tensorboard'],
+    'demo': ['scikit-learn', 'scipy', 'matplotlib', 'rich', 'tensorboard'],
     'dev': ['pytest', 'pytest-xdist', 'pytest-timeout', 'ruff', 'mypy'],
+    # what a test compares kinds of errors with; it skips without
+    'tide': ['tidecv'],
     # the site reads the sources and imports nothing of them; ruff formats the signatures
     'docs': ['mkdocs>=1.6,<2', 'mkdocs-material>=9.5', 'mkdocstrings[python]>=0.29', 'ruff'],
 }

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import cv2
 import numpy as np
 import torch
 from torchvision.ops import nms
@@ -21,12 +22,11 @@ from torchvision.ops import nms
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # started as a script
 
-from mmkd_plugin.cli.demo_pictures import build  # noqa: E402
-from mmkd_plugin.cli.demo_pictures import detect as detect_image  # noqa: E402
 from mmkd_plugin.cli.running import new_parser  # noqa: E402
-from mmkd_plugin.visualization.gallery import judge  # noqa: E402
+from mmkd_plugin.report.gallery import judge  # noqa: E402
 
 COLORS = dict(truth='#ffffff', right='#4ade80', wrong='#fb7185', missed='#fde047')
+SHOWN_SCORE = 0.3  # detections below are not drawn
 SAME_PLACE = 0.5  # IoU above which only the surest detection is drawn
 Entry = dict[str, Any]
 
@@ -59,6 +59,55 @@ def detect(config: str, checkpoints: dict[str, str], count: int) -> list[Entry]:
             entry[role] = surest(objects[role])
         entries.append(entry)
     return entries
+
+
+def build(model: dict, checkpoint: Path | str | None = None) -> torch.nn.Module:
+    """Builds a plain detector, without this plugin, and loads its weights if a file is given."""
+    from mmdet.registry import MODELS
+    from mmdet.utils import register_all_modules
+    from mmengine.runner import load_checkpoint
+
+    register_all_modules(init_default_scope=True)
+    detector = MODELS.build(model)
+    if checkpoint is not None:
+        load_checkpoint(detector, str(checkpoint), map_location='cpu', strict=True)
+    return detector.eval()
+
+
+@torch.no_grad()
+def detect_image(
+    models: dict[str, torch.nn.Module], dataset: Any, index: int
+) -> tuple[np.ndarray, dict]:
+    """Runs detectors on an image of a data set.
+
+    Args:
+        models: Detectors by role.
+        dataset: Of MMDetection, with annotations.
+        index: Of the image.
+
+    Returns:
+        The image (H, W, 3, BGR), and the objects in it by role: dicts with box, label and score,
+        and under ``'truth'`` without a score.
+    """
+    from mmengine.dataset import pseudo_collate
+
+    batch = pseudo_collate([dataset[index]])
+    sample = batch['data_samples'][0]
+    image = cv2.imread(sample.img_path)
+    assert image is not None  # the dataset has read it
+    truth = sample.gt_instances
+    boxes = getattr(truth.bboxes, 'tensor', truth.bboxes)
+    objects = {
+        'truth': [
+            dict(box=box, label=label) for box, label in zip(boxes.tolist(), truth.labels.tolist())
+        ]
+    }
+    for role, model in models.items():
+        found = cast(Any, model).test_step(batch)[0].pred_instances
+        found = found[found.scores > SHOWN_SCORE]
+        rows = zip(found.bboxes.tolist(), found.labels.tolist(), found.scores.tolist())
+        objects[role] = [dict(box=box, label=label, score=score) for box, label, score in rows]
+    return image, objects
 
 
 def surest(found: list[Entry]) -> list[Entry]:

@@ -71,6 +71,7 @@ ELSEWHERE = {
     'class_map=dict(person=': 'no terms; its keys are checked below',
     'inputs=dict(mean=[0.485': 'no terms; what it says is run by tests/test_inputs.py',
     'inputs = dict(mean=[0.485': 'run by tests/test_inputs.py',
+    'import paired_interval': 'no terms; run by tests/diagnosis/test_intervals.py',
     'cfg = mmkd_plugin.distill(': 'a call like it is run by tests/test_weights_wishes.py',
 }
 # What a block is about where it is not GFL taught by GFL: words in it -> student, teacher.

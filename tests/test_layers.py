@@ -27,6 +27,7 @@ LAYERS = (
     ('hooks',),
     ('editing',),
     ('diagnosis',),
+    ('report',),
     ('cli',),
     ('__main__',),
 )

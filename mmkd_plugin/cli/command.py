@@ -21,6 +21,7 @@ COMMANDS = {
     ),
     'inspect': ('inspect_model', 'list the places of a model that can be distilled'),
     'recipes': ('recipes', 'list the methods with their weights and sources'),
+    'compare': ('compare', 'compare finished runs: is the gain real, and where is it from'),
     'demo': ('demo', 'train teacher, student and distilled student on handwritten digits'),
 }
 EXAMPLES = """\

@@ -8,6 +8,7 @@ import io
 import os
 import shlex
 import signal
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -22,10 +23,13 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 
+from ..diagnosis.compare.comparison import Comparison, compare_runs
+from ..diagnosis.compare.curves import read_lines
+from ..diagnosis.compare.work_dirs import find_run
 from ..files import whole_file
-from .demo_runs import DemoError, DemoRun, read_curves
+from .compare import show
+from .demo_runs import DemoError, DemoRun
 from .running import new_parser
 from .runs import hold, machine
 
@@ -38,6 +42,8 @@ Train a teacher, a student and the same student distilled, and show what distill
 Interrupted, it resumes when started again; finished runs are reused while their settings hold.
 Results: a table here, and report.html in the work dir.
 """
+SIDES = dict(student='Student alone', distilled='Student distilled', teacher='Teacher')
+METRIC = 'coco/bbox_mAP'
 TEACHER = 'mmkd_plugin::demo/gfl_r18_digits.py'
 STUDENT = 'mmkd_plugin::demo/gfl_r18-quarter_digits.py'
 DISTILLED = 'mmkd_plugin::demo/gdd_gfl-r18_gfl-r18-quarter_digits.py'
@@ -107,23 +113,45 @@ def plan_runs(args: argparse.Namespace) -> list[DemoRun]:
     return runs
 
 
-def collect(args: argparse.Namespace, runs: list[DemoRun], command: str) -> dict:
-    """Gathers what the table and the report show."""
-    from .demo_pictures import gallery, measure_model
+def compared(runs: list[DemoRun]) -> Comparison:
+    """The distilled students beside the students alone; the teacher is shown with them."""
+    sides = {
+        role: (name, [find_run(run.folder) for run in runs if run.role == role])
+        for role, name in SIDES.items()
+    }
+    return compare_runs(
+        sides['student'], sides['distilled'], dict([sides['teacher']]), metric=METRIC
+    )
 
-    first = {run.role: run for run in reversed(runs)}
+
+def share_of_the_way(comparison: Comparison) -> str:
+    """How far the gain leads from the student to the teacher, in a sentence."""
+    alone, teacher = (
+        statistics.fmean(one.value for one in comparison.groups[SIDES[role]])
+        for role in ('student', 'teacher')
+    )
+    gain = comparison.gain['mean']
+    told = 'Runs differ by chance, so repeat it: make demo SEEDS=3. '
+    told = told if len(comparison.pairs) == 1 else ''
+    if gain <= 0:
+        return f'{told}Distillation did not help.'
+    if teacher <= alone:
+        return f'{told}The teacher itself was no better than the student alone.'
+    return f'{told}That is {gain / (teacher - alone):.0%} of the way from student to teacher.'
+
+
+def facts(args: argparse.Namespace, runs: list[DemoRun], command: str) -> dict[str, str]:
+    """How the numbers were made."""
+    configs = {f'Config of {run.role}': run.config for run in reversed(runs)}
+    about = {'cpu': 'Processor'}  # keys that say too little
     return {
-        'command': command,
-        'date': time.strftime('%Y-%m-%d %H:%M:%S %Z'),
-        'machine': machine(),
-        'seeds': list(range(args.seeds)),
-        'epochs': args.epochs,
-        'configs': {role: run.config for role, run in first.items()},
-        'models': {role: measure_model(run) for role, run in first.items()},
-        'runs': [dict(role=run.role, seed=run.seed, reused=run.reused, command=run.shown_command(),
-                      **read_curves(run.folder)) for run in runs],
-        'gallery': gallery(first['student'], first['distilled'], args.pictures),
-    }  # fmt: skip
+        'Command': command,
+        'Seeds': ', '.join(map(str, range(args.seeds))),
+        'Epochs': str(args.epochs),
+        'Date': time.strftime('%Y-%m-%d %H:%M:%S %Z'),
+        **{about.get(key, key.capitalize()): str(value) for key, value in machine().items()},
+        **configs,
+    }
 
 
 def prepare_data(run: DemoRun) -> None:
@@ -159,9 +187,10 @@ class Watch:
                                f'about {left:.0f} s left')  # fmt: skip
 
     def finish(self) -> None:
-        accuracy = read_curves(self.run.folder)['ap']
+        last = read_lines(self.run.folder)[1][-1:]
         state = 'reused' if self.run.reused else 'trained'
-        state += '' if accuracy is None else f', AP {accuracy:.3f}'
+        # A model that detects nothing at all gets no AP from MMDetection.
+        state += ''.join(f', AP {line.get(METRIC, 0.0):.3f}' for line in last)
         self._update(self.iterations, state)
         if not self.console.is_terminal:
             self.console.print(f'{self.run.name}: {state}')
@@ -185,21 +214,33 @@ def train_all(runs: list[DemoRun], args: argparse.Namespace, console: Console, l
             watch.finish()
 
 
-def show(results: dict, work_dir: Path, console: Console) -> None:
+def report(args: argparse.Namespace, runs: list[DemoRun], command: str, console: Console) -> None:
     """Prints the table and the verdict, and writes the report."""
-    from ..visualization import report
+    from ..report.build import build_report, facts_html, table_html
 
-    table = Table(title='Digits validation set')
-    header, *rows = report.table(results)
-    for index, name in enumerate(header):
-        table.add_column(name, justify='left' if index == 0 else 'right')
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
-    console.print(report.verdict(results), soft_wrap=True)
-    path = work_dir / 'report.html'
+    comparison = compared(runs)
+    verdict = share_of_the_way(comparison)
+    show(comparison, console)
+    console.print(verdict, soft_wrap=True)
+    commands = [['Run', 'Command']]
+    for run in runs:
+        name = f'{SIDES[run.role]}, seed {run.seed}' + (' (reused)' if run.reused else '')
+        commands.append([name, run.shown_command()])
+    page = build_report(
+        comparison,
+        args.pictures,
+        title='What did distillation change?',
+        intro='GFL detectors trained from scratch on handwritten digits, a synthetic scene around '
+        'real scans. The numbers are of this run on this machine.',
+        more={
+            'How it was made': facts_html(facts(args, runs, command)),
+            'Commands': f'<div class="wide runs">{table_html(commands)}</div>',
+        },
+        verdict=verdict,
+    )
+    path = Path(args.work_dir) / 'report.html'
     with whole_file(path) as part:
-        part.write_text(report.build_html(results), encoding='utf-8')
+        part.write_text(page, encoding='utf-8')
     console.print(f'Report: {path}')
 
 
@@ -250,5 +291,5 @@ def main(
     except KeyboardInterrupt:
         console.print('Interrupted. The same command goes on from the last finished epoch.')
         return 130
-    show(collect(args, runs, command), Path(args.work_dir), console)
+    report(args, runs, command, console)
     return 0

@@ -1,4 +1,4 @@
-"""The training runs of the demo: start, resume, watch and recognise them, read their logs."""
+"""The training runs of the demo: start, resume, watch and recognise them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from ..diagnosis.compare.curves import read_lines
 from .runs import PACKAGE, Pool, Run, child_environment
 
 # Folders of the package whose code changes no training.
-_NO_PART_OF_A_STEP = {'cli', 'datasets', 'visualization', '.mim'}
+_NO_PART_OF_A_STEP = {'cli', 'datasets', 'diagnosis', 'report', 'visualization', '.mim'}
 
 
 class DemoError(RuntimeError):
@@ -186,54 +187,3 @@ class _Watched(Pool[DemoRun]):
             )
         if not run.has_result():
             raise DemoError(f'{run.name}: training ended without writing {run.checkpoint}.')
-
-
-# ---------------------------------------------------------------------------------------- logs
-
-
-def read_lines(folder: Path) -> tuple[list[dict], list[dict]]:
-    """Reads MMEngine's scalar logs of all sessions of a run.
-
-    Returns:
-        Training lines by iteration and validation lines by epoch; where a resumed session repeated
-        a step, its line replaces the older one.
-    """
-    train: dict[int, dict] = {}
-    val: dict[int, dict] = {}
-    for path in sorted(folder.glob('*/vis_data/scalars.json')):
-        for text in path.read_text(encoding='utf-8').splitlines():
-            try:
-                line = json.loads(text)
-            except ValueError:  # cut off by an interruption, or still being written
-                continue
-            (train if 'loss' in line else val)[line['step']] = line
-    return [train[step] for step in sorted(train)], [val[step] for step in sorted(val)]
-
-
-def read_curves(folder: Path) -> dict:
-    """What the report needs of a finished run: losses, AP over epochs, final APs, training time."""
-    train, val = read_lines(folder)
-    losses: dict[str, list] = {}
-    seconds, before = 0.0, 0
-    for line in train:
-        seconds += line['time'] * (line['step'] - before)  # 'time' is the mean since the last line
-        before = line['step']
-        for key, value in line.items():
-            if 'loss' in key:
-                losses.setdefault(key, []).append([line['step'], value])
-    for line in val:  # a model that detects nothing at all gets no AP from MMDetection
-        for key in ('coco/bbox_mAP', 'coco/bbox_mAP_50', 'coco/bbox_mAP_75'):
-            line.setdefault(key, 0.0)
-    last = val[-1] if val else {}
-    suffix = '_precision'
-    return {
-        'losses': losses,
-        'iterations': before,
-        'val': [[line['step'], line['coco/bbox_mAP']] for line in val],
-        'ap': last.get('coco/bbox_mAP'),
-        'ap50': last.get('coco/bbox_mAP_50'),
-        'ap75': last.get('coco/bbox_mAP_75'),
-        'ap_per_class': {key[len('coco/') : -len(suffix)]: value
-                         for key, value in last.items() if key.endswith(suffix)},
-        'seconds': seconds,
-    }  # fmt: skip

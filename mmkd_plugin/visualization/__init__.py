@@ -1,1 +1,1 @@
-"""What a person looks at: the demo's report."""
+"""What a person looks at while a run trains: maps and classes as pictures."""

@@ -1,21 +1,28 @@
-"""The frame of the demo's report; report.py puts its parts in place of the comments."""
+"""The frame of a report: style and skeleton; build.py fills it."""
 
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Distillation on handwritten digits</title>
+<meta name="color-scheme" content="light dark">
+<title><!--TITLE--></title>
 <style>
-:root { --ink: #0f172a; --soft: #475569; --line: #e2e8f0; --blue: #2563eb; }
+:root { --ink: #0f172a; --soft: #475569; --line: #e2e8f0; --blue: #2563eb; --page: #f1f5f9;
+        --card: #fff; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #f1f5f9; --soft: #a8b3c4; --line: #334155; --blue: #60a5fa; --page: #0b1120;
+          --card: #172033; }
+}
 * { box-sizing: border-box; }
-body { margin: 0; background: #f1f5f9; color: var(--ink); line-height: 1.5;
+body { margin: 0; background: var(--page); color: var(--ink); line-height: 1.5;
        font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 main { max-width: 60rem; margin: 0 auto; padding: 1.25rem; }
 h1 { font-size: 1.6rem; margin: 1rem 0 .25rem; }
 h2 { font-size: 1.1rem; margin: 0 0 .75rem; }
+h3 { font-size: .9rem; margin: .9rem 0 .35rem; font-weight: 600; overflow-wrap: anywhere; }
 p { margin: .4rem 0; }
-section { background: #fff; border: 1px solid var(--line); border-radius: 14px;
+section { background: var(--card); border: 1px solid var(--line); border-radius: 14px;
           padding: 1.1rem; margin: 1rem 0; }
 .verdict { border-left: 5px solid var(--blue); font-size: 1.08rem; }
 .note, figcaption { color: var(--soft); font-size: .85rem; }
@@ -31,17 +38,24 @@ tbody tr:last-child > * { border-bottom: 0; }
 .runs thead th:last-child { text-align: left; }
 img { width: 100%; height: auto; display: block; }
 .trio { display: grid; grid-template-columns: repeat(3, 1fr); gap: .6rem; margin-bottom: 1rem; }
+.trio .legend { grid-column: 1 / -1; display: flex; flex-wrap: wrap; gap: .2rem .9rem;
+                font-size: .8rem; color: var(--soft); }
+.legend i { display: inline-block; width: .8em; height: .8em; border-radius: 2px;
+            margin-right: .35em; }
 figure { margin: 0; }
 svg { width: 100%; height: auto; display: block; border-radius: 8px; }
-svg rect { fill: none; stroke-width: 1.1; }
-svg text { font: 700 7px system-ui, sans-serif; paint-order: stroke; stroke: #000;
-           stroke-width: 1.4px; }
-rect.truth { stroke: #fff; } text.truth { fill: #fff; }
-rect.right { stroke: #4ade80; } text.right { fill: #4ade80; }
-rect.wrong { stroke: #f87171; } text.wrong { fill: #fda4a4; }
-rect.missed { stroke: #fde047; stroke-dasharray: 3 2; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1rem; margin: 0; }
+.mark .box { fill: transparent; stroke-width: var(--stroke); }
+.mark .chip { fill: #000; fill-opacity: .72; }
+.mark text { font-family: system-ui, sans-serif; font-weight: 600; }
+.mark:hover .box { stroke-width: calc(2.2 * var(--stroke)); fill: #fff; fill-opacity: .18; }
+.truth .box { stroke: #fff; } .truth text { fill: #fff; }
+.right .box { stroke: #4ade80; } .right text { fill: #4ade80; }
+.wrong .box { stroke: #f87171; } .wrong text { fill: #fda4a4; }
+.missed .box { stroke: #fde047; stroke-dasharray: calc(3 * var(--stroke)); }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1rem; margin: 0;
+     align-content: start; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+.trio dl { grid-column: 2 / -1; font-size: .9rem; }
 @media (max-width: 40rem) {
   main { padding: .6rem; } section { padding: .8rem; }
   .trio { gap: .3rem; } figcaption { font-size: .7rem; }
@@ -51,21 +65,9 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 </head>
 <body>
 <main>
-<h1>What did distillation change?</h1>
-<p class="note">GFL detectors trained from scratch on handwritten digits, a synthetic scene around
-real scans. The numbers are of this run on this machine.</p>
-<section class="verdict"><!--VERDICT--></section>
-<section><h2>Results</h2><div class="wide"><!--TABLE--></div>
-<p class="note"><!--NOTE--></p></section>
-<section><h2>Training curves</h2><!--AP--><!--LOSSES--></section>
-<section><h2>Classes</h2><!--CLASSES--></section>
-<section><h2>Detections</h2>
-<p class="note">The first images of the validation set, in their order; seed 0; detections with a
-score above 0.3. Green: right class and an IoU of at least 0.5. Red: wrong. Dashed yellow: a digit
-that was missed.</p>
-<!--GALLERY--></section>
-<section><h2>How it was made</h2><!--FACTS--></section>
-<section><h2>Runs</h2><div class="wide runs"><!--RUNS--></div></section>
+<h1><!--TITLE--></h1>
+<p class="note"><!--INTRO--></p>
+<!--SECTIONS-->
 </main>
 </body>
 </html>

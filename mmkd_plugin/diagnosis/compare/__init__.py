@@ -1,0 +1,1 @@
+"""What training changed: finished runs side by side."""

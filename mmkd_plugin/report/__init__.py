@@ -1,0 +1,1 @@
+"""The report of a comparison: numbers in words, charts, pictures, the page. The demo has one."""
