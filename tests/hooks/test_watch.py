@@ -65,6 +65,7 @@ def test_a_term_far_above_the_task_is_named_once_with_a_number_that_is_quiet(tmp
     (text,) = warnings_of(tmp_path / 'large', dict(TERM, weight=HUGE), iters=110)
     assert text.startswith('loss_gdd: it is') and 'no clip_grad' in text
     assert 'or --weight gdd=auto' in text and "terms[0] ('gdd')" in text
+    assert text.endswith('mmkd doctor CONFIG.'), 'who can say more'
     number = proposed(text)
     assert 1 < number < HUGE / 10
     assert not warnings_of(tmp_path / 'good', dict(TERM, weight=number), iters=110)
