@@ -99,7 +99,8 @@ def test_recipe_has_the_value_and_the_gradient_of_ld(objects):
     mmkd_plugin.attach(model, other, terms, probe_size=(IMAGE, IMAGE))
     loss = model.train()(**images, mode='loss')['loss_kd_bins']
     assert expected > 0.01
-    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    # GFL casts its bins to float32, in which the KL of distributions nearly alike loses digits.
+    torch.testing.assert_close(loss, expected, rtol=5e-5, atol=0)
     parameters = dict(model.bbox_head.named_parameters())
     found = torch.autograd.grad(loss, [parameters[name] for name in gradients])
     largest = max(wanted.abs().max().item() for wanted in gradients.values())
