@@ -204,4 +204,4 @@ def reliability_chart(comparison: Comparison) -> str:
         _style(axes, theme, 'how often it is right, over how sure it is', 'confidence')
         _legend(axes, theme)
 
-    return _drawn(draw, (4.6, 3.4), 'accuracy over confidence')
+    return _drawn(draw, (7, 3.2), 'accuracy over confidence')

@@ -168,6 +168,7 @@ def test_a_metric_that_only_its_evaluator_knows(tmp_path):
         for name, steps in (('a', 2), ('b', 8))
     ]
     found = compared(folders[:1], folders[1:])
+    assert compared(folders[:1], folders[1:]).gain == found.gain  # from the files, too
     assert found.metric == 'f1' and found.gain['low'] < found.gain['mean'] < found.gain['high']
 
 
@@ -302,6 +303,8 @@ def test_runs_of_other_sets_classes_and_tasks(
     three = changed(detectors[2], tmp_path / 'three', "ann_file='annotations/val.json'", names)
     said = fail(capsys, good, '--with', str(three))
     assert 'another number of classes, 10 (0, 1, 2, ...) and 3 (0, 1, 2)' in said
+    wrong = changed(detectors[2], tmp_path / 'wrong', 'OracleDetector', 'OneClassMore')
+    assert 'predicts another number of classes' in fail(capsys, good, '--with', str(wrong))
     said = fail(capsys, good, '--with', str(classifiers[0]))
     assert 'one predicts detection, the other classification' in said
 

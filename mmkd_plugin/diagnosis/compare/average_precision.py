@@ -194,31 +194,28 @@ def average_precision(
         for begin in range(0, len(counts), rows):
             part = slice(begin, begin + rows)
             weight = counts[part][:, image]
+            told, before = weight, None
             for column, index in enumerate(which):
+                counted = ~own.ignored[area, index, seen]
+                if before is None or not np.array_equal(counted, before):
+                    told, before = np.cumsum(weight * counted, axis=1), counted
+                # Precision is highest right after a hit: other places need not be kept.
+                places = np.flatnonzero(own.hit[area, index, seen] & counted)
+                right = np.cumsum(weight[:, places], axis=1)
                 values[part, number, column] = _interpolated(
-                    weight,
-                    own.hit[area, index, seen],
-                    own.ignored[area, index, seen],
-                    positives[part],
+                    right, told[:, places], positives[part]
                 )
     return values
 
 
-def _interpolated(
-    weight: np.ndarray, hit: np.ndarray, ignored: np.ndarray, positives: np.ndarray
-) -> np.ndarray:
+def _interpolated(right: np.ndarray, told: np.ndarray, positives: np.ndarray) -> np.ndarray:
     """Mean over 101 recalls of the best precision at that recall or a higher one.
 
     Args:
-        weight: (B, D) how often each detection is in each set.
-        hit: (D,).
-        ignored: (D,).
-        positives: (B,).
+        right: (B, H) hits up to each of the H hits, in each set.
+        told: (B, H) detections up to there.
+        positives: (B,) objects to be found.
     """
-    # Precision is highest right after a hit, so the other places of the curve need not be kept.
-    places = np.flatnonzero(hit & ~ignored)
-    told = np.cumsum(weight * ~ignored, axis=1)[:, places]
-    right = np.cumsum(weight[:, places], axis=1)
     precision = right / np.maximum(told, 1)
     precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     sets, hits = right.shape

@@ -168,29 +168,34 @@ def hits_of(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> np.ndarray:
 
 def _by_evaluator(metric: str, found: Predictions, evaluator: Any, config: Config) -> Measure:
     """The metric's own code on what it keeps of each image of a set."""
-    place, computed = None, None
+    refusal = CompareError(
+        f'No interval can be given for {metric!r}: it is not made of numbers of single images that '
+        f'this package knows. Take another one with --metric, such as {_usual(found)}.'
+    )
+
+    def of_set(own: Any, results: list) -> float | None:
+        try:
+            return _named(own, results).get(metric)
+        except Exception as error:  # a metric that takes no image twice, among others
+            raise refusal from error
+
     with in_scope(config):
         metrics = build_evaluator(evaluator).metrics
-        for place, kept in found.results.items():
-            computed = metrics[place]
-            computed.dataset_meta = dict(classes=found.classes)
-            if metric in _named(computed, kept):
-                break
-        else:
-            raise CompareError(
-                f'No interval can be given for {metric!r}: it is not made of numbers of single '
-                'images that this package knows. Take another one with --metric, such as '
-                f'{_usual(found)}.'
-            )
-    kept = found.results[place]
+        for own in metrics:
+            own.dataset_meta = dict(found.meta)
+        pairs = [(metrics[place], kept) for place, kept in found.results.items()]
+        pairs = [(own, kept) for own, kept in pairs if of_set(own, kept) is not None]
+    if not pairs:
+        raise refusal
+    computed, kept = pairs[0]
 
     def values(counts: np.ndarray) -> Values:
         totals = []
         with in_scope(config):
             for row in counts:
                 chosen = [kept[i] for i in np.repeat(np.arange(len(row)), row.astype(int))]
-                totals.append(_named(computed, chosen)[metric])
-        return np.asarray(totals), np.zeros((len(counts), 0))
+                totals.append(of_set(computed, chosen))
+        return np.asarray(totals, np.float64), np.zeros((len(counts), 0))
 
     return Measure(values, draws=200)
 

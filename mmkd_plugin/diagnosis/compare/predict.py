@@ -19,6 +19,7 @@ from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
 from mmengine.registry import EVALUATOR, DefaultScope
 from mmengine.runner import Runner
+from mmengine.runner.amp import autocast
 from mmengine.structures import BaseDataElement
 
 from ...checkpoints.file import few
@@ -32,7 +33,7 @@ from .reading import IGNORED, Reader, truth_of_coco
 from .work_dirs import FinishedRun
 
 CACHE = 'compare_predictions.pt'
-_VERSION = 1  # of what is kept
+_VERSION = 2  # of what is kept
 # Metrics whose numbers this package accumulates itself, from arrays of each image.
 _KNOWN = ('IoUMetric', 'Accuracy', 'ClsAccuracy')
 
@@ -131,6 +132,7 @@ def _predict(run: FinishedRun, tell: Tell | None) -> Predictions:
         for place, metric in enumerate(evaluator.metrics):
             if _resamples(metric, kept[place], found.images):
                 found.results[place] = kept[place]
+        found.meta = {key: value for key, value in meta.items() if check_plain(value)}
         _take_coco_truth(found, evaluator)
         found.cost = _cost(model, seconds, shape)
     return found
@@ -157,7 +159,7 @@ def _trained_model(run: FinishedRun) -> Any:
 
 def _timed_step(model: Any, batch: Any, half: bool) -> tuple[Any, float]:
     began = time.perf_counter()
-    with torch.autocast(get_device(), enabled=half):
+    with autocast(enabled=half):
         outputs = model.val_step(batch)
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
 from .objects import Objects
+
+_ARRAY = 'numpy.ndarray'
 
 
 @dataclass
@@ -31,6 +33,7 @@ class Predictions:
         labels: (N,) true classes, of classification.
         results: what each metric of the evaluator keeps of the images, by its position; only of
             metrics whose images count one by one and that this package does not know better.
+        meta: what the data set says of itself, as far as it can be kept.
         cost: parameters, flops, seconds of an image and where they were measured.
     """
 
@@ -48,6 +51,7 @@ class Predictions:
     scores: np.ndarray | None = None
     labels: np.ndarray | None = None
     results: dict[int, list] = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
     cost: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -65,12 +69,11 @@ class Predictions:
     @classmethod
     def of_plain(cls, content: dict[str, Any]) -> Predictions:
         """The reverse of :meth:`plain`."""
-        values = {key: _arrays(value) for key, value in content.items() if key != 'results'}
+        values = _restored(content)
         for key in ('truth', 'found'):
             if values[key] is not None:
                 values[key] = Objects(**values[key])
-        values['classes'] = tuple(values['classes'])
-        return cls(**values, results=content['results'])
+        return cls(**values)
 
 
 def check_plain(value: Any) -> bool:
@@ -83,8 +86,8 @@ def check_plain(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value.astype(np.int64) if value.dtype == np.uint16 else value)
+    if isinstance(value, np.ndarray):  # told from a tensor when it is read again
+        return {_ARRAY: torch.from_numpy(np.ascontiguousarray(value))}
     if isinstance(value, torch.Tensor):
         return value.detach().cpu()
     if isinstance(value, np.generic):
@@ -92,20 +95,17 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_plain(item) for item in value)
+        return (list if isinstance(value, list) else tuple)(_plain(item) for item in value)
     if value is None or isinstance(value, (bool, int, float, str, bytes)):
         return value
     raise TypeError(f'{type(value).__name__} is not kept')
 
 
-def _arrays(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.numpy()
+def _restored(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _arrays(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_arrays(item) for item in value]
+        if set(value) == {_ARRAY}:
+            return value[_ARRAY].numpy()
+        return {key: _restored(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_restored(item) for item in value)
     return value
-
-
-NAMES = tuple(entry.name for entry in fields(Predictions))

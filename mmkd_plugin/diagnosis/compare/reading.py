@@ -51,6 +51,7 @@ class Reader:
         self.ids.append(sample.get('img_id', sample.get('sample_idx', index)))
         if self.task == 'detection':
             self._read['found'].append(_objects(sample['pred_instances'], index))
+            _check_classes(int(self._read['found'][-1].label.max(initial=-1)) + 1, classes)
             truth = _truth(sample, index)
             if truth is not None:
                 self._read['truth'].append(truth)
@@ -60,12 +61,14 @@ class Reader:
             self._read['maps'].append(_png(told))
             self._read['truth_maps'].append(_png(label))
         elif self.task == 'classification':
-            self._read['scores'].append(np.asarray(torch.as_tensor(sample['pred_score']).cpu()))
+            self._read['scores'].append(_numbers(torch.as_tensor(sample['pred_score'])))
+            _check_classes(len(self._read['scores'][-1]), classes)
             self._read['labels'].append(int(torch.as_tensor(sample['gt_label']).reshape(-1)[0]))
 
     def predictions(self, metrics: dict[str, float], classes: Sequence[str]) -> Predictions:
-        """What was read, with what the evaluator gave."""
+        """What was read, with what the evaluator gave; classes without a name have numbers."""
         read = self._read
+        classes = classes or [str(number) for number in range(self._classes())]
         found = Predictions(
             self.task or 'other', metrics, tuple(classes), self.names, self.paths, self.ids,
             maps=read['maps'], truth_maps=read['truth_maps'],
@@ -77,9 +80,15 @@ class Reader:
         elif self.task == 'segmentation':
             found.areas = np.stack(read['areas'])
         elif self.task == 'classification':
-            found.scores = np.stack(read['scores']).astype(np.float64)
+            found.scores = np.stack(read['scores'])
             found.labels = np.asarray(read['labels'])
         return found
+
+    def _classes(self) -> int:
+        """The number of classes that occur, where the data set does not tell it."""
+        scores = [len(row) for row in self._read['scores'][:1]]
+        parts = (*self._read['found'], *self._read['truth'])
+        return max([*scores, *(int(part.label.max(initial=-1)) + 1 for part in parts)], default=0)
 
 
 _PARTS = ('found', 'truth', 'areas', 'maps', 'truth_maps', 'scores', 'labels')
@@ -88,7 +97,8 @@ _PARTS = ('found', 'truth', 'areas', 'maps', 'truth_maps', 'scores', 'labels')
 def _task_of(sample: dict) -> str:
     if 'pred_panoptic_seg' in sample:
         return 'other'
-    if 'pred_instances' in sample:
+    found = sample.get('pred_instances')
+    if found is not None and all(key in found for key in ('bboxes', 'labels', 'scores')):
         return 'detection'
     if 'pred_sem_seg' in sample and 'gt_sem_seg' in sample:
         return 'segmentation'
@@ -100,15 +110,22 @@ def _task_of(sample: dict) -> str:
     return 'other'
 
 
+def _check_classes(told: int, classes: int) -> None:
+    if 0 < classes < told:
+        raise CompareError(
+            f'The model predicts another number of classes than its data set has: at least {told}, '
+            f'not {classes}. Let num_classes of the head and metainfo.classes of val_dataloader in '
+            'the config of the work dir belong together.'
+        )
+
+
 # -- detection ------------------------------------------------------------------------------------
 
 
 def _objects(found: Any, index: int) -> Objects:
     """Detected objects of one image."""
-    boxes = found['bboxes']
-    boxes = np.asarray(getattr(boxes, 'tensor', boxes).detach().cpu(), np.float64).reshape(-1, 4)
-    box = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-    score = np.asarray(found['scores'].detach().cpu(), np.float64)
+    box = _boxes(found['bboxes'])
+    score = _numbers(found['scores']).astype(np.float64)
     mask = _codes(found['masks']) if 'masks' in found else None
     own = found.get('mask_scores')
     return Objects(
@@ -119,8 +136,19 @@ def _objects(found: Any, index: int) -> Objects:
         np.zeros(len(box), bool),
         box[:, 2] * box[:, 3],
         mask,
-        None if own is None else np.asarray(own.detach().cpu(), np.float64),
+        None if own is None else _numbers(own).astype(np.float64),
     )
+
+
+def _numbers(values: torch.Tensor) -> np.ndarray:
+    """Of any device and any float type, some of which NumPy does not know."""
+    return values.detach().float().cpu().numpy()
+
+
+def _boxes(boxes: Any) -> np.ndarray:
+    """(M, 4) left, top, width, height of corners, which mmdet may have wrapped."""
+    corners = _numbers(getattr(boxes, 'tensor', boxes)).astype(np.float64).reshape(-1, 4)
+    return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
 
 
 def _codes(masks: Any) -> list[dict[str, Any]]:
@@ -147,9 +175,7 @@ def _truth(sample: dict, index: int) -> Objects | None:
             if not crowd:
                 return None
             continue
-        boxes = own['bboxes']
-        boxes = np.asarray(getattr(boxes, 'tensor', boxes).cpu(), np.float64).reshape(-1, 4)
-        box = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+        box = _boxes(own['bboxes'])
         count = len(box)
         parts.append(
             Objects(
