@@ -16,6 +16,7 @@ it and ``<!-- end -->``. NAME is a file of results without ``.json``:
     <!-- method: kd NAME NAME ... -->           a row for each file: what one method gave
     <!-- gain: NAME METHOD -->                  a single gain, in a sentence
     <!-- value: NAME METHOD -->                 the same for the metric itself
+    <!-- predicted: NAME -->                    predictions and outcomes of ``forward.py``
 
 Files of ``recipes.py`` (``recipes_digits_gfl_sgd``) are tables like all others.
 """
@@ -37,14 +38,16 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # started as a script
 
-from benchmarks import cls_methods, head_methods, recipes, summary  # noqa: E402
+from benchmarks import cls_methods, forward, head_methods, recipes, summary  # noqa: E402
 from benchmarks.cls_summary import row_cells  # noqa: E402
 from benchmarks.methods import BASELINE, OPTIMIZERS, TASKS, TITLES, Task  # noqa: E402
 from mmkd_plugin.cli.running import new_parser  # noqa: E402
 
 RESULTS = ROOT / 'benchmarks' / 'results'
 END = '<!-- end -->'
-MARKER = re.compile(r'<!-- (table|gains|method|gain|value): (.*?) -->(.*?)<!-- end -->', re.S)
+MARKER = re.compile(
+    r'<!-- (table|gains|method|gain|value|predicted): (.*?) -->(.*?)<!-- end -->', re.S
+)
 
 DATASETS = dict(digits='digits', bccd='BCCD', clothing10='clothing')
 PAIRS = {
@@ -158,9 +161,8 @@ class Results:
         return ' + '.join(used) or '–'
 
 
-@cache
-def load(name: str) -> Results:
-    """Reads one file.
+def read(name: str) -> dict[str, Any]:
+    """What one file holds.
 
     Raises:
         MarkerError: if there is no such file, with those of like names.
@@ -170,7 +172,17 @@ def load(name: str) -> Results:
     if not path.is_file():
         near = get_close_matches(name, known, n=3, cutoff=0.4) or known
         raise MarkerError(f'{name!r} is no file of benchmarks/results; near: {", ".join(near)}.')
-    content = json.loads(path.read_text())
+    return json.loads(path.read_text())
+
+
+@cache
+def load(name: str) -> Results:
+    """Reads one file with rows.
+
+    Raises:
+        MarkerError: if it has none, or is not there.
+    """
+    content = read(name)
     if not content.get('rows') and 'tables' not in content:
         raise MarkerError(f'{name!r} has no rows that could be a table.')
     return Results(name, content)
@@ -255,8 +267,15 @@ def value(names: list[str], options: dict[str, str]) -> str:
     return _number(names, options, None)
 
 
+def predicted(names: list[str], options: dict[str, str]) -> str:
+    """How many verdicts of the doctor were right, and each of them."""
+    _nothing_else(options)
+    content = read(_single(names))
+    return f'{forward.score_text(content["score"])}\n\n{forward.table(content["outcomes"])}'
+
+
 KINDS: dict[str, Callable[[list[str], dict[str, str]], str]] = dict(
-    table=table, gains=gains, method=method, gain=gain, value=value
+    table=table, gains=gains, method=method, gain=gain, value=value, predicted=predicted
 )
 
 
@@ -336,7 +355,7 @@ def render(text: str, page: str = 'the page') -> str:
     Raises:
         MarkerError: if a marker cannot be followed or has no end.
     """
-    started = len(re.findall(r'<!-- (?:table|gains|method|gain|value): ', text))
+    started = len(re.findall(r'<!-- (?:table|gains|method|gain|value|predicted): ', text))
 
     def fill(match: re.Match[str]) -> str:
         kind, words, _ = match.groups()

@@ -118,7 +118,8 @@ def build_config(run: dict[str, Any], folder: Path) -> Config:
         imports['imports'] = [*imports['imports'], 'mmkd_plugin']
     cfg.custom_imports = imports
     if run.get('recipe') or run['terms']:
-        teacher = {key: run['teacher'][key] for key in ('config', 'checkpoint')}
+        keys = ('config', 'checkpoint', 'cfg_options')
+        teacher = {key: run['teacher'][key] for key in keys if key in run['teacher']}
         if run.get('recipe'):
             return mmkd_plugin.distill(cfg, teacher, recipe=run['recipe'])
         hook = dict(
