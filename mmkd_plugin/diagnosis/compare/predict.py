@@ -8,6 +8,7 @@ import io
 import logging
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,14 @@ def _keep(path: Path, key: str, found: Predictions) -> None:
 
 @contextlib.contextmanager
 def in_scope(config: Config) -> Iterator[None]:
-    """Builds within it find what the config's project has registered; nothing is logged."""
+    """Builds within it find what the config's project has registered; nothing is printed."""
     scope = config.get('default_scope') or 'mmengine'
-    with DefaultScope.overwrite_default_scope(scope), contextlib.redirect_stdout(io.StringIO()):
+    with (
+        DefaultScope.overwrite_default_scope(scope),
+        contextlib.redirect_stdout(io.StringIO()),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter('ignore')  # of code that is not the user's
         logger = MMLogger.get_current_instance()
         level = logger.level
         logger.setLevel(logging.ERROR)

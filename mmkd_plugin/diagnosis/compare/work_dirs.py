@@ -25,7 +25,7 @@ class FinishedRun:
         folder: the work dir.
         config: as the run dumped it.
         checkpoint: the file whose model is compared.
-        weights: its contents.
+        weights: its model; what else it holds, such as the optimizer, is not kept in memory.
         digest: its SHA-256.
         seed: of the run; None where nothing tells it.
     """
@@ -90,6 +90,8 @@ def find_run(
     meta = meta if isinstance(meta, dict) else {}
     if not unfinished and not best:
         _check_finished(folder, config, meta)
+    if isinstance(weights, dict) and 'state_dict' in weights:
+        weights = dict(state_dict=weights['state_dict'])
     seed = meta.get('seed', (config.get('randomness') or {}).get('seed'))
     return FinishedRun(folder, config, checkpoint, weights, digest, seed)
 
