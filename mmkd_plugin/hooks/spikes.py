@@ -17,6 +17,7 @@ from ..checks import shown
 from ..distiller import ATTRIBUTE, Distiller
 from ..weights import AUTO
 from .connector_steps import LARGEST, ConnectorLimit
+from .optimizer_step import BeforeStep
 from .runner_model import members, student_of
 
 SPIKE = 20.0  # a gradient of so many times the usual norm is scaled down to that (docs/weights.md)
@@ -49,7 +50,7 @@ class SpikeLimit:
     def _reset(self) -> None:
         self._max_norm = None if self.wish in (AUTO, False) else float(self.wish)
         self._is_unknown = False  # the measurements of a run that is resumed are not to be had
-        self._handles: list[Any] = []
+        self._handles: list[BeforeStep] = []
         self._connectors: list[ConnectorLimit] = []
         self._finds = False  # whether this run finds weights
         self._steps = 0
@@ -83,7 +84,7 @@ class SpikeLimit:
                 connectors = ConnectorLimit(added)
                 hook = self._hook(params, connectors)
                 self._connectors.append(connectors)
-                self._handles.append(wrapper.optimizer.register_step_pre_hook(hook))
+                self._handles.append(BeforeStep(wrapper.optimizer, hook))
         if self._handles and self._max_norm is not None:
             print_log(f'Gradients above {self._max_norm:g} are scaled down to it.', 'current')
         elif self.wish != AUTO and not self._handles:
@@ -137,7 +138,7 @@ class SpikeLimit:
             print_log(_other(then, self.wish), 'current', logging.WARNING)
 
     def _hook(self, params: list[nn.Parameter], connectors: ConnectorLimit) -> Any:
-        def before_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        def before_step(optimizer: torch.optim.Optimizer) -> None:
             # Set by a GradScaler that leaves dividing by its scale, and skipping, to the optimizer.
             scale: Tensor | None = getattr(optimizer, 'grad_scale', None)
             counts: Tensor | None = None

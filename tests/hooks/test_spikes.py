@@ -19,6 +19,7 @@ from mmkd_plugin.cli import arguments
 from mmkd_plugin.cli.arguments import add_distillation_arguments
 from mmkd_plugin.cli.errors import UsageError
 from mmkd_plugin.hooks.connector_steps import FLOOR, LARGEST, ConnectorLimit
+from mmkd_plugin.hooks.optimizer_step import BeforeStep
 from mmkd_plugin.hooks.spikes import SPIKE, SpikeLimit
 
 AUTO = dict(TERM, weight='auto')
@@ -29,7 +30,7 @@ SGD = dict(optimizer=dict(type='SGD', lr=RATE))
 class Spike(Hook):
     """Multiplies the gradient of the student in one step, and notes how far each step goes."""
 
-    priority = 'VERY_HIGH'
+    priority = 'VERY_LOW'  # wrapped last, called first: the limit sees what this has made
 
     def __init__(self, at: int, factor: float = 1e5, connectors: bool = False) -> None:
         self.at, self.factor, self.connectors = at, factor, connectors
@@ -37,13 +38,13 @@ class Spike(Hook):
 
     def before_train(self, runner):
         self.runner = runner
-        runner.optim_wrapper.optimizer.register_step_pre_hook(self.before_step)
+        BeforeStep(runner.optim_wrapper.optimizer, self.before_step)
 
     def watched(self):
         named = self.runner.model.named_parameters()
         return [p for name, p in named if name.startswith('distiller.') == self.connectors]
 
-    def before_step(self, optimizer, *_):
+    def before_step(self, optimizer):
         for parameter in self.watched():
             if parameter.grad is not None and self.runner.iter == self.at:
                 parameter.grad *= self.factor
@@ -274,7 +275,7 @@ def test_a_second_training_of_one_runner_looks_for_its_own_limit(tmp_path):
     runner = run(tmp_path, AUTO)
     (hook,) = (h for h in runner.hooks if hasattr(h, '_spikes'))
     assert hook._spikes.max_norm is None and hook._spikes._max_norm is None
-    assert not runner.optim_wrapper.optimizer._optimizer_step_pre_hooks
+    assert 'step' not in vars(runner.optim_wrapper.optimizer)
 
 
 @pytest.mark.parametrize('overflow', [0.0, 1.0])
@@ -290,7 +291,7 @@ def test_gradients_that_a_fused_optimizer_has_still_to_unscale(monkeypatch, over
     with monkeypatch.context() as patch:  # nothing may be read from the device
         patch.setattr(torch.Tensor, '__bool__', None)
         patch.setattr(torch.Tensor, 'item', None)
-        limit._hook(params, ConnectorLimit([]))(optimizer, (), {})
+        limit._hook(params, ConnectorLimit([]))(optimizer)
     assert nn.utils.clip_grad_norm_(params, 1e9) == pytest.approx(2.0 * 1024, rel=1e-4)
     assert int(limit._limited) == (not overflow)  # such a step is skipped
 
@@ -309,14 +310,44 @@ def test_of_several_optimizers_those_without_clipping_are_limited():
     )
     limit = SpikeLimit(0.5)
     limit.begin(SimpleNamespace(model=model, optim_wrapper=wrappers))
-    hooks = [len(wrappers[name].optimizer._optimizer_step_pre_hooks) for name in parts]
-    assert hooks == [1, 0]
+    assert ['step' in vars(wrappers[name].optimizer) for name in parts] == [True, False]
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     before = [p.detach().clone() for p in model.backbone.parameters()]
     wrappers['backbone'].optimizer.step()
     steps = [(a - b.detach()).flatten() for a, b in zip(before, model.backbone.parameters())]
     assert torch.cat(steps).norm() == pytest.approx(0.5, rel=1e-3)
+
+
+def test_a_function_before_each_step_where_pytorch_calls_no_hooks():
+    """Its compiler marks the steps of all optimizers so, up to version 2.2."""
+
+    class Compiled(torch.optim.SGD):
+        def step(self):
+            seen.append('step')
+
+    Compiled.step.hooked = True
+    seen = []
+    optimizer = Compiled([nn.Parameter(torch.zeros(1))], lr=1.0)
+    optimizer.register_step_pre_hook(lambda *_: seen.append('of PyTorch'))
+    first, second = (BeforeStep(optimizer, lambda _, n=name: seen.append(n)) for name in 'ab')
+    optimizer.step()
+    assert seen == ['b', 'a', 'step']
+    first.remove()  # wrapped again meanwhile: it stays, and does nothing
+    optimizer.step()
+    assert seen[3:] == ['b', 'step']
+    second.remove()
+    optimizer.step()
+    assert seen[5:] == ['step']
+
+
+def test_a_wrapped_step_is_given_back():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    own = torch.optim.lr_scheduler.ConstantLR(optimizer) and vars(optimizer).get('step')
+    handle = BeforeStep(optimizer, lambda _: None)
+    assert getattr(optimizer.step, '_with_counter', None) == getattr(own, '_with_counter', None)
+    handle.remove()
+    assert vars(optimizer).get('step') is own
 
 
 RANKS = """
