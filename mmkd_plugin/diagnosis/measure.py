@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..distiller import ATTRIBUTE, Distiller
 from ..rng import rng_kept
@@ -90,6 +90,7 @@ def measure_terms(
     loader: Any,
     batches: int,
     step: Callable[[int], None] | None = None,
+    among: Sequence[nn.Parameter] | None = None,
 ) -> Measured:
     """Measures the terms that are attached to a student.
 
@@ -98,8 +99,10 @@ def measure_terms(
         loader: gives training batches.
         batches: how many of them.
         step: told after each batch how many images it had.
+        among: parameters whose gradients are compared; by default all that are trained.
     """
     distiller: Distiller = student.distiller
+    parameters = trainable(student, ATTRIBUTE) if among is None else list(among)
     found = Measured({term.name: _new_measure(term) for term in distiller.terms})
     with examined(student) as heard:
         for data in islice(loader, batches):
@@ -108,7 +111,7 @@ def measure_terms(
             losses = _losses(student, data, found, heard)
             if losses is None:
                 break
-            _take(student, losses, found, heard)
+            _take(student, losses, parameters, found, heard)
             if step is not None:
                 step(len(data['inputs']))
     return found
@@ -182,10 +185,13 @@ def _losses(
 
 
 def _take(
-    student: AnyModule, losses: dict, found: Measured, heard: dict[str, tuple[list, list]]
+    student: AnyModule,
+    losses: dict,
+    parameters: Sequence[nn.Parameter],
+    found: Measured,
+    heard: dict[str, tuple[list, list]],
 ) -> None:
     distiller: Distiller = student.distiller
-    parameters = trainable(student, ATTRIBUTE)
     task_losses = {k: v for k, v in losses.items() if k not in distiller.keys}
     task = gradients(total(task_losses), parameters, student)
     for term in distiller.terms:

@@ -1,4 +1,4 @@
-"""The diagnosis of a distilled run: what it counts, and one run from end to end."""
+"""The diagnosis of a distilled run from end to end."""
 
 from __future__ import annotations
 
@@ -12,45 +12,6 @@ from mmengine.registry import MODELS, init_default_scope
 
 from benchmarks import diagnose
 from benchmarks.head_methods import PAIRS
-from mmkd_plugin.views.predictions import Level, Predictions
-
-
-def predictions(logits: list, **extras) -> Predictions:
-    level = Level(torch.tensor(logits)[None, :, None], **extras)
-    return Predictions('bbox_head', 'roi', [level], 'softmax', num_classes=2, background=True)
-
-
-def test_teacher_is_judged_on_counted_positives_only():
-    labels = torch.tensor([0, 1, 0, 2, 1])[None, :, None]
-    weights = torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0])[None, :, None]  # the third is ignored
-    sure, unsure = 9.0, 0.0
-    teacher = predictions(
-        [
-            [sure, 0, 0],  # right
-            [0, 0, sure],  # calls a digit background
-            [0, sure, 0],  # wrong, but ignored
-            [0, 0, sure],  # background it is
-            [0, sure, 0],  # right
-        ]
-    )
-    student = predictions(
-        [[unsure, 1, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1], [1, 0, 0]],
-        labels=labels,
-        label_weights=weights,
-    )
-    found = diagnose.describe(student, teacher)
-    assert found['positives'] == 3
-    assert found['teacher'] == 2 and found['student'] == 1
-    p = torch.tensor([[sure, 0, 0]]).softmax(-1)[0]
-    assert found['teacher_p'] == pytest.approx(float(2 * p[0] + p[1]))
-    # Its attention: the best foreground class, on three positives and one counted background.
-    assert found['on'] == pytest.approx(float(2 * p[0] + p[1]))
-    assert found['all'] == pytest.approx(float(2 * p[0] + 2 * p[1]))
-
-
-def test_a_head_without_labels_is_not_judged():
-    both = predictions([[1.0, 0.0, 0.0]])
-    assert diagnose.describe(both, both) == {}
 
 
 @pytest.mark.slow
