@@ -146,9 +146,11 @@ class Doctor:
             theirs = teacher.pixels(pixels)
             models = pair.student, teacher.model, pair.trained
             reader = Reader(*models, (pixels, theirs), names, comparable)
-            with self._refusing('teacher.inputs'), self._reading(images) as step:
+            with self._trying(f'images of {images.name}'), self._reading(images) as step:
                 reader.read(images, self.cfg, step)
             study = reader.study
+            if study.refused is not None:
+                note_refusal(self.report, study.refused, 'teacher.inputs')
             if study.teacher or any(study.others.values()):
                 return study
         self.report.add(

@@ -6,8 +6,10 @@ import contextlib
 import copy
 import io
 import math
+from numbers import Real
 from typing import Any
 
+import numpy as np
 from mmengine.evaluator import Evaluator
 
 from .images import Labelled
@@ -27,7 +29,7 @@ class Metrics:
     """
 
     def __init__(self, cfg: Any, images: Labelled) -> None:
-        self._count = images.count
+        self._count, self._is_empty = images.count, True
         self._ids: list[int] = []
         self._evaluator: Evaluator | None = None
         config = next((cfg[key] for key in _EVALUATORS if cfg.get(key)), None)
@@ -47,11 +49,12 @@ class Metrics:
         except Exception:
             self._evaluator = None
             return
+        self._is_empty = False
         self._ids += [x.img_id for x in outputs if hasattr(x, 'img_id')]
 
     def result(self) -> dict[str, float]:
         """The numbers, by the names of the log; empty where there are none."""
-        if self._evaluator is None:
+        if self._evaluator is None or self._is_empty:
             return {}
         for metric in self._evaluator.metrics:
             if (
@@ -63,6 +66,6 @@ class Metrics:
                 found = self._evaluator.evaluate(self._count)
         except Exception:
             return {}
-        numbers = {k: float(v) for k, v in found.items() if isinstance(v, (int, float))}
+        numbers = {k: float(v) for k, v in found.items() if isinstance(v, Real | np.number)}
         # COCO's -1 is: no such objects
         return {key: value for key, value in numbers.items() if math.isfinite(value) and value >= 0}

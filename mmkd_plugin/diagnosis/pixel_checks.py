@@ -8,17 +8,17 @@ from .class_checks import best_renaming
 from .conventions import CHANNEL_ORDER, Convention
 from .findings import Report
 from .paired import Difference, difference
-from .readings import Reading, all_objects, image_scores
+from .readings import Objects, Reading, all_objects, image_scores
 from .study import Study
 
 # How much better another convention must read, as a difference of mean scores and as a share of
 # its own. An exchange is one question; of mean and std many are tried, and contrast alone changes
 # scores.
 MARGINS = {CHANNEL_ORDER: (0.02, 0.03)}
-MARGIN = (0.05, 0.1)
+MARGIN = (0.03, 0.1)
 P = {CHANNEL_ORDER: 0.005}
 P_OF_MANY = 0.001
-AS_GOOD = 0.05  # share of objects
+AS_GOOD, TRUE_NAMES = 0.05, 0.6  # shares of objects
 
 
 def check_pixels(study: Study, report: Report) -> Convention | None:
@@ -67,11 +67,19 @@ def _is_better(
     if not study.comparable:
         return True
     # Classes in another order make right answers wrong, and wrong images look better than right
-    # ones: the configured reading counts with the names that suit it best. Where both explain it,
-    # as where red and blue tell classes apart, one wrong switch is likelier than many wrong names.
-    renamed = best_renaming(before)
-    right = max(before.right.mean(), (renamed[before.label] == before.said).mean())
-    return bool(after.right.mean() >= right - AS_GOOD)
+    # ones. So both readings also count with the names that suit them best, and those of the better
+    # one must be the true ones. Where both explain it, as where red and blue tell classes apart,
+    # one wrong switch is likelier than many wrong names.
+    names_of_both = _with_best_names(before), _with_best_names(after)
+    return bool(
+        after.right.mean() >= max(before.right.mean(), TRUE_NAMES * names_of_both[1])
+        and names_of_both[1] >= names_of_both[0] - AS_GOOD
+    )
+
+
+def _with_best_names(objects: Objects) -> float:
+    """Share of objects that are right if each class goes by the name it is called most often."""
+    return float((best_renaming(objects)[objects.label] == objects.said).mean())
 
 
 def _mean(readings: list[Reading], of_classes: bool) -> float:

@@ -36,6 +36,7 @@ class Study:
         names: the student's class, or -1, for each of the teacher's; None if they are the same.
         comparable: whether the classes of both can be compared.
         metrics: of the config's evaluator, by role.
+        refused: why the teacher could not be given images as configured.
     """
 
     names: np.ndarray | None = None
@@ -44,6 +45,7 @@ class Study:
     student: list[Reading] = field(default_factory=list)
     others: dict[Convention, list[Reading]] = field(default_factory=dict)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    refused: Exception | None = None
 
 
 class Reader:
@@ -73,7 +75,6 @@ class Reader:
         self.study = Study(names, comparable)
         self._convert: InputConverter | None = None
         self._alive: list[Convention] = []
-        self._refused: Exception | None = None
 
     def read(self, images: Labelled, cfg: Any, step: Callable[[int], None]) -> Study:
         """Goes through the images once.
@@ -83,8 +84,8 @@ class Reader:
             cfg: the config, whose ``val_evaluator`` gives the metrics.
             step: told how many images are done.
 
-        Raises:
-            ValueError: the conversion for the teacher that the config asks for is refused.
+        Returns:
+            What was read, also where a model fails in the middle.
         """
         metrics = {role: Metrics(cfg, images) for role in self.models}
         first = self._first_images(images)
@@ -105,8 +106,6 @@ class Reader:
         if self.study.names is None:
             for role in ('teacher', 'student'):
                 self.study.metrics[role] = metrics[role].result()
-        if self._refused is not None:
-            raise self._refused
         return self.study
 
     def _first_images(self, images: Labelled) -> Tensor:
@@ -128,7 +127,7 @@ class Reader:
             self._convert = InputConverter(student, teacher, channels)
             self._convert.check(first)
         except ValueError as error:
-            self._refused, self._convert = error, None
+            self.study.refused, self._convert = error, None
         if channels in (1, 3):
             self._alive = conventions(student, teacher, pixel_values(first, student))
         self.study.others = {convention: [] for convention in self._alive}

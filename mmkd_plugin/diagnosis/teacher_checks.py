@@ -19,13 +19,14 @@ from ..taps.foreign import AnyModule
 from ..teacher import build_model, draw_weights
 from .findings import Report
 from .paired import Difference, difference
-from .readings import Reading
+from .readings import Reading, image_scores
 
 UNCHANGED = 0.9  # share of tensors from which on a part counts as not trained
 FEWEST_IMAGES = 10
 # Most advantage over chance of a teacher that knows nothing: where the advantage is sure, where it
 # is not, and where its head looks like a random one.
 CLEARLY_NOTHING, HARDLY, BY_LUCK = 0.02, 0.1, 0.25
+GENERAL = 0.3  # share of its score, above which a teacher speaks of the image it sees
 CLEARLY = 0.2  # of a teacher that knows something, whatever its weights look like
 _BODY = ('backbone', 'neck')
 _NEVER_USED = ('auxiliary', 'aux_', 'data_preprocessor')
@@ -76,7 +77,8 @@ def look_for_fresh(model: AnyModule, config: dict) -> Fresh:
     cfg = load_model_config(config['config'], config.get('cfg_options'), 'teacher')
     if isinstance(cfg.model, nn.Module):
         return Fresh()
-    first, second = (_initialised(cfg, seed) for seed in (0, 1))
+    new = [_initialised(cfg, seed) for seed in (0, 1)]
+    first, second = (dict(each.named_parameters()) for each in new)
     own = {name: p.detach().cpu() for name, p in model.named_parameters()}
     fixed: dict[str, list[bool]] = {}
     random: dict[str, list[bool]] = {}
@@ -92,7 +94,7 @@ def look_for_fresh(model: AnyModule, config: dict) -> Fresh:
             random.setdefault(part, []).append(_is_alike(own[name].flatten(), drawn))
     return Fresh(
         {part: sum(same) / len(same) for part, same in fixed.items()},
-        untouched_norms(model),
+        untouched_norms(model, new[0].train()),
         config.get('checkpoint') is None,
         any(all(alike) for alike in random.values()),
     )
@@ -107,22 +109,32 @@ def _is_alike(values: Tensor, others: Tensor) -> bool:
     return float((shares[0] - shares[1]).abs().max()) < limit
 
 
-def _initialised(cfg: Any, seed: int) -> dict[str, nn.Parameter]:
+def _initialised(cfg: Any, seed: int) -> nn.Module:
     with rng_kept():
         torch.manual_seed(seed)
         np.random.seed(seed)
         model = build_model(copy.deepcopy(cfg))
         draw_weights(model)
-        return dict(model.named_parameters())
+        return model
 
 
-def untouched_norms(model: nn.Module) -> float | None:
-    """Share of batch norms that have seen no image; None without any."""
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+def untouched_norms(model: nn.Module, in_training: nn.Module) -> float | None:
+    """Share of batch norms that have seen no image; None without any that would.
+
+    Args:
+        model: the teacher.
+        in_training: the same network as a training has it, where norms of a backbone often rest.
+    """
+    active = {name for name, m in in_training.named_modules() if _counts(m) and m.training}
+    norms = [m for name, m in model.named_modules() if name in active and _counts(m)]
     if not norms:
         return None
     new = [_is(m.running_mean, 0.0) and _is(m.running_var, 1.0) for m in norms]
     return sum(new) / len(new)
+
+
+def _counts(module: nn.Module) -> bool:
+    return isinstance(module, _BatchNorm) and module.track_running_stats
 
 
 def _is(values: Tensor | None, number: float) -> bool:
@@ -176,7 +188,10 @@ def check_trained(fresh: Fresh, readings: Sequence[Reading], exempt: bool, repor
     by_images = advantage(readings, by_class=False)
     limit = CLEARLY_NOTHING if known.p <= 0.01 else BY_LUCK if fresh.maybe else HARDLY
     doubtful = fresh.maybe or by_images.p > 0.001
-    ignorant = enough and not exempt and doubtful and known.upper < limit
+    own = [s for s in image_scores(readings) if s == s]
+    # Of a real teacher, however weak and unsure, most of the score is for its own image.
+    general = known.mean <= GENERAL * float(np.mean(own)) if own else True
+    ignorant = enough and not exempt and doubtful and general and known.upper < limit
     if not (ignorant or (fresh and not knows)):
         return True
     evidence = dict(

@@ -27,11 +27,12 @@ BANDS: dict[str, tuple[float, float]] = dict(
 # The task's gradient of a new student says little of later: KD on a dense head was seen at 20 times
 # what it was 25 iterations later.
 NEW_STUDENT = 20.0
-# Cosine below which two gradients pull against each other. That of a term whose connectors are new
-# is mostly chance.
+# Cosine below which two gradients pull against each other. That of a new student, or of a term
+# whose connectors are new, is mostly chance.
 CONFLICT, CONFLICT_OF_NEW = -0.1, -0.3
 KNOWN_ALREADY = 0.02  # share of rows that the teacher has right more often than the student
 FEWEST_ROWS = 50
+NO_ROW = 1e-3  # sum of weights of the rows of a batch
 SHIFTED, AGREED = 0.15, 0.3  # how much more maps must agree when one is moved, and how much
 FEWEST_MAPS = 8
 
@@ -80,8 +81,8 @@ def _check_term(name: str, term: TermMeasure, trained: bool, report: Report) -> 
         evidence = dict(loss=numbers.loss, gradient_ratio=numbers.gradient_ratio)
         report.add('overflow', name, evidence, f'--weight {name}=auto, or bfloat16 for float16')
         return
-    if term.rows and max(term.rows) == 0:
-        evidence = dict(rows=0, batches=len(term.rows))
+    if term.rows and max(term.rows) < NO_ROW:
+        evidence = dict(rows=max(term.rows), batches=len(term.rows))
         report.add('no-rows', name, evidence, f'--term-options {name}.select=all')
         return
     if not term.reaches:
@@ -90,7 +91,7 @@ def _check_term(name: str, term: TermMeasure, trained: bool, report: Report) -> 
         report.add('frozen-tap', name, evidence, advice)
         return
     _check_weight(name, term, trained, report)
-    _check_cosine(name, term, report)
+    _check_cosine(name, term, trained, report)
     if trained:
         _check_rows(name, term, report)
     for level in term.levels.values():
@@ -119,13 +120,14 @@ def _check_weight(name: str, term: TermMeasure, trained: bool, report: Report) -
     report.add(code, name, evidence, f'--weight {name}={value}')
 
 
-def _check_cosine(name: str, term: TermMeasure, report: Report) -> None:
+def _check_cosine(name: str, term: TermMeasure, trained: bool, report: Report) -> None:
     cosines = np.array(term.cosines)
     if not len(cosines):
         return
     against = difference(-cosines)
     spread = against.error if len(cosines) > 1 else 0.0
-    limit = CONFLICT_OF_NEW if term.has_connectors else CONFLICT
+    is_new = term.has_connectors or not trained
+    limit = CONFLICT_OF_NEW if is_new else CONFLICT
     if against.mean - 2 * spread > -limit and (cosines < 0).mean() >= 0.75:
         evidence = dict(cosine=-against.mean, error=spread, batches=len(cosines))
         report.add('gradient-conflict', name, evidence, f'--weight {name}=0')

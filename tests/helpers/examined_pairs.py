@@ -181,7 +181,7 @@ def train(config: dict, steps: int, file: Path, lr: float, seed: int = 3, classe
         model = build_model(cfg)
         model.init_weights()
         model.train()
-        kind = torch.optim.AdamW if cfg.default_scope == 'mmdet' else torch.optim.SGD
+        kind = torch.optim.SGD if cfg.default_scope == 'mmkd_plugin' else torch.optim.AdamW
         more = {} if kind is torch.optim.AdamW else dict(momentum=0.9, nesterov=True)
         optimizer = kind(model.parameters(), lr=lr, weight_decay=1e-3, **more)
         rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(steps, 1))
