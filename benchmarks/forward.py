@@ -31,251 +31,28 @@ any row order.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # started as a script
 
-import numpy as np  # noqa: E402
-
-from benchmarks import study, summary  # noqa: E402
-from benchmarks.methods import BASELINE, TASKS  # noqa: E402
+from benchmarks import study  # noqa: E402
+from benchmarks.forward_outcomes import TASK, compare, score, score_text, table  # noqa: E402
+from benchmarks.forward_pairs import PAIRS, STUDENTS, Network, data_options  # noqa: E402
+from benchmarks.methods import BASELINE  # noqa: E402
 from benchmarks.pool import Pool, label, read_results  # noqa: E402
 from benchmarks.worker import build_config  # noqa: E402
 from mmkd_plugin.cli.doctor import diagnose  # noqa: E402
 from mmkd_plugin.cli.running import new_parser  # noqa: E402
 from mmkd_plugin.cli.runs import read_json, write_json  # noqa: E402
-from mmkd_plugin.datasets import CIFAR100  # noqa: E402
 from mmkd_plugin.diagnosis import verdict  # noqa: E402
 from mmkd_plugin.diagnosis.examine import Options  # noqa: E402
 
-TASK = TASKS['classification']
-HELPED, HARMED, UNCLEAR = 'helped', 'harmed', 'no clear gain'
-RIGHT = {verdict.HELPS: (HELPED,), verdict.NOT: (HARMED, UNCLEAR)}  # outcomes, by prediction
 PREDICTIONS = 'forward_predictions'
-
-
-@dataclass(frozen=True)
-class Network:
-    """What is trained alone.
-
-    Attributes:
-        config: its file below ``configs/classification``.
-        model: changes of the config that make another network.
-        options: other changes of the config.
-        epochs: None is the config's.
-        seed: of a teacher.
-    """
-
-    config: str
-    model: dict[str, Any] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
-    epochs: int | None = None
-    seed: int = 0
-
-    @property
-    def path(self) -> str:
-        return f'configs/classification/{self.config}.py'
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A teacher with a student, and the recipes that are tried.
-
-    Attributes:
-        title: in tables.
-        dataset: ``'digits'`` or ``'cifar100'``.
-        teacher: trained once.
-        student: a name in :data:`STUDENTS`.
-        recipes: a row for each.
-    """
-
-    title: str
-    dataset: str
-    teacher: Network
-    student: str
-    recipes: tuple[str, ...]
-
-
-NARROW = 'digits/resnet8-narrow_digits'
-STUDENTS = {
-    'digits': Network(NARROW),
-    'cifar100': Network(
-        'cifar100/resnet8', dict(widths=[4, 4, 8, 16]), dict(images=1500), epochs=8
-    ),
-}
-PAIRS = {
-    'early': Pair(
-        'digits, a teacher of 6 epochs', 'digits',
-        Network('digits/resnet14_digits', epochs=6), 'digits', ('kd', 'gdd'),
-    ),
-    'twin': Pair(
-        "digits, the student's network and training, another seed", 'digits',
-        Network(NARROW, seed=9), 'digits', ('kd',),
-    ),
-    'longer': Pair(
-        "digits, the student's network, four times as long", 'digits',
-        Network(NARROW, epochs=320), 'digits', ('kd', 'gdd'),
-    ),
-    'large': Pair(
-        'digits, ResNet32', 'digits',
-        Network('digits/resnet14_digits', dict(depth=32)), 'digits', ('kd', 'dkd'),
-    ),
-    'all-images': Pair(
-        'digits, ResNet14 trained on all 897 images', 'digits',
-        Network(
-            'digits/resnet14_digits',
-            options={'train_dataloader.dataset.num_samples': None},
-            epochs=12,
-        ),
-        'digits', ('kd', 'gdd', 'ckd'),
-    ),
-    'cifar': Pair(
-        '10 classes of CIFAR-100, ResNet8 → narrow ResNet8', 'cifar100',
-        Network('cifar100/resnet8', options=dict(images=2500), epochs=10), 'cifar100',
-        ('kd', 'gdd', 'dkd'),
-    ),
-    'cifar-early': Pair(
-        '10 classes of CIFAR-100, ResNet8 of 2 epochs → narrow ResNet8', 'cifar100',
-        Network('cifar100/resnet8', options=dict(images=2500), epochs=2), 'cifar100',
-        ('kd',),
-    ),
-}  # fmt: skip
-CIFAR_CLASSES = 10  # the first ones
-CIFAR_VAL = 300  # of their test images, for the doctor; the others are reported
-
-
-# -- the outcome ---------------------------------------------------------------------------------
-
-
-def outcome(gain: tuple[float, float]) -> str:
-    """What a row's paired gains amount to.
-
-    Args:
-        gain: their mean and sample standard deviation.
-    """
-    mean, deviation = gain
-    if mean > 0 and mean > deviation:
-        return HELPED
-    return HARMED if mean < 0 and mean < -deviation else UNCLEAR
-
-
-def judged(prediction: str, happened: str) -> bool | None:
-    """Whether a prediction was right; None where it did not commit itself."""
-    return None if prediction == verdict.UNKNOWN else happened in RIGHT[prediction]
-
-
-def compare(
-    predictions: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """A row for each prediction, with its outcome.
-
-    Args:
-        predictions: of ``predict``.
-        runs: finished runs, with ``pair``; those of students alone have their name there.
-
-    Returns:
-        The predictions, each with ``incomplete`` (why it has no outcome, or None) and ``alone``,
-        ``gain``, ``wins``, ``outcome`` and ``right`` (None for 'cannot tell').
-    """
-    rows = []
-    for told in predictions:
-        recipe, student = told['recipe'], PAIRS[told['pair']].student
-        own = [r for r in runs if (r['pair'], r['method']) == (told['pair'], recipe)]
-        own += [r for r in runs if (r['pair'], r['method']) == (student, BASELINE)]
-        alone, row = summary.summarise(own, [BASELINE, recipe], TASK)
-        made = dict(told, incomplete=row['incomplete'] or alone['incomplete'])
-        if not made['incomplete']:
-            happened = outcome(row['gain'])
-            made.update(alone=alone[TASK.main], gain=row['gain'], wins=row['wins'])
-            made.update(outcome=happened, right=judged(told['answer'], happened))
-        rows.append(made)
-    return rows
-
-
-def score(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """Counts of :func:`compare`: right, wrong, undecided, and the same of clear rows.
-
-    A row is clear where it helped or harmed.
-    """
-    done = [row for row in rows if not row['incomplete']]
-    clear = [row for row in done if row['outcome'] != UNCLEAR]
-    return dict(
-        rows=len(done),
-        right=sum(row['right'] is True for row in done),
-        wrong=sum(row['right'] is False for row in done),
-        cannot_tell=sum(row['right'] is None for row in done),
-        clear_right=sum(row['right'] is True for row in clear),
-        clear_wrong=sum(row['right'] is False for row in clear),
-        clear_cannot_tell=sum(row['right'] is None for row in clear),
-    )
-
-
-def score_text(counts: dict[str, int]) -> str:
-    """The counts as sentences."""
-    told = counts['right'] + counts['wrong']
-    clear = counts['clear_right'] + counts['clear_wrong']
-    return (
-        f'Of {counts["rows"]} rows, {counts["right"]} of {told} predictions were right, and '
-        f'{counts["cannot_tell"]} were "cannot tell". Among the rows whose gain is beyond a '
-        f'deviation, {counts["clear_right"]} of {clear} were right, and '
-        f'{counts["clear_cannot_tell"]} were "cannot tell".'
-    )
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows of :func:`compare` as Markdown, losing ones among them."""
-    heads = ['teacher', 'recipe', 'predicted', 'because', 'outcome', 'right',
-             'teacher alone', 'student alone', 'gain in top1', 'seeds better']  # fmt: skip
-    marks = {True: 'yes', False: '**no**', None: '–'}
-    lines = []
-    for row in rows:
-        title = PAIRS[row['pair']].title
-        line = [title, f'`{row["recipe"]}`', row['answer'], '; '.join(row['because'])]
-        if row['incomplete']:
-            line += [f'incomplete: {row["incomplete"]}', *[''] * 5]
-        else:
-            numbers = [f'{row["teacher"]:.1f}', summary.points(row['alone'], scale=1)]
-            gain = summary.points(row['gain'], sign=True, scale=1)
-            wins = f'{row["wins"]}/{summary.MIN_SEEDS}'
-            line += [row['outcome'], marks[row['right']], *numbers, gain, wins]
-        lines.append(line)
-    return summary.markdown(heads, lines, texts=6)
-
-
-# -- the runs ------------------------------------------------------------------------------------
-
-
-@functools.cache
-def cifar_images(root: str, split: str) -> list[int]:
-    """Places of the images of the first classes in a file of CIFAR-100."""
-    labels = CIFAR100(root, split, check_md5=False).labels.numpy()
-    return [int(place) for place in np.flatnonzero(labels < CIFAR_CLASSES)]
-
-
-def data_options(dataset: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Changes of a config; on CIFAR-100, ``images`` says how many are trained on."""
-    if dataset == 'digits':
-        return options
-    root = os.environ.get('CIFAR100_ROOT', 'data/cifar100')
-    test = cifar_images(root, 'test')
-    chosen = dict(
-        train=cifar_images(root, 'train')[: options['images']],
-        val=test[:CIFAR_VAL],
-        test=test[CIFAR_VAL:],
-    )
-    found: dict[str, Any] = {}
-    for split, places in chosen.items():
-        found[f'{split}_dataloader.dataset.check_md5'] = False
-        found[f'{split}_dataloader.dataset.indices'] = places
-    return found
 
 
 class Study(study.Study):
@@ -488,7 +265,7 @@ def main(argv: list[str] | None = None) -> int:
     add('--work-dir', type=Path, default=Path('work_dirs/bench_forward'))
     add('--results', type=Path, default=Path('benchmarks/results'), help='where the files go')
     args = parser.parse_args(argv)
-    args.argv = argv
+    args.argv = ['run' if word == 'report' else word for word in argv]  # it changes no number
     args.teacher_only, args.report_only = False, args.what == 'report'
     os.chdir(ROOT)  # configs and work directories are named from here
     made = Study(args, Pool(args.jobs, args.threads))

@@ -38,7 +38,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # started as a script
 
-from benchmarks import cls_methods, forward, head_methods, recipes, summary  # noqa: E402
+from benchmarks import cls_methods, forward_outcomes, head_methods, recipes, summary  # noqa: E402
 from benchmarks.cls_summary import row_cells  # noqa: E402
 from benchmarks.methods import BASELINE, OPTIMIZERS, TASKS, TITLES, Task  # noqa: E402
 from mmkd_plugin.cli.running import new_parser  # noqa: E402
@@ -271,7 +271,8 @@ def predicted(names: list[str], options: dict[str, str]) -> str:
     """How many verdicts of the doctor were right, and each of them."""
     _nothing_else(options)
     content = read(_single(names))
-    return f'{forward.score_text(content["score"])}\n\n{forward.table(content["outcomes"])}'
+    counted = forward_outcomes.score_text(content['score'])
+    return f'{counted}\n\n{forward_outcomes.table(content["outcomes"])}'
 
 
 KINDS: dict[str, Callable[[list[str], dict[str, str]], str]] = dict(

@@ -8,24 +8,26 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import forward, worker
+from benchmarks import forward, forward_outcomes, worker
 from benchmarks.pool import Pool
 from mmkd_plugin.diagnosis.verdict import HELPS, NOT, UNKNOWN
+
+RESULTS = Path(__file__).parents[2] / 'benchmarks' / 'results'
 
 
 @pytest.mark.parametrize(
     ('gain', 'happened'),
     [
-        ((2.0, 1.9), forward.HELPED),
-        ((2.0, 2.0), forward.UNCLEAR),  # not beyond a deviation
-        ((0.5, 0.0), forward.HELPED),
-        ((0.0, 0.0), forward.UNCLEAR),
-        ((-1.0, 1.0), forward.UNCLEAR),
-        ((-1.0, 0.9), forward.HARMED),
+        ((2.0, 1.9), forward_outcomes.HELPED),
+        ((2.0, 2.0), forward_outcomes.UNCLEAR),  # not beyond a deviation
+        ((0.5, 0.0), forward_outcomes.HELPED),
+        ((0.0, 0.0), forward_outcomes.UNCLEAR),
+        ((-1.0, 1.0), forward_outcomes.UNCLEAR),
+        ((-1.0, 0.9), forward_outcomes.HARMED),
     ],
 )
 def test_the_outcome_is_the_mean_against_one_deviation(gain, happened):
-    assert forward.outcome(gain) == happened
+    assert forward_outcomes.outcome(gain) == happened
 
 
 @pytest.mark.parametrize(
@@ -37,8 +39,8 @@ def test_the_outcome_is_the_mean_against_one_deviation(gain, happened):
     ],
 )
 def test_a_prediction_is_right_or_wrong_or_none(told, right):
-    outcomes = (forward.HELPED, forward.HARMED, forward.UNCLEAR)
-    assert tuple(forward.judged(told, happened) for happened in outcomes) == right
+    outcomes = (forward_outcomes.HELPED, forward_outcomes.HARMED, forward_outcomes.UNCLEAR)
+    assert tuple(forward_outcomes.judged(told, happened) for happened in outcomes) == right
 
 
 def run(pair: str, method: str, seed: int, top1: float) -> dict:
@@ -63,16 +65,16 @@ def test_the_table_keeps_losing_and_unfinished_rows():
     predictions = [
         told('kd', HELPS), told('gdd', HELPS), told('dkd', UNKNOWN), told('ckd', NOT),
     ]  # fmt: skip
-    rows = forward.compare(predictions, runs)
+    rows = forward_outcomes.compare(predictions, runs)
     assert [row.get('right') for row in rows] == [False, True, None, None]
     assert rows[0]['gain'] == pytest.approx((-3, 1))
     assert rows[3]['incomplete'] == '1 of at least 3 seeds'
-    counts = forward.score(rows)
-    assert counts == dict(
-        rows=3, right=1, wrong=1, cannot_tell=1, clear_right=1, clear_wrong=1, clear_cannot_tell=1
-    )
-    assert '1 of 2 predictions were right' in forward.score_text(counts)
-    lines = forward.table(rows).splitlines()[2:]
+    counts = forward_outcomes.score(rows)
+    assert counts['all'] == counts['clear'] == dict(right=1, wrong=1, undecided=1)
+    assert counts[HELPS] == dict(right=1, wrong=1, undecided=0)
+    text = forward_outcomes.score_text(counts)
+    assert '`helps`: 1 right, 1 wrong. `does not help`: 0 right, 0 wrong. `cannot tell`: 1.' in text
+    lines = forward_outcomes.table(rows).splitlines()[2:]
     assert len(lines) == 4
     assert '**no**' in lines[0] and '-3.0 ± 1.0' in lines[0]
     assert 'incomplete' in lines[3]
@@ -127,3 +129,14 @@ def test_the_teacher_of_a_run_is_the_network_that_was_trained(tmp_path: Path):
     (hook,) = worker.build_config(settings, folder).custom_hooks
     assert hook['teacher']['cfg_options'].model.backbone.depth == 32
     assert hook['recipe'] == 'kd'
+
+
+def test_the_committed_table_follows_from_predictions_and_runs():
+    """Nobody has changed a prediction or an outcome by hand, and no row was left out."""
+    predictions = json.loads((RESULTS / f'{forward.PREDICTIONS}.json').read_text())['predictions']
+    rows = {(row['pair'], row['recipe']) for row in predictions}
+    assert rows == {(name, recipe) for name, p in forward.PAIRS.items() for recipe in p.recipes}
+    content = json.loads((RESULTS / 'forward.json').read_text())
+    made = json.loads(json.dumps(forward_outcomes.compare(predictions, content['runs'])))
+    assert content['outcomes'] == made
+    assert content['score'] == forward_outcomes.score(made)
