@@ -72,13 +72,14 @@ def _sign_test(more: int, fewer: int) -> float:
 
 
 def check_class_order(
-    objects: Objects, class_map: Sequence[int] | None, count: int, report: Report
+    objects: Objects, indices: Sequence[int] | None, count: int, report: Report
 ) -> dict[int, int]:
     """Adds the finding where classes are exchanged.
 
     Args:
         objects: as the teacher read them, in the student's classes.
-        class_map: of the config; None where classes go by their index.
+        indices: the teacher's index, or -1, by which the objects of each of the student's classes
+            were read; None where both are the same.
         count: of the student's classes.
         report: gets the finding.
 
@@ -89,7 +90,7 @@ def check_class_order(
     if not moved:
         return moved
     counts = counts_of(objects)
-    before = list(range(count)) if class_map is None else list(class_map)
+    before = list(range(count)) if indices is None else list(indices)
     after = list(before)
     for label, name in moved.items():
         if label < count:
@@ -145,6 +146,22 @@ def _nearest(name: str, names: Sequence[str]) -> str | None:
     lower = {other.lower(): other for other in names}
     found = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
     return lower[found[0]] if found else None
+
+
+def indices_of_teacher(
+    class_map: Sequence[int] | None, names: np.ndarray | None, count: int
+) -> list[int] | None:
+    """The teacher's index, or -1, of each of the student's classes; None if they are the same.
+
+    Args:
+        class_map: of the config.
+        names: result of :func:`names_of_teacher`.
+        count: of the student's classes.
+    """
+    if class_map is not None or names is None:
+        return None if class_map is None else list(class_map)
+    found = {int(own): index for index, own in enumerate(names) if own != NOTHING}
+    return [found.get(label, UNKNOWN) for label in range(count)]
 
 
 def names_of_teacher(

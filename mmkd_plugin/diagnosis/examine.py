@@ -18,7 +18,7 @@ from ..teacher import build_model
 from ..views import make_view
 from .baseline import check_baseline
 from .better import check_better, own_metrics
-from .class_checks import check_class_names, check_class_order, names_of_teacher
+from .class_checks import check_class_names, check_class_order, indices_of_teacher, names_of_teacher
 from .cost import KEYS as COST_KEYS
 from .cost import measure_cost
 from .findings import Report
@@ -39,6 +39,11 @@ from .teacher_checks import (
 )
 from .term_checks import check_terms
 from .verdict import decide
+
+_NO_BATCH = (
+    'train_dataloader gives no batch: its data set has {} images. Look at its ann_file, '
+    'data_prefix and filter_cfg, and at batch_size with drop_last.'
+)
 
 
 @dataclass
@@ -112,7 +117,7 @@ class Doctor:
     def _pair(self) -> Pair:
         self._tell('building both models', 0, 1)
         build_model(self.cfg)  # registers what the scope has, data sets too
-        with self._trying('train_dataloader'):
+        with self._refusing('train_dataloader'):
             self.dataset = build_dataset(self.cfg.train_dataloader)
         checkpoint = self.options.student_checkpoint
         pair = build_pair(self.cfg, self.dataset, checkpoint, self.report)
@@ -183,10 +188,11 @@ class Doctor:
             other = check_pixels(study, report)
         with self._trying('class_map'):
             if study.comparable and study.teacher and other is None and not fresh:
-                objects = all_objects(study.teacher)
-                given = pair.teacher.class_map
-                exchanged = bool(check_class_order(objects, given, _class_count(pair), report))
-            self._names(pair)
+                objects, count = all_objects(study.teacher), _class_count(pair)
+                indices = indices_of_teacher(pair.teacher.class_map, study.names, count)
+                exchanged = bool(check_class_order(objects, indices, count, report))
+            if not exchanged:  # else it is the names that are wrong
+                self._names(pair)
         exempt = other is not None or exchanged or not study.teacher
         with self._trying('teacher.checkpoint'):
             if check_trained(fresh, study.teacher, exempt, report) and not exempt:
@@ -209,33 +215,41 @@ class Doctor:
 
     def _terms(self, pair: Pair) -> None:
         assert pair.teacher is not None
-        teacher, report, total = pair.teacher.model, self.report, self.options.batches
-        distiller = attach_terms(pair, report)
-        if distiller is None:
+        if self.dataset is None or attach_terms(pair, self.report) is None:
             return
+        try:
+            with self._refusing('train_dataloader'):
+                loader = plain_loader(dict(self.cfg.train_dataloader, dataset=self.dataset))
+                if next(iter(loader), None) is None:
+                    raise ValueError(_NO_BATCH.format(len(self.dataset)))
+                with self._trying('terms'):
+                    self._measure(pair, loader)
+        finally:
+            give_back(pair.student)
+
+    def _measure(self, pair: Pair, loader: Any) -> None:
+        """Losses and gradients of the terms that are attached, and what a step costs."""
+        assert pair.teacher is not None
+        teacher, report, total = pair.teacher.model, self.report, self.options.batches
         done = [0]
 
         def step(_images: int) -> None:
             done[0] += 1
             self._tell(f'measuring the terms on {total} batches', done[0], total)
 
-        try:
-            loader = plain_loader(dict(self.cfg.train_dataloader, dataset=self.dataset))
-            with watched(dict(student=pair.student, teacher=teacher)) as largest:
-                measured = measure_terms(pair.student, loader, total, step)
-            check_terms(measured, pair.trained, report)
-            check_ranges(largest, amp_dtype(self.cfg.get('optim_wrapper')), report)
-            with self._trying('teacher in training'):
-                self._still(pair, loader)
-            acting = [name for name, term in measured.terms.items() if term.losses]
-            if acting:
-                self._tell('timing', 0, 1)
-                idle = measured.terms.keys() - acting
-                with self._trying('cost'), examined(pair.student, idle):
-                    report.cost = measure_cost(pair.student, loader)
-                self._tell('timing', 1, 1)
-        finally:
-            give_back(pair.student)
+        with watched(dict(student=pair.student, teacher=teacher)) as largest:
+            measured = measure_terms(pair.student, loader, total, step)
+        check_terms(measured, pair.trained, report)
+        check_ranges(largest, amp_dtype(self.cfg.get('optim_wrapper')), report)
+        with self._trying('teacher in training'):
+            self._still(pair, loader)
+        acting = [name for name, term in measured.terms.items() if term.losses]
+        if acting:
+            self._tell('timing', 0, 1)
+            idle = measured.terms.keys() - acting
+            with self._trying('cost'), examined(pair.student, idle):
+                report.cost = measure_cost(pair.student, loader)
+            self._tell('timing', 1, 1)
 
     def _still(self, pair: Pair, loader: Any) -> None:
         """Whether the teacher of a training step moves."""

@@ -167,6 +167,16 @@ def test_class_order(pair, classifiers, order):
     assert not found(diagnose(mended, classifiers.student))
 
 
+def test_names_that_lie(pair, classifiers):
+    file = classifiers.changed('lie.pth', classes=CLASSES[1:] + CLASSES[:1])
+    report = diagnose(pair(file, recipe='gdd'), classifiers.student)
+    assert found(report) == {'class-order'}, 'what the names say is no advice'
+    wanted = list(range(len(CLASSES)))  # the head still has the order of the data set
+    assert f'class_map={wanted}' in report.findings[0].advice
+    mended = pair(file, teacher_options=dict(class_map=wanted), recipe='kd')
+    assert not found(diagnose(mended, classifiers.student))
+
+
 def test_class_names(pair, classifiers):
     rotated = classifiers.changed(
         'names.pth', renamed([1, 2, 3, 4, 5, 6, 7, 0]), CLASSES[1:] + CLASSES[:1]
@@ -374,8 +384,20 @@ def test_a_config_without_validation_set(pair, classifiers):
     cfg.pop('val_dataloader')
     report = diagnose(cfg, classifiers.student)
     assert not found(report) and report.answer == 'helps'
-    cfg.train_dataloader.dataset.count = 0
-    assert diagnose(cfg, classifiers.student).answer == 'cannot tell'
+
+
+def test_a_training_set_that_cannot_be_read(pair, classifiers):
+    def refused(**changes):
+        cfg = pair()
+        cfg.merge_from_dict(dict(train_dataloader=changes))
+        report = diagnose(cfg, classifiers.student)
+        assert found(report) == {'refused'} and report.answer == 'cannot tell'
+        assert report.status == 1 and report.findings[0].where == 'train_dataloader'
+        assert report.teacher and report.student  # the validation set is read
+        return report.findings[0].advice
+
+    assert 'NoSuchSet' in refused(dataset=dict(_delete_=True, type='NoSuchSet'))
+    assert 'has 80 images' in refused(batch_size=500, drop_last=True)
 
 
 def test_a_student_that_teaches_itself(pair):
