@@ -73,6 +73,7 @@ class TermNumbers:
         suggested_weight: the weight of ``weight='auto'``.
         teacher_right: share of the rows with a class on which the teacher says it.
         student_right: the same of the student.
+        kind: what the term compares, a key of :data:`mmkd_plugin.weights.TARGETS`.
     """
 
     weight: float | None = None
@@ -83,8 +84,10 @@ class TermNumbers:
     suggested_weight: float | None = None
     teacher_right: float | None = None
     student_right: float | None = None
+    kind: str = ''
 
 
+CLASSIFIERS = ('image', 'image_feature')  # kinds of terms of image classifiers
 TERM_KEYS = ('weight', 'loss', 'rows', 'gradient_ratio', 'cosine', 'suggested_weight')  # in JSON
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .findings import Report
+from .findings import CLASSIFIERS, Report
 from .paired import Difference
 
 HELPS, NOT, UNKNOWN = 'helps', 'does not help', 'cannot tell'
@@ -73,6 +73,8 @@ def _of_numbers(report: Report, gain: Difference) -> tuple[str, list[str]]:
     if report.has('nothing-to-learn') and 'teacher' in {f.where for f in report.findings}:
         return NOT, ['nothing-to-learn: teacher and student are equally good on these images']
     told = f'on {gain.count} images the teacher scores {gain.mean:+.3f} (p {gain.p:.2g})'
+    if all(t.kind in CLASSIFIERS for t in report.terms.values()):
+        return UNKNOWN, [told, 'but of image classifiers a better teacher was no sign of a gain']
     rows = [
         t.teacher_right - t.student_right
         for name, t in report.terms.items()

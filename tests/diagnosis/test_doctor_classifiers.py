@@ -47,7 +47,8 @@ def with_model(config: dict, **changes) -> dict:
 def test_a_healthy_pair_has_no_error(pair, classifiers, recipe):
     report = diagnose(pair(recipe=recipe), classifiers.student)
     assert not found(report, 'error') and report.status == 0
-    assert report.answer == 'helps', report.because
+    # A better teacher was no sign of a gain, see docs/why-not.md.
+    assert report.answer == 'cannot tell' and 'scores +' in report.because[0]
     assert report.teacher['accuracy/top1'] > report.student['accuracy/top1'] + 20
     for numbers in report.terms.values():
         assert numbers.gradient_ratio > 0 and -1 <= numbers.cosine <= 1
@@ -383,7 +384,7 @@ def test_a_config_without_validation_set(pair, classifiers):
     cfg = pair()
     cfg.pop('val_dataloader')
     report = diagnose(cfg, classifiers.student)
-    assert not found(report) and report.answer == 'helps'
+    assert not found(report) and 'on 80 images' in report.because[0]
 
 
 def test_a_training_set_that_cannot_be_read(pair, classifiers):
