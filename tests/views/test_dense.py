@@ -147,7 +147,7 @@ def test_decoded_boxes_are_mmdets(family):
         model.bbox_head.training = False
         scores, *others = model.bbox_head(features)
         ordered = [torch.full_like(m, -50.0) for m in scores]
-        for m, priors in zip(ordered, view.priors):
+        for m, priors in zip(ordered, view.grid.priors):
             rows = m.unflatten(1, (priors, -1)).permute(0, 3, 4, 1, 2)[..., 0]
             rows.copy_(torch.linspace(5, -5, rows[0].numel()).view(rows.shape[1:]))
         results = model.bbox_head.predict_by_feat(
