@@ -81,6 +81,8 @@ def compare(args: argparse.Namespace) -> None:
     """Compares what the command line says."""
     for flag in ('out', 'json'):
         _check_writable(flag, getattr(args, flag))
+    for folders in (args.base, args.run):
+        _check_once(folders)
     # Packages print while they are imported; standard output is for the table alone.
     with contextlib.redirect_stdout(sys.stderr):
         sides = [
@@ -105,6 +107,18 @@ def _check_writable(flag: str, name: str | None) -> None:
             f'--{flag} {shortened(name)}: there is no folder {Path(name).parent}; make it first, '
             'or name another one.'
         )
+
+
+def _check_once(folders: Sequence[str]) -> None:
+    """A run that counts twice would make the interval of one side too narrow."""
+    seen: dict[Path, str] = {}
+    for folder in folders:
+        first = seen.setdefault(Path(folder).resolve(), folder)
+        if first is not folder:
+            raise UsageError(
+                f'{shortened(first)} and {shortened(folder)} are one work dir. Name each run of a '
+                'side once; several are runs with different seeds.'
+            )
 
 
 def compared_with_progress(

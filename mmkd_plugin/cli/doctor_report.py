@@ -64,16 +64,16 @@ def _show_findings(console: Console, findings: list[Finding]) -> None:
 
 
 def _show_terms(console: Console, report: Report) -> None:
-    table = Table(title='Terms', title_justify='left')
+    table = Table(title='Terms', title_justify='left', padding=(0, 0))
     columns = dict(
         weight='weight',
         loss='loss',
         rows='rows',
-        gradient_ratio='gradient ratio',
+        gradient_ratio='gradient\nratio',
         cosine='cosine',
-        suggested_weight='suggested weight',
-        teacher_right='teacher right',
-        student_right='student right',
+        suggested_weight='suggested\nweight',
+        teacher_right='teacher\nright',
+        student_right='student\nright',
     )
     table.add_column('term')
     for name in columns.values():

@@ -283,6 +283,13 @@ def test_work_dirs_that_lack_something(detectors, tmp_path, capsys):
     assert 'no folder' in fail(capsys, good, '--with', good, '--out', f'{nowhere}/x.html')
 
 
+def test_a_run_that_is_named_twice(detectors, capsys):
+    first, second = detectors[:2]
+    again = f'{first}/../{first.name}'
+    text = fail(capsys, str(first), again, '--with', str(second))
+    assert 'are one work dir' in text and first.name in text
+
+
 def test_an_interrupted_run(digits_root, detectors, tmp_path, capsys):
     half = work_dir(tmp_path / 'half', detection_config(digits_root), oracle_state(0.2), 0, epoch=1)
     said = fail(capsys, str(detectors[0]), '--with', str(half))
