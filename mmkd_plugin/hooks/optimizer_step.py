@@ -44,4 +44,4 @@ class BeforeStep:
         if self._had is None:
             del self._optimizer.step
         else:
-            self._optimizer.step = self._had
+            self._optimizer.step = self._had  # type: ignore[method-assign]
