@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 from torch.optim import Optimizer
@@ -27,14 +28,14 @@ class BeforeStep:
         self._acts = True
         step = optimizer.step
 
-        @functools.wraps(step)
-        def called(*args: Any, **kwargs: Any) -> Any:
+        @functools.wraps(getattr(step, '__func__', step))
+        def called(_: Optimizer, *args: Any, **kwargs: Any) -> Any:
             if self._acts:
                 function(optimizer)
             return step(*args, **kwargs)
 
-        self._called = called
-        optimizer.step = called  # type: ignore[method-assign]
+        self._called = MethodType(called, optimizer)  # a scheduler that comes later wraps a method
+        optimizer.step = self._called  # type: ignore[method-assign]
 
     def remove(self) -> None:
         """Gives the step back, or does nothing in it from now on if it was wrapped again."""

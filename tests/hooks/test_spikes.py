@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.hooks import Hook
-from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.optim import LinearLR, OptimWrapper, OptimWrapperDict
 from ranks import run_ranks
 from torch import nn
 from toys import TERM, hook_config, runner_config, toy_model, train
@@ -348,6 +349,19 @@ def test_a_wrapped_step_is_given_back():
     assert getattr(optimizer.step, '_with_counter', None) == getattr(own, '_with_counter', None)
     handle.remove()
     assert vars(optimizer).get('step') is own
+
+
+@pytest.mark.parametrize('scheduler', [LinearLR, torch.optim.lr_scheduler.ConstantLR])
+def test_a_scheduler_may_come_later(scheduler):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
+    own, seen = inspect.signature(optimizer.step), []
+    BeforeStep(optimizer, seen.append)
+    assert inspect.signature(optimizer.step) == own  # a GradScaler looks at it
+    schedule = scheduler(optimizer)
+    optimizer.param_groups[0]['params'][0].grad = torch.ones(1)
+    optimizer.step()
+    schedule.step()
+    assert seen == [optimizer]
 
 
 RANKS = """
