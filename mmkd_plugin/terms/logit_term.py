@@ -114,8 +114,11 @@ class LogitTerm(Term):
         return plan
 
     def _default_select(self, loss: LogitLoss, spec: HeadSpec) -> Selection:
-        by_view = self.teacher.default_select or self.student.default_select
-        return parse_select(by_view or loss.default_select.get(spec.kind, 'all'), 'default_select')
+        for chosen in (self.teacher.default_select, self.student.default_select):
+            by_view = chosen.get(spec.kind) if isinstance(chosen, dict) else chosen
+            if by_view is not None:
+                return parse_select(by_view, 'default_select')
+        return parse_select(loss.default_select.get(spec.kind, 'all'), 'default_select')
 
     def keys(self) -> list[str]:
         keys = super().keys()

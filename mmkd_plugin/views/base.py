@@ -56,13 +56,14 @@ class LogitView(View):
             them as they are.
         repeats: True for a view that brings a teacher's rows also to a student whose maps hold each
             image several times (TridentNet's branches).
-        default_select: which rows a term compares if it does not say; None leaves it to the loss.
+        default_select: which rows a term compares if it does not say, for all kinds of heads or by
+            the kind of the student's; None leaves it to the loss.
     """
 
     teacher_only: bool = False
     of_classes: bool = True
     repeats: bool = False
-    default_select: str | None = None
+    default_select: str | dict[str, str] | None = None
     spec: HeadSpec
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

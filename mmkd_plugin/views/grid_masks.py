@@ -123,6 +123,7 @@ class GridLogits(_GridView):
             for level, x, labels in zip(levels, maps, self.labels(recorder, len(maps[0]))):
                 level.labels = labels.unsqueeze(-1)
                 level.valid = _valid_cells(x, data_samples).reshape(level.labels.shape)
+                level.centers = _centers(x, data_samples)
         if 'features' in self.needs and not student:
             for level, (args, _) in zip(levels, recorder.raw(self.features)):
                 level.features = map_rows(args[0])
@@ -294,6 +295,12 @@ def _valid_cells(maps: Tensor, data_samples: Any) -> Tensor:
             covered = (x >= left) & (x <= right) & (y >= top) & (y <= bottom)
             own &= ~covered.any(-1)
     return valid
+
+
+def _centers(maps: Tensor, data_samples: Any) -> Tensor:
+    """x and y (P, 2) of the middles of a map's cells, row by row, in pixels of the batch."""
+    y, x = _middles(maps, data_samples[0])
+    return torch.stack(torch.broadcast_tensors(x, y), dim=-1).flatten(0, 1)
 
 
 def _middles(maps: Tensor, sample: Any) -> tuple[Tensor, Tensor]:

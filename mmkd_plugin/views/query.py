@@ -92,7 +92,7 @@ class QueryLogits(LogitView):
         student: list[Predictions] | None = None,
         pair: PairContext = ALIKE,
     ) -> list[Predictions]:
-        scores, boxes = self._outputs(recorder)
+        scores, boxes = self.outputs_of(recorder)
         # A teacher in eval has no denoising queries, and no loss.
         targets = [None] * self.layers if student else self._targets(recorder, scores.shape[1])
         hidden = None
@@ -114,7 +114,7 @@ class QueryLogits(LogitView):
             reorder(predictions, student, pair.columns)
         return predictions
 
-    def _outputs(self, recorder: Recorder) -> tuple[Tensor, Tensor]:
+    def outputs_of(self, recorder: Recorder) -> tuple[Tensor, Tensor]:
         """Class logits and boxes (cx, cy, w, h) of all layers, (L, N, Q, C) and (L, N, Q, 4)."""
         scores, boxes = only_call(recorder, self.outputs, 'cls_logits', 'query detectors')[:2]
         if len(scores) != self.layers:
@@ -205,10 +205,24 @@ def matching_cost(
     Returns:
         Costs (N, S, T) in float32 or wider.
     """
-    wide = torch.promote_types(student.logits.dtype, torch.float32)
-    logits = [level.logits.squeeze(2).to(wide) for level in (student, teacher)]
     assert student.boxes is not None and teacher.boxes is not None
-    own, theirs = (boxes.raw.squeeze(2).to(wide) for boxes in (student.boxes, teacher.boxes))
+    logits = [level.logits.squeeze(2) for level in (student, teacher)]
+    boxes = [boxes.raw.squeeze(2) for boxes in (student.boxes, teacher.boxes)]
+    return pair_cost(logits, boxes, activation, columns)
+
+
+def pair_cost(
+    logits: Sequence[Tensor],
+    boxes: Sequence[Tensor],
+    activation: str,
+    columns: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """As :func:`matching_cost`, of logits (N, S, C) and (N, T, C) and boxes (cx, cy, w, h) in units
+    of the image, (N, S, 4) and (N, T, 4).
+    """
+    wide = torch.promote_types(logits[0].dtype, torch.float32)
+    logits = [x.to(wide) for x in logits]
+    own, theirs = (x.to(wide) for x in boxes)
     cost = L1_COST * torch.cdist(own, theirs, p=1) + GIOU_COST * (1 - _pairwise_giou(own, theirs))
     if columns is not None or logits[0].shape[-1] == logits[1].shape[-1]:
         probabilities = [

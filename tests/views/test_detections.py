@@ -16,8 +16,11 @@ import mmkd_plugin
 from mmkd_plugin.taps import TapError
 from mmkd_plugin.teacher import Teacher
 from mmkd_plugin.views import PairContext, make_view
-from mmkd_plugin.views.assignment import assign, log_odds
-from mmkd_plugin.views.detections import PER_IMAGE, Detections, ImageBoxes
+from mmkd_plugin.views.assignment import assign
+from mmkd_plugin.views.class_forms import log_odds
+from mmkd_plugin.views.detections import Detections
+from mmkd_plugin.views.detections_found import PER_IMAGE, Candidates
+from mmkd_plugin.views.detections_readers import PositionReader
 
 KD = dict(
     loss=dict(type='KDLoss', temperature=1.0),
@@ -369,25 +372,19 @@ def test_regions_of_crowds_are_not_taught(monkeypatch):
 
 
 def test_pairs_that_cannot_be_are_refused():
-    faster, gfl = detector('Faster R-CNN'), detector('GFL')
+    gfl, segmenter = detector('GFL'), detector('Mask2Former')
 
     def attach(pupil, teacher, **changes):
         mmkd_plugin.attach(pupil, teacher, [dict(KD, **changes)])
 
-    with pytest.raises(TapError, match="positions of a dense head.*of the kind 'roi'"):
-        attach(faster, copy.deepcopy(gfl))
     with pytest.raises(TapError, match="'detections' reads a teacher"):
         attach(gfl, copy.deepcopy(gfl), student='detections')
     with pytest.raises(TapError, match='has 4 classes and the teacher .* 7'):
         attach(gfl, detector('Faster R-CNN', classes=7))
-    with pytest.raises(TapError, match="no view 'detections' fits DeformableDETR"):
-        attach(gfl, detector('Deformable DETR'))
-
-    def softmax(config):
-        config.bbox_head.loss_cls = dict(type='CrossEntropyLoss', use_sigmoid=False)
-
-    with pytest.raises(TapError, match='softmax over classes and background.*use_sigmoid=True'):
-        attach(detector('RetinaNet', edit=softmax), faster)
+    with pytest.raises(TapError, match="no view 'detections' fits Mask2Former"):
+        attach(gfl, segmenter)
+    with pytest.raises(TapError, match="the rows of the student.*Take student='cls_logits'"):
+        attach(gfl, copy.deepcopy(gfl), student='dfl_logits')
 
 
 def test_class_maps_choose_the_teachers_columns(monkeypatch):
@@ -423,8 +420,8 @@ def test_classes_that_the_student_lacks_take_no_place_from_others(softmax, monke
         known = log_odds(logits)[144, :CLASSES]
     else:
         teacher, known = detector('FCOS', width=32, seed=1), logits[144]
-        found = ImageBoxes(boxes, logits, None, torch.zeros(()))
-        monkeypatch.setattr(Detections, '_from_maps', lambda self, *_: [found])
+        found = Candidates(boxes, logits, None, torch.zeros(()))
+        monkeypatch.setattr(PositionReader, 'read', lambda self, *_: [found])
     _, taught = read_mapped(pupil, teacher, 2, 0)
     rows = torch.cat([level.logits[level.valid] for level in taught[0].levels])
     assert (rows[:, 0] == known[0]).any()

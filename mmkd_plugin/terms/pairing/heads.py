@@ -52,14 +52,14 @@ def _check_counts(
         f'the student ({names[0]}) has {len(specs[0])} heads to distil '
         f'({lists[0]}) and the teacher ({names[1]}) has {len(specs[1])} '
         f'({lists[1]}): stages and decoder layers are compared one by one. Take a teacher '
-        'with as many, or distil features.'
+        "with as many, let its boxes speak (teacher='detections'), or distil features."
     )
 
 
 def _check_form(own: HeadSpec, theirs: HeadSpec, names: tuple[str, str], of_classes: bool) -> None:
     if (own.activation, own.background) == (theirs.activation, theirs.background):
         return
-    by_boxes = own.kind == 'dense' and own.activation == 'sigmoid' and of_classes
+    by_boxes = own.kind in ('dense', 'roi', 'query') and of_classes
     raise TapError(
         f'the logits of the student ({names[0]}, {own.label!r}) are for a {_form(own)}, those of '
         f'the teacher ({names[1]}, {theirs.label!r}) for a {_form(theirs)}. '
