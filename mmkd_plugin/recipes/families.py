@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from torch import nn
 
+from ..views.keypoints import predicts_keypoints
+
 FAMILIES = {
     'two-stage': 'two-stage detector (has roi_head)',
     'one-stage': 'one-stage or query detector (has bbox_head)',
     'mask': 'instance segmentation without boxes (has mask_head)',
     'query-mask': 'mask classification with queries (has panoptic_head)',
     'semantic': 'semantic segmentation (has decode_head)',
+    'pose': 'pose estimator (has a head that finds keypoints)',
     'classification': 'classifier (has a head only)',
 }
 
@@ -35,7 +38,7 @@ def family(model: nn.Module) -> str:
     if has('decode_head'):
         return 'semantic'
     if has('head') and has('backbone'):
-        return 'classification'
+        return 'pose' if predicts_keypoints(model) else 'classification'
     children = ', '.join(name for name, _ in model.named_children()) or 'none'
     raise ValueError(
         f'No recipe fits {type(model).__name__}: it has no roi_head, bbox_head, mask_head, '

@@ -16,11 +16,13 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ..taps.foreign import AnyModule
+from ..views.tokens import last_tokens
 from .families import family
 from .levels import Pairing, pair_necks
 
 # Families whose knowledge sits in the last backbone stage; all others are tapped at the neck.
-_BACKBONE_FAMILIES = ('semantic', 'classification')
+_BACKBONE_FAMILIES = ('semantic', 'pose', 'classification')
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ def _gdd(noise: str) -> Callable[[str], tuple[float, dict, str]]:
         'mask': (200.0, 'official code, SOLO'),
         'query-mask': (200.0, 'recommended: as for SOLO'),
         'semantic': (145.0, 'official code, PSPNet'),
+        'pose': (145.0, "recommended: the official class's own default"),
         'classification': (145.0, "recommended: the official class's own default"),
     }
 
@@ -72,6 +75,7 @@ def _mgd(family: str) -> tuple[float, dict, str]:
         'mask': (2e-5, 0.65, 'official code, SOLO'),
         'query-mask': (2e-5, 0.65, 'recommended: as for SOLO'),
         'semantic': (2e-5, 0.75, 'official code, PSPNet (without its extra logit term)'),
+        'pose': (2e-5, 0.65, 'recommended: as for RetinaNet'),
         'classification': (7e-5, 0.15, 'official code, ResNet-34 to ResNet-18 on ImageNet'),
     }[family]
     # The published weights belong to a sum over channels and positions, divided by the batch. Only
@@ -151,7 +155,7 @@ def _neck(model: nn.Module) -> nn.Module | None:
     return neck if isinstance(neck, nn.Module) else None
 
 
-def _last_stage(name: str, model: nn.Module, role: str) -> dict:
+def _last_stage(name: str, model: AnyModule, role: str) -> dict:
     if not isinstance(getattr(model, 'backbone', None), nn.Module):
         children = ', '.join(child for child, _ in model.named_children()) or 'none'
         raise ValueError(
@@ -159,4 +163,4 @@ def _last_stage(name: str, model: nn.Module, role: str) -> dict:
             f'({type(model).__name__}) does not have (its sub-modules: {children}). '
             'Write the terms yourself; tools/inspect_model.py (mmkd inspect) lists the paths.'
         )
-    return dict(path='backbone', levels=[-1])
+    return last_tokens(model.backbone) or dict(path='backbone', levels=[-1])
