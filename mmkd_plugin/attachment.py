@@ -16,13 +16,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
+from torch.utils.data import DataLoader
 
 from .compat import guard_modules
 from .distiller import ATTRIBUTE, Distiller
 from .images.pixels import of_model
-from .images.size import image_size
 from .recipes.method import Method
 from .taps.foreign import AnyModule
+from .taps.probe import Probe, split_batch, training_probe
 from .teacher import Teacher, make_teacher
 
 
@@ -32,7 +33,7 @@ def attach(
     terms: Sequence[dict] | None = None,
     task_weight: float | str | None = None,
     seed: int = 0,
-    probe_size: Sequence[int] | None = None,
+    probe_size: Sequence[int] | Probe | None = None,
     checkpointed: Sequence[str] = (),
     student_inputs: dict | None = None,
     data: Any = None,
@@ -57,13 +58,14 @@ def attach(
             ``'complement'``: one minus the current weights of the terms. By default what the
             recipe says, else 1.
         seed: seeds connectors and noise; global random states are left alone.
-        probe_size: height and width of the image by which shapes are measured; by default what
-            ``data`` or the student says, else (256, 256).
+        probe_size: height and width of a made-up image by which shapes are measured. By default
+            the first images of ``data``; of a config the size that it or the student says, else
+            (256, 256).
         checkpointed: modules that activation checkpointing will wrap later.
         student_inputs: what the student's images are, where neither its data preprocessor nor
             ``data`` says it: ``dict(mean=..., std=..., range=255 | 1, order='rgb' | 'bgr')``.
-        data: the student's training data set (or its config); its pipeline tells how images are
-            normalised and how large they are.
+        data: the student's training loader, data set or the config of one. Its pipeline tells how
+            images are normalised; shapes are measured on its first images.
         recipe: the name of a recipe that chooses terms for this pair, such as ``'gdd+kd'``.
         weights: of the terms, by name: ``dict(gdd=20)``; or for all, ``'published'``, ``'auto'``.
         term_options: other changes to the terms by name, ``dict(kd=dict(begin=500))``.
@@ -91,28 +93,29 @@ def attach(
             'teacher would freeze the student. Give a copy (copy.deepcopy) as the teacher.'
         )
     method = Method(terms, recipe, weights, term_options, task_weight, owner='attach')
-    pixels = of_model(student, data, student_inputs, 'student_inputs')
-    probe_size = image_size(student, data) if probe_size is None else probe_size
+    dataset = data.dataset if isinstance(data, DataLoader) else data
+    pixels = of_model(student, dataset, student_inputs, 'student_inputs')
+    probe = training_probe(student, data) if probe_size is None else probe_size
     handle = make_teacher(teacher)
     like = next(student.parameters(), None)
     if like is None:
         raise ValueError(f'{type(student).__name__} has no parameters: there is no student.')
     handle.follow(like)
-    chosen = method.resolve(student, handle.model, length, probe_size)
+    chosen = method.resolve(student, handle.model, length, probe)
     distiller = Distiller(
         student,
         handle,
         chosen.terms,
         chosen.task_weight,
         seed,
-        probe_size,
+        probe,
         checkpointed,
         pixels,
     )
     # The weights of the terms, too: a single tensor of the host's keeps CUDA graphs from a
     # compiled step.
     distiller.to(device=like.device)
-    distiller.handles = [
+    distiller.handles += [
         student.register_forward_pre_hook(_before_forward, with_kwargs=True),
         student.register_forward_hook(_after_forward, with_kwargs=True),
         student._register_state_dict_hook(_drop_from_state_dict),
@@ -147,9 +150,8 @@ def _is_training_step(student: nn.Module, args: tuple, kwargs: dict) -> bool:
 
 def _before_forward(student: AnyModule, args: tuple, kwargs: dict) -> None:
     if _is_training_step(student, args, kwargs):
-        inputs = kwargs['inputs'] if 'inputs' in kwargs else args[0]
-        samples = kwargs.get('data_samples', args[1] if len(args) > 1 else None)
-        student.distiller.begin_step(inputs, samples)
+        inputs, samples = split_batch(args or kwargs, type(student).__name__)
+        student.distiller.begin_step(inputs, kwargs.get('data_samples', samples))
     else:
         student.distiller.abandon()
 

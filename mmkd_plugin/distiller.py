@@ -18,11 +18,13 @@ from .checks import check_int
 from .errors import put_place
 from .functional.compiling import is_compiling
 from .images.pixels import Pixels, of_model
-from .images.size import check_probe_size
 from .rng import RandomSource, rng_kept
 from .saving.finite import on_this_rank
 from .taps import Recorder, TapError, is_loss_input, refuse_checkpointed
+from .taps.body import Body, body_of, hears_images, samples_of
+from .taps.probe import Probe
 from .teacher import Teacher
+from .teacher.handle import teacher_view
 from .teacher.probing import probe_both
 from .terms.base import PlanRow, Term
 from .terms.build import make_terms
@@ -33,7 +35,6 @@ from .terms.task import COMPLEMENT, add_zero, checked_task_weight, refuse_taken,
 from .weights import Calibration, CalibrationError
 
 ATTRIBUTE = 'distiller'  # of a student, where its distiller is
-TEACHER_INPUTS = 'teacher_inputs'
 
 
 class Distiller(nn.Module):
@@ -49,7 +50,7 @@ class Distiller(nn.Module):
         task_weight: factor on the student's own losses; ``'complement'`` is one minus the current
             weights of the terms, whatever their schedules make of them.
         seed: seeds connectors and noise.
-        probe_size: height and width of the image by which shapes are measured.
+        probe_size: height and width of the image by which shapes are measured, or the probe itself.
         checkpointed: modules that will be wrapped by activation checkpointing.
         pixels: what the student's images are; by default what its data preprocessor says.
     """
@@ -63,13 +64,13 @@ class Distiller(nn.Module):
         terms: Sequence[dict],
         task_weight: float | str = 1.0,
         seed: int = 0,
-        probe_size: Sequence[int] = (256, 256),
+        probe_size: Sequence[int] | Probe = (256, 256),
         checkpointed: Sequence[str] = (),
         pixels: Pixels | None = None,
     ) -> None:
         super().__init__()
         check_terms(terms)
-        check_probe_size(probe_size)
+        probe = probe_size if isinstance(probe_size, Probe) else Probe(probe_size)
         check_int(seed, 'seed')
         self.teacher = teacher
         self._owner = id(self)
@@ -88,19 +89,21 @@ class Distiller(nn.Module):
         # Not the iteration itself: a compiled step that looked at it would be compiled each time.
         self._waiting = [term.name for term in self.terms if not term.schedule.is_constant]
         self._iteration: int | None = None
+        self._batch: tuple[Any, Any] | None = None  # of a step whose body waits for its images
         self._samples: Any = None
         self._finite: tuple[list[str], Tensor] | None = None
         for term in self.terms:
-            for point in term.student.points:
+            for point in term.student.heard():
                 if not is_loss_input(point):  # labels carry no gradient anyway
                     refuse_checkpointed(student, point.path, checkpointed, term.where)
-        points = [point for term in self.terms for point in term.teacher.teacher_points]
+        points = [point for term in self.terms for point in term.teacher.heard(teacher=True)]
         self.pixels = of_model(student) if pixels is None else pixels
         teacher.connect(student, points, self.pixels)
         try:
             for term in self.terms:
-                self.recorder.listen(term.student.points)
-            self._measure(student, probe_size, seed)
+                self.recorder.listen(term.student.heard())
+            self.body = self._hear_body(student)
+            self._measure(student, probe, seed)
             self._claim_keys()
         except BaseException:
             self.close()
@@ -133,12 +136,26 @@ class Distiller(nn.Module):
                         "give one of them another name (name='...')."
                     )
 
-    def _measure(self, student: nn.Module, size: Sequence[int], seed: int) -> None:
-        """Runs both models on one probe image where taps need it, and builds the connectors."""
+    def _hear_body(self, student: nn.Module) -> Body | None:
+        """Where the batch does not tell which images the student's body gets, its backbone does."""
+        body = body_of(student)
+        paths = [point.path for term in self.terms for point in term.student.heard()]
+        if not hears_images(body, paths):
+            return None
+        backbone = body.module.backbone
+        self.handles.append(
+            backbone.register_forward_pre_hook(self._before_backbone, with_kwargs=True)
+        )
+        return body
+
+    def _measure(self, student: nn.Module, probe: Probe, seed: int) -> None:
+        """Runs both models on one probe where taps need it, and builds the connectors."""
         points = [point for term in self.terms for point in term.probed]
         with rng_kept():
             if points:
-                probe_both(student, self.recorder, self.teacher, points, size)
+                body = self.body or Body('', student)
+                probe = probe if self.body is None else probe.of_body()
+                probe_both(student, self.recorder, self.teacher, points, probe, body)
             # Connectors are made on the CPU; torch.manual_seed would seed all accelerators, too.
             torch.default_generator.manual_seed(seed)
             for term in self.terms:
@@ -184,7 +201,7 @@ class Distiller(nn.Module):
 
     # -- one training step -------------------------------------------------------------------
 
-    def begin_step(self, inputs: Tensor, data_samples: list | None = None) -> None:
+    def begin_step(self, inputs: Any, data_samples: Any = None) -> None:
         """Runs the teacher and arms the student's taps, if a term acts at this step.
 
         The teacher sees the very batch of the student, or, where the data preprocessor made a view
@@ -194,7 +211,7 @@ class Distiller(nn.Module):
         activations, which must stay for the backward, begin to pile up.
 
         Args:
-            inputs: the student's preprocessed batch, (N, C, H, W).
+            inputs: the student's preprocessed batch; of most models (N, C, H, W).
             data_samples: the batch's samples, or ``None``.
         """
         if self._waiting:
@@ -206,11 +223,30 @@ class Distiller(nn.Module):
             if not is_compiling():
                 for term in self.terms:  # the last step may have found a weight
                     term.apply_weight()
-                self.teacher.check_images(inputs)
-            view = data_samples.get(TEACHER_INPUTS) if isinstance(data_samples, dict) else None
-            self.teacher.run(inputs if view is None else view, data_samples)
+            if self.body is None:
+                self._teach(inputs, data_samples)
+            else:
+                self._batch = inputs, data_samples
             self.recorder.arm()
-            self._samples = data_samples
+
+    def _teach(self, inputs: Any, data_samples: Any) -> None:
+        if not is_compiling():
+            self.teacher.check_images(inputs)
+        self.teacher.run(teacher_view(inputs, data_samples), data_samples)
+        self._samples = data_samples
+
+    def _before_backbone(self, _backbone: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Lets the teacher see the images that the student's body gets first in a step.
+
+        What the body sees later (reference frames, images without labels) is not distilled.
+        """
+        if self._batch is None:
+            self.recorder.end_pass()
+            return
+        inputs, data_samples = self._batch
+        self._batch = None
+        images = args[0] if args else next(iter(kwargs.values()))
+        self._teach(images, samples_of(images, inputs, data_samples))
 
     def abandon(self) -> None:
         """Disarms the taps of a step that failed in the student's forward, and drops its captures.
@@ -296,7 +332,7 @@ class Distiller(nn.Module):
                 )
 
     def _clear(self) -> None:
-        self._samples = None
+        self._samples = self._batch = None
         for recorder in self._recorders:
             recorder.clear()
 

@@ -22,9 +22,8 @@ from mmkd_plugin.taps import TapError
 from mmkd_plugin.taps.partial_forward import (
     PartialForward,
     inference_mode_kept,
-    probe,
-    probe_inputs,
 )
+from mmkd_plugin.taps.probe import Probe
 
 SIZE = (64, 64)
 
@@ -59,7 +58,7 @@ def count_calls(model: nn.Module, paths: list, size=SIZE) -> tuple:
     for name, child in parts.items():
         child.forward = _counted(calls, name, child.forward)
     forward = PartialForward(model, paths)
-    probe(model, forward, size)
+    Probe(size).run(model, forward)
     for child in parts.values():
         del child.forward
     return forward.depth, dict(calls)
@@ -179,7 +178,7 @@ def test_a_probe_leaves_no_trace(training):
     model.frozen.eval()  # flags of single modules come back as they were, too
     before = state_of_everything(model)
     seen = []
-    probe(model, lambda image, samples: seen.append((model.training, model(image))), (8, 8))
+    Probe((8, 8)).run(model, lambda image, samples: seen.append((model.training, model(image))))
     assert same(state_of_everything(model), before)
     assert seen[0][0] is False and not seen[0][1].requires_grad
 
@@ -188,7 +187,7 @@ def test_a_probe_of_a_detector_leaves_no_trace(detectors):
     model = detectors['GFL'].train()
     before = state_of_everything(model)
     assert before['values']['backbone.bn1.running_mean'] is not None
-    probe(model, PartialForward(model, ['bbox_head.gfl_cls']), SIZE)
+    Probe(SIZE).run(model, PartialForward(model, ['bbox_head.gfl_cls']))
     assert same(state_of_everything(model), before)
 
 
@@ -201,7 +200,7 @@ def test_a_failing_probe_leaves_no_trace_either():
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        probe(model, fail, (8, 8))
+        Probe((8, 8)).run(model, fail)
     assert same(state_of_everything(model), before)
 
 
@@ -216,10 +215,10 @@ def test_the_states_do_move_without_protection():
 
 def test_the_probe_image_follows_the_model():
     model = nn.Conv2d(3, 1, 1).double()
-    image, samples = probe_inputs(model, (24, 40))
+    image, samples = Probe((24, 40)).inputs(model)
     assert image.shape == (1, 3, 24, 40) and image.dtype == torch.float64
     assert samples[0].img_shape == samples[0].batch_input_shape == (24, 40)
-    assert torch.equal(image, probe_inputs(model, (24, 40))[0])  # the same in every process
+    assert torch.equal(image, Probe((24, 40)).inputs(model)[0])  # the same in every process
 
 
 def test_inference_keeps_norm_and_dropout_in_eval():

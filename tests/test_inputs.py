@@ -10,17 +10,15 @@ import copy
 import pytest
 import torch
 from detectors import IMAGE, model_config, run_config
-from mmcv.transforms import TRANSFORMS, BaseTransform, Compose
+from mmcv.transforms import TRANSFORMS, BaseTransform
 from mmdet.models import DetDataPreprocessor
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.utils import register_all_modules
 from mmengine.hooks import Hook
-from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from torch import nn
 from toys import (
-    ToyImages,
     hook_config,
     runner_config,
     toy_batch,
@@ -526,7 +524,7 @@ def test_networks_of_one_size_say_it_or_name_the_key():
         mmkd_plugin.attach(toy_classifier(), fixed_model(8), [MAPS], probe_size=(64, 64))
 
 
-def test_a_run_measures_at_the_size_of_its_pipeline(tmp_path):
+def test_a_run_measures_on_its_data_or_at_the_size_that_is_said(tmp_path):
     def probed(*hooks, **changes):
         watch = Plan()
         train(runner_config(tmp_path, *hooks, max_iters=1, **changes), watch)
@@ -534,20 +532,18 @@ def test_a_run_measures_at_the_size_of_its_pipeline(tmp_path):
 
     hook = hook_config()
     del hook['probe_size']
-    assert probed(hook) == (1, 6, 128, 128)  # nobody says a size
     loader = runner_config(tmp_path).train_dataloader
-    loader.dataset = dict(type='ResizedImages', pipeline=[RESIZE])
-    assert probed(hook, train_dataloader=loader) == (1, 6, 50, 100)
+    loader.dataset.size = 24
+    assert probed(hook, train_dataloader=loader) == (2, 6, 12, 12)
     assert probed(dict(hook, probe_size=(64, 32)), train_dataloader=loader) == (1, 6, 32, 16)
 
 
-@DATASETS.register_module(force=True)
-class ResizedImages(ToyImages):
-    """Says by its pipeline how large its images are."""
-
-    def __init__(self, pipeline, **kwargs):
-        super().__init__(**kwargs)
-        self.pipeline = Compose(pipeline)
+def test_a_config_of_data_says_the_size_of_a_made_up_image():
+    data = dict(type='CocoDataset', pipeline=[RESIZE])
+    distiller = mmkd_plugin.attach(
+        toy_model(), toy_model(1), [dict(TAPS, teacher='neck.convs.0')], data=data
+    )
+    assert distiller.plan()[0].student_shape == (1, 6, 50, 100)
 
 
 class Plan(Hook):
@@ -574,7 +570,6 @@ RESIZE = dict(type='Resize', scale=(200, 100))
         ([dict(type='Compose', transforms=[RESIZE])], {}, (100, 200)),
         ([dict(type='torchvision/RandomResizedCrop', size=96)], {}, (96, 96)),
         ([dict(type='torchvision/Resize', size=96)], {}, (256, 256)),
-        ([dict(type='TopdownAffine', input_size=(192, 256))], {}, (256, 192)),
     ],
 )  # fmt: skip
 def test_the_size_of_a_pipeline(steps, preprocessor, size):

@@ -16,6 +16,7 @@ from toys import ToyDetector, runner_config, toy_batch, train
 import mmkd_plugin
 from mmkd_plugin import recipes
 from mmkd_plugin.errors import ProbeError
+from mmkd_plugin.taps.probe import Probe
 from mmkd_plugin.taps.strides import matching, measured_strides
 
 
@@ -105,14 +106,14 @@ def test_levels_of_one_stride_are_matched_in_their_order(own, theirs, expected):
 
 @pytest.mark.parametrize('size', [(64, 64), (60, 33), (96, 200)])
 def test_strides_are_measured_at_any_size(size):
-    assert measured_strides(pyramid(2, 4, 8, 16), 'neck', size, 'student') == [2, 4, 8, 16]
+    assert measured_strides(pyramid(2, 4, 8, 16), 'neck', Probe(size), 'student') == [2, 4, 8, 16]
 
 
 def test_what_gives_no_maps_has_no_strides():
     model = pyramid(4)
     model.neck.register_forward_hook(lambda module, args, output: [m.mean((2, 3)) for m in output])
     model.bbox_head = nn.Identity()
-    assert measured_strides(model, 'neck', (32, 32), 'student') is None
+    assert measured_strides(model, 'neck', Probe((32, 32)), 'student') is None
     other = pyramid(4)
     assert taps(model, other) == ('neck', 'neck'), 'nobody can say more'
 
@@ -120,7 +121,7 @@ def test_what_gives_no_maps_has_no_strides():
 def test_measuring_leaves_no_trace():
     model = pyramid(4, 8, dropout=0.5).train()
     state = torch.get_rng_state()
-    measured_strides(model, 'neck', (32, 32), 'student')
+    measured_strides(model, 'neck', Probe((32, 32)), 'student')
     assert torch.equal(torch.get_rng_state(), state) and model.training
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 

@@ -11,7 +11,8 @@ from mmengine.registry import DefaultScope
 from toys import toy_model
 
 from mmkd_plugin.taps import Recorder, parse_tap
-from mmkd_plugin.taps.partial_forward import PartialForward, probe
+from mmkd_plugin.taps.partial_forward import PartialForward
+from mmkd_plugin.taps.probe import Probe
 from mmkd_plugin.taps.tappable import survey
 
 
@@ -51,7 +52,7 @@ def test_every_row_can_be_tapped_and_gives_these_levels(gfl):
     for points in taps.values():
         recorder.listen(points)
     recorder.arm()
-    probe(gfl, PartialForward(gfl, ['backbone', 'neck', 'bbox_head']), (64, 64))
+    Probe((64, 64)).run(gfl, PartialForward(gfl, ['backbone', 'neck', 'bbox_head']))
     recorder.disarm()
     for row in rows:
         captured = recorder.read(taps[row.path])

@@ -15,10 +15,10 @@ from ..attachment import attach, detach
 from ..checks import arguments, check_bool, check_keys
 from ..class_map import dataset_classes
 from ..distiller import Distiller
-from ..images.size import image_size
 from ..recipes.method import Method
 from ..registry import HOOKS
 from ..saving.finite import on_this_rank
+from ..taps.probe import Probe, training_probe
 from ..teacher import Teacher, make_teacher
 from ..teacher.init_student import copy_teacher_weights, parse_parts
 from ..teacher.self_teacher import PREVIOUS_EPOCH, SelfTeacher
@@ -57,8 +57,8 @@ class DistillHook(Hook):
             weights of the terms. By default what the recipe says, else 1.
         init_student: parts to start from the teacher's weights, such as ``'neck+head'``.
         seed: seeds connectors and noise.
-        probe_size: height and width of the image by which shapes are measured; by default the size
-            that pipeline and data preprocessor give all images, else (256, 256).
+        probe_size: height and width of a made-up image by which shapes are measured; by default
+            they are on the first images of the training set.
         student_inputs: what the student's images are, where its pipeline normalises them in a way
             that cannot be read: ``dict(mean=..., std=..., range=255 | 1, order='rgb' | 'bgr')``.
         term_options: other changes to the terms by name, such as ``dict(kd=dict(begin=500))``; the
@@ -134,9 +134,9 @@ class DistillHook(Hook):
         teacher = self._make_teacher(runner, student)
         if self.evaluate_teacher:
             refuse_evaluation(runner, teacher)
-        data = runner.train_dataloader.dataset
-        size = image_size(student, data) if self.probe_size is None else self.probe_size
-        chosen = self.method.resolve(student, teacher.model, length_of(runner), size)
+        data = runner.train_dataloader
+        probe = training_probe(student, data) if self.probe_size is None else Probe(self.probe_size)
+        chosen = self.method.resolve(student, teacher.model, length_of(runner), probe)
         refuse_epochs(runner, chosen.terms)
         if isinstance(teacher, SelfTeacher):
             refuse_first_epoch(runner, chosen.terms, self.method.recipe, chosen.task_weight)
@@ -146,7 +146,7 @@ class DistillHook(Hook):
             chosen.terms,
             chosen.task_weight,
             self.seed,
-            size,
+            probe,
             _as_list(runner.cfg.get('activation_checkpointing')),
             self.student_inputs,
             data,

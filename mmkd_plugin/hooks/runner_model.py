@@ -88,7 +88,7 @@ def refuse_traced(runner: Runner, distiller: Distiller) -> None:
     """
     parts = runner.cfg.get('efficient_conv_bn_eval') or []
     for term in distiller.terms:
-        for point in term.student.points:
+        for point in term.student.heard():
             for part in [parts] if isinstance(parts, str) else parts:
                 if point.path.startswith(f'{part}.'):
                     raise TapError(

@@ -75,8 +75,6 @@ def _size_after(step: Step) -> tuple[int, int] | None:
     if name == 'Pad' or name == 'FixShapeResize':  # both are written (width, height)
         wide = step.get('size') if name == 'Pad' else (step.get('width'), step.get('height'))
         return _pair(wide, swap=True) if not step.get('keep_ratio') else None
-    if name in ('TopdownAffine', 'BottomupRandomAffine'):  # MMPose's
-        return _pair(step.get('input_size'), swap=True)
     if step.torchvision:
         size = step.get('size')
         if name == 'Resize' and _number(size):
@@ -128,11 +126,11 @@ def _rounded(size: tuple[int, int] | None, divisor: int | None) -> tuple[int, in
 
 
 def _asked_for(model: nn.Module) -> tuple[int, int] | None:
-    """The size for which a model was built: a backbone such as a vision transformer, or a head
-    that turns maps into vectors of coordinates (RTMPose)."""
-    size = _pair(getattr(getattr(model, 'head', None), 'input_size', None), swap=True)
-    if size:
-        return size
+    """The size for which a backbone such as a vision transformer, or SSD's anchors, were made."""
+    anchors = getattr(getattr(model, 'bbox_head', None), 'prior_generator', None)
+    found = _pair(getattr(anchors, 'input_size', None))
+    if found:
+        return found
     backbone = getattr(model, 'backbone', model)
     for body in (backbone, getattr(backbone, 'net', None)):  # ours holds timm's
         for owner in (body, getattr(body, 'patch_embed', None)):

@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ..checks import nearest
-from ..images.size import check_probe_size, image_size
+from ..images.size import image_size
+from ..taps.body import body_of, hears_images
+from ..taps.probe import Probe
 from ..weights.wishes import check_names, check_weights, fulfilled, joined, parse_text
 from . import classification, detection, features
 from .defaults import default_weight
@@ -132,7 +134,7 @@ def resolve(
     teacher: nn.Module,
     length: dict[str, int] | None = None,
     weights: Any = None,
-    size: Sequence[int] | None = None,
+    size: Sequence[int] | Probe | None = None,
 ) -> dict:
     """Turns a recipe into terms for this pair of models.
 
@@ -143,8 +145,8 @@ def resolve(
         length: of the training, ``dict(epochs=...)`` or ``dict(iterations=...)``.
         weights: ``'published'``, ``'auto'`` or ``dict(gdd=20)``, by the names of the terms; it wins
             over a weight in ``name``, and both over the recipe's default.
-        size: height and width of the image by which the strides of necks are measured; by default
-            what the student says, else (256, 256).
+        size: height and width of the image by which the strides of necks are measured, or the
+            probe itself; by default what the student says, else (256, 256).
 
     Returns:
         ``dict(terms=[...], task_weight=...)``: the terms as a config writes them, each with its
@@ -193,15 +195,17 @@ def choose(
     teacher: nn.Module,
     length: dict[str, int] | None = None,
     weights: Any = None,
-    size: Sequence[int] | None = None,
+    size: Sequence[int] | Probe | None = None,
 ) -> Choice:
     """The same as :func:`resolve`, with what it was made of."""
     keys = term_names(name)
     size = image_size(student) if size is None else size
-    check_probe_size(size)
+    probe = size if isinstance(size, Probe) else Probe(size)
+    if hears_images(body_of(student)):
+        probe = probe.of_body()
     said = joined(_said(name), check_weights(weights))
     check_names(said, keys, 'weights')
-    plans = {part: _resolve(part, student, teacher, length or {}, size) for part in methods(name)}
+    plans = {part: _resolve(part, student, teacher, length or {}, probe) for part in methods(name)}
     defaults = [default_weight(part, plan['kind']) for part, plan in plans.items()]
     terms = [plan['terms'][0] for plan in plans.values()]
     published = {key: term['weight'] for key, term in zip(keys, terms)}
@@ -216,10 +220,11 @@ def _resolve(
     student: nn.Module,
     teacher: nn.Module,
     length: dict[str, int],
-    size: Sequence[int],
+    probe: Probe,
 ) -> dict:
     if name in features.RECIPES:
-        return features.plan(name, student, teacher, size)
+        return features.plan(name, student, teacher, probe)
+    student, teacher = (body_of(model).module for model in (student, teacher))
     kinds = {family(model) for model in (student, teacher)}
     if 'classification' not in kinds and name in detection.RECIPES:
         return detection.plan(name, student, teacher, length)

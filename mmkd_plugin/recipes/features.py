@@ -11,18 +11,18 @@ value behind it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
 
-from ..taps.foreign import AnyModule
-from ..views.tokens import last_tokens
+from ..taps.body import body_of
+from ..taps.probe import Probe
 from .families import family
 from .levels import Pairing, pair_necks
 
 # Families whose knowledge sits in the last backbone stage; all others are tapped at the neck.
-_BACKBONE_FAMILIES = ('semantic', 'pose', 'classification')
+_BACKBONE_FAMILIES = ('semantic', 'classification')
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,6 @@ def _gdd(noise: str) -> Callable[[str], tuple[float, dict, str]]:
         'mask': (200.0, 'official code, SOLO'),
         'query-mask': (200.0, 'recommended: as for SOLO'),
         'semantic': (145.0, 'official code, PSPNet'),
-        'pose': (145.0, "recommended: the official class's own default"),
         'classification': (145.0, "recommended: the official class's own default"),
     }
 
@@ -75,7 +74,6 @@ def _mgd(family: str) -> tuple[float, dict, str]:
         'mask': (2e-5, 0.65, 'official code, SOLO'),
         'query-mask': (2e-5, 0.65, 'recommended: as for SOLO'),
         'semantic': (2e-5, 0.75, 'official code, PSPNet (without its extra logit term)'),
-        'pose': (2e-5, 0.65, 'recommended: as for RetinaNet'),
         'classification': (7e-5, 0.15, 'official code, ResNet-34 to ResNet-18 on ImageNet'),
     }[family]
     # The published weights belong to a sum over channels and positions, divided by the batch. Only
@@ -112,14 +110,14 @@ def source(name: str, model: nn.Module) -> str:
     return RECIPES[name].settings(family(model))[2]
 
 
-def plan(name: str, student: nn.Module, teacher: nn.Module, size: Sequence[int]) -> dict:
+def plan(name: str, student: nn.Module, teacher: nn.Module, probe: Probe) -> dict:
     """The term of a feature recipe; the student's family decides on the numbers.
 
     Args:
         name: a key of ``RECIPES``.
         student: the model to train.
         teacher: the model to learn from.
-        size: height and width of the image by which strides are measured.
+        probe: by which strides are measured.
 
     Returns:
         ``dict(terms=[...], task_weight=1.0, kind=..., told=...)``; ``told`` says which levels were
@@ -130,37 +128,43 @@ def plan(name: str, student: nn.Module, teacher: nn.Module, size: Sequence[int])
     """
     recipe, kind = RECIPES[name], family(student)
     weight, arguments, _ = recipe.settings(kind)
-    pairing = _pair(name, student, teacher, size)
+    pairing = _pair(name, student, teacher, probe)
     term = dict(
         loss=dict(type=recipe.loss, **arguments),
-        student=pairing.student,
-        teacher=pairing.teacher,
+        student=_outer(student, pairing.student),
+        teacher=_outer(teacher, pairing.teacher),
         weight=weight,
     )
     return dict(terms=[term], task_weight=1.0, kind=kind, told=pairing.told)
 
 
-def _pair(name: str, student: nn.Module, teacher: nn.Module, size: Sequence[int]) -> Pairing:
+def _outer(model: nn.Module, tap: str | dict) -> str | dict:
+    """A tap of the model's body as one of the model."""
+    outer = body_of(model).outer
+    return outer(tap) if isinstance(tap, str) else dict(tap, path=outer(tap['path']))
+
+
+def _pair(name: str, student: nn.Module, teacher: nn.Module, probe: Probe) -> Pairing:
     """Chooses the place: levels of the necks, or the last backbone stage."""
     if _neck(student) is None or _neck(teacher) is None:
         # One side without a neck: the last backbone stage is the only role both play.
         return Pairing(_last_stage(name, student, 'student'), _last_stage(name, teacher, 'teacher'))
-    return pair_necks(name, student, teacher, size)
+    return pair_necks(name, student, teacher, probe)
 
 
 def _neck(model: nn.Module) -> nn.Module | None:
     if family(model) in _BACKBONE_FAMILIES:
         return None
-    neck = getattr(model, 'neck', None)
+    neck = getattr(body_of(model).module, 'neck', None)
     return neck if isinstance(neck, nn.Module) else None
 
 
-def _last_stage(name: str, model: AnyModule, role: str) -> dict:
-    if not isinstance(getattr(model, 'backbone', None), nn.Module):
+def _last_stage(name: str, model: nn.Module, role: str) -> dict:
+    if not isinstance(getattr(body_of(model).module, 'backbone', None), nn.Module):
         children = ', '.join(child for child, _ in model.named_children()) or 'none'
         raise ValueError(
             f'The recipe {name!r} looks for the last stage of `backbone`, which the {role} '
             f'({type(model).__name__}) does not have (its sub-modules: {children}). '
             'Write the terms yourself; tools/inspect_model.py (mmkd inspect) lists the paths.'
         )
-    return last_tokens(model.backbone) or dict(path='backbone', levels=[-1])
+    return dict(path='backbone', levels=[-1])

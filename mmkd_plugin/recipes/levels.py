@@ -10,7 +10,10 @@ from typing import NamedTuple
 
 from torch import nn
 
+from ..images.pixels import of_preprocessor
+from ..taps.body import body_of
 from ..taps.foreign import AnyModule
+from ..taps.probe import Probe
 from ..taps.strides import matching, measured_strides
 
 NECK, FPN = 'neck', 'neck.fpn_convs.*.conv'
@@ -54,20 +57,23 @@ class Pyramid(NamedTuple):
         return None if self.strides is None else self.strides[: self.convs]
 
 
-def pair_necks(name: str, student: nn.Module, teacher: nn.Module, size: Sequence[int]) -> Pairing:
+def pair_necks(name: str, student: nn.Module, teacher: nn.Module, probe: Probe) -> Pairing:
     """Chooses the levels of two models with necks.
 
     Args:
         name: of the recipe, for messages.
         student: the model to train.
         teacher: the model to learn from.
-        size: height and width of the image by which strides are measured.
+        probe: by which strides are measured.
+
+    Returns:
+        Taps of the bodies of both.
 
     Raises:
         ValueError: no stride in common, or different numbers of levels of unknown strides.
-        ProbeError: a model that does not run on an image of this size.
+        ProbeError: a model that does not run on the probe.
     """
-    own, theirs = _pyramid(student, 'student', size), _pyramid(teacher, 'teacher', size)
+    own, theirs = _pyramid(student, 'student', probe), _pyramid(teacher, 'teacher', probe)
     both_fpn = own.convs is not None and theirs.convs is not None
     path = FPN if both_fpn else NECK
     if own.strides is None or theirs.strides is None:
@@ -114,11 +120,13 @@ def _unknown(
     )
 
 
-def _pyramid(model: AnyModule, role: str, size: Sequence[int]) -> Pyramid:
-    neck = model.neck
+def _pyramid(model: AnyModule, role: str, probe: Probe) -> Pyramid:
+    body = body_of(model)
+    neck = body.module.neck
     strides = None
-    if hasattr(model, 'extract_feat'):
-        strides = measured_strides(model, NECK, size, role)
+    if hasattr(body.module, 'extract_feat'):
+        divisor = of_preprocessor(getattr(model, 'data_preprocessor', None)).divisor
+        strides = measured_strides(body.module, NECK, probe, role, divisor)
     return Pyramid(f'{role} ({type(model).__name__})', _fpn_convs(neck), _count(neck), strides)
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from .. import recipes
+from ..taps.probe import Probe
 from ..terms.config import check_terms
 from ..terms.options import (
     change_terms,
@@ -93,7 +94,7 @@ class Method:
         student: nn.Module,
         teacher: nn.Module,
         length: dict[str, int] | None = None,
-        size: Sequence[int] | None = None,
+        size: Sequence[int] | Probe | None = None,
     ) -> Chosen:
         """The terms for this pair of models.
 

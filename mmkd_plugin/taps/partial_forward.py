@@ -1,7 +1,8 @@
 """Run no more of a model than its taps need: backbone, neck, single heads, or all of it.
 
 Used for the teacher's forward and for the probe that measures shapes. Nothing here knows a model
-family by import; parts are found by the names every OpenMMLab model uses.
+family by import; parts are found by the names every OpenMMLab model uses. What a model does to its
+inputs in front of its backbone (folding clips, making voxels) is done by its own methods.
 """
 
 from __future__ import annotations
@@ -11,14 +12,12 @@ import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from mmengine.model import BaseModel
-from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
-from ..errors import ProbeError, TapError
-from ..images.pixels import image_channels
-from ..rng import rng_kept
+from ..errors import TapError
+from ..functional.compiling import is_compiling
+from .body import body_of, is_tracker
 from .foreign import AnyModule
 
 # Heads whose forward returns something else in eval mode (other scale, other number of tensors).
@@ -85,7 +84,16 @@ class PartialForward:
         self.query = 'bbox_head' in roots and decodes_queries(model)
         known = parts | set(self.heads) | ({'bbox_head'} if self.query else set())
         has_parts = hasattr(model, 'backbone') and hasattr(model, 'extract_feat')
-        self.full = not has_parts or any(root not in known for root in roots)
+        bare = is_tracker(model) and roots == ['backbone']  # it is given what its backbone gets
+        self.full = not bare and (not has_parts or any(root not in known for root in roots))
+        if self.full and is_tracker(model):
+            inside = (body_of(model).path or 'backbone') + '.'
+            outside = next(path for path in paths if not f'{path}.'.startswith(inside))
+            raise TapError(
+                f'{where} {outside!r} lies outside of the detector or backbone of '
+                f'{type(model).__name__}, and a tracker runs as a whole in its own loss only. Tap '
+                f'a module within {inside[:-1]!r}.'
+            )
         if self.full and reads_text(model):
             inside = ', '.join(root for root in roots if root not in parts)
             raise TapError(
@@ -93,6 +101,8 @@ class PartialForward:
                 f'{inside} cannot run. Distil features of the backbone or the neck.'
             )
         self.backbone_only = not self.full and roots == ['backbone']
+        # Whether the backbone gets the inputs as they are; known after a first call.
+        self._direct: bool | None = True if bare else None
 
     @property
     def depth(self) -> str:
@@ -101,14 +111,13 @@ class PartialForward:
             return 'full'
         return 'backbone' if self.backbone_only else ('head' if self.heads else 'neck')
 
-    def __call__(self, inputs: Tensor, data_samples: list | None = None) -> None:
-        if self.full:
-            if isinstance(self.model, BaseModel):
-                self.model(inputs, data_samples, mode='tensor')
-            else:
-                self.model(inputs)
-        elif self.backbone_only:
+    def __call__(self, inputs: Any, data_samples: Any = None) -> None:
+        if self.backbone_only and self._direct is None and not is_compiling():
+            self._direct = self._is_direct(inputs, data_samples)
+        elif self.backbone_only and self._direct is not False:
             self.model.backbone(inputs)
+        elif self.full or _is_clip(inputs):
+            self._whole(inputs, data_samples)
         else:
             features = self.model.extract_feat(inputs)
             for head in self.heads:
@@ -116,12 +125,46 @@ class PartialForward:
             if self.query:
                 self._decode(features, data_samples)
 
+    def _whole(self, inputs: Any, data_samples: Any) -> None:
+        if isinstance(self.model, BaseModel):
+            self.model(inputs, data_samples, mode='tensor')
+        else:
+            self.model(inputs)
+
+    def _is_direct(self, inputs: Any, data_samples: Any) -> bool:
+        """Runs the model's own way to its backbone, and no further if that gets the very inputs."""
+
+        def stop(_module: nn.Module, args: tuple, _output: Any) -> None:
+            if args and args[0] is inputs:
+                raise _ReachedError
+
+        handle = self.model.backbone.register_forward_hook(stop)  # after those of the taps
+        try:
+            if _is_clip(inputs):
+                self._whole(inputs, data_samples)
+            else:
+                self.model.extract_feat(inputs)
+        except _ReachedError:
+            return True
+        finally:
+            handle.remove()
+        return False
+
     def _decode(self, features: tuple, data_samples: list | None) -> None:
         """Calls the head of a query detector as a module: its own ``forward`` would call none."""
         states = self.model.forward_transformer(features, data_samples)
         head = self.model.bbox_head
         accepted = inspect.signature(head.forward).parameters
         head(**{key: value for key, value in states.items() if key in accepted})
+
+
+class _ReachedError(Exception):
+    """Nothing went wrong: the backbone has given its output."""
+
+
+def _is_clip(inputs: Any) -> bool:
+    """Whether there is more than images: only ``forward`` itself knows what becomes of clips."""
+    return isinstance(inputs, Tensor) and inputs.dim() > 4
 
 
 def reads_text(model: nn.Module) -> bool:
@@ -160,60 +203,3 @@ def inference_mode_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in flags.items():
             module.training = flag
-
-
-def probe_inputs(model: nn.Module, size: Sequence[int]) -> tuple[Tensor, list]:
-    """One small random image of ``size`` (height, width) and a sample that describes it.
-
-    Returns:
-        The image, (1, C, H, W), on the model's device and in its dtype, and its data samples.
-    """
-    parameter = next(model.parameters())
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randn(1, image_channels(model) or 3, *size, generator=generator)
-    shape = tuple(int(s) for s in size)
-    sample = BaseDataElement(
-        metainfo=dict(
-            img_shape=shape,
-            ori_shape=shape,
-            pad_shape=shape,
-            batch_input_shape=shape,
-            scale_factor=(1.0, 1.0),
-        )
-    )
-    return image.to(parameter.device, parameter.dtype), [sample]
-
-
-def probe(model: nn.Module, forward: Any, size: Sequence[int]) -> tuple[Tensor, list]:
-    """Calls ``forward`` once on a probe image without leaving a trace in model or random states.
-
-    Returns:
-        The probe image and its data samples.
-    """
-    with rng_kept(), inference_mode_kept(model), torch.no_grad():
-        image, samples = probe_inputs(model, size)
-        forward(image, samples)
-    return image, samples
-
-
-@contextlib.contextmanager
-def probe_explained(
-    model: nn.Module, size: Sequence[int], role: str, key: str = 'probe_size=(height, width)'
-) -> Iterator[None]:
-    """Says of a model that refuses the probe image what that image is for, and which ``key`` sets
-    its size.
-
-    Raises:
-        ProbeError: whatever happened inside, as a sentence that names the key.
-    """
-    try:
-        yield
-    except TapError:
-        raise
-    except Exception as error:
-        what = ' '.join(str(error).split())[:300] or 'no message'
-        raise ProbeError(
-            f'The {role} ({type(model).__name__}) failed on the image of {size[0]} x {size[1]} '
-            f'(height x width) by which shapes are measured: {type(error).__name__}: {what}. If it '
-            f'takes images of another size, say which: {key}.'
-        ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -120,8 +121,17 @@ class Recorder:
         self.role = role
         self.model: AnyModule = model
         self._modules = dict(model.named_modules())
+        self._prefix = ''
         self._listeners: dict[tuple[str, str], _Listener] = {}  # by path and source
         self._handles: list = []
+
+    def within(self, path: str) -> Recorder:
+        """The same captures, as if the module at ``path`` were the model and its taps named so."""
+        if not path:
+            return self
+        part = copy.copy(self)
+        part.model, part._prefix = self.model.get_submodule(path), f'{path}.'
+        return part
 
     def listen(self, points: Sequence[TapPoint]) -> None:
         """Adds the modules of ``points``; a module already listened to is shared."""
@@ -147,6 +157,12 @@ class Recorder:
         for listener in self._listeners.values():
             listener.armed = False
 
+    def end_pass(self) -> None:
+        """Stops listening where something was captured: what a module is given from now on belongs
+        to other images."""
+        for listener in self._listeners.values():
+            listener.armed = listener.armed and not listener.calls
+
     def clear(self) -> None:
         for listener in self._listeners.values():
             listener.clear()
@@ -167,7 +183,7 @@ class Recorder:
         """
         captures = []
         for point in points:
-            calls = self._listeners[point.path, point.source].calls
+            calls = self._of(point).calls
             if not calls:
                 raise TapError(
                     f'The {self.role} tap {point.path!r} captured nothing: the module '
@@ -198,10 +214,14 @@ class Recorder:
             For ``source='input'`` pairs ``(args, kwargs)``, for ``'output'`` what forward returned;
             empty if the module was not called.
         """
-        return list(self._listeners[point.path, point.source].raw)
+        return list(self._of(point).raw)
+
+    def _of(self, point: TapPoint) -> _Listener:
+        return self._listeners[f'{self._prefix}{point.path}', point.source]
 
     def calls(self, path: str) -> int:
         """How often the module was called since :meth:`arm`."""
+        path = f'{self._prefix}{path}'
         return max(
             len(listener.calls) for (own, _), listener in self._listeners.items() if own == path
         )

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from torch import nn
 
 from ..images.pixels import of_preprocessor
-from .partial_forward import PartialForward, probe, probe_explained
+from .partial_forward import PartialForward
 from .paths import TapPoint
+from .probe import Probe
 from .recorder import Recorder
 
 _LARGEST = 2**12  # no pyramid goes further
@@ -37,32 +38,38 @@ def matching(own: Sequence[int | None], theirs: Sequence[int | None]) -> list[in
 
 
 def measured_strides(
-    model: nn.Module, path: str, size: Sequence[int], role: str
+    model: nn.Module, path: str, probe: Probe, role: str, divisor: int | None = None
 ) -> list[int] | None:
-    """Runs a model once on a probe image, as deep as a module, to see the strides of its maps.
+    """Runs a model once on a probe, as deep as a module, to see the strides of its maps.
 
     Args:
         model: the model; it and all random states stay as they are.
         path: of the module.
-        size: height and width of the image, rounded up to what the model's padding makes of it.
+        probe: its images, padded to what the model's own padding makes of them.
         role: ``'student'`` or ``'teacher'``, for messages.
+        divisor: of the padded sizes; by default what the model's data preprocessor says.
 
     Returns:
-        The stride of each map in pixels; None where the module gives other things than maps.
+        The stride of each map in pixels; None where the module gives other things than maps, or
+        the inputs are no images.
 
     Raises:
-        ProbeError: if the model does not run on that image.
+        ProbeError: if the model does not run on the probe.
         TapError: if the module is not called.
     """
-    divisor = of_preprocessor(getattr(model, 'data_preprocessor', None)).divisor or 1
-    size = [-(-side // divisor) * divisor for side in size]
+    if divisor is None:
+        divisor = of_preprocessor(getattr(model, 'data_preprocessor', None)).divisor
+    probe = probe.padded(divisor or 1)
+    size = probe.size
+    if size is None:
+        return None
     recorder = Recorder(model, role)
     forward = PartialForward(model, [path], f'{role} tap')
     recorder.listen([TapPoint(path)])
     recorder.arm()
     try:
-        with probe_explained(model, size, role):
-            probe(model, forward, size)
+        with probe.explained(model, role):
+            probe.run(model, forward)
         maps = [capture.tensor for capture in recorder.read([TapPoint(path)])]
     finally:
         recorder.close()

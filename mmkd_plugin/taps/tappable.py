@@ -10,8 +10,9 @@ from torch import nn
 
 from ..errors import TapError
 from ..images.size import image_size
-from .partial_forward import PartialForward, probe, probe_explained
+from .partial_forward import PartialForward
 from .paths import TapPoint
+from .probe import Probe
 from .recorder import Recorder
 
 
@@ -58,8 +59,9 @@ def survey(model: nn.Module, probe_size: Sequence[int] | None = None) -> list[Pl
     forward = PartialForward(model, roots)
     recorder.arm()
     try:
-        with probe_explained(model, probe_size, 'model', 'probe_size, or --size HEIGHT WIDTH'):
-            probe(model, forward, probe_size)
+        probe = Probe(probe_size)
+        with probe.explained(model, 'model', 'probe_size, or --size HEIGHT WIDTH'):
+            probe.run(model, forward)
         recorder.disarm()
         return [
             place

@@ -18,10 +18,12 @@ from ..images.pipelines import training_data
 from ..images.pixels import Pixels, of_model, stated
 from ..model_config import load_model_config
 from ..taps import Crop, Recorder, TapPoint
+from ..taps.body import Body, body_of
 from ..taps.partial_forward import PartialForward, set_inference
 from .building import build_model, draw_weights, load_weights
 from .inputs import InputConverter, same_channels
 
+TEACHER_INPUTS = 'teacher_inputs'
 _LIVE_KEYS = ('model', 'compile', 'inputs')
 
 
@@ -213,7 +215,12 @@ class Teacher:
                 'students the same module (Teacher.model): each then gets a handle of its own.'
             )
         # Whatever can refuse comes first: a failed call leaves no hook behind.
-        self._forward = PartialForward(self.model, [p.path for p in points], 'teacher tap')
+        paths = [point.path for point in points]
+        body = body_of(self.model)
+        if not body.holds(paths):
+            body = Body('', self.model)
+        inner = [body.inner(path) for path in paths]
+        self._forward = PartialForward(body.module, inner, 'teacher tap')
         self._run = self._forward
         if self._compile:
             arguments = {} if self._compile is True else self._compile
@@ -235,7 +242,7 @@ class Teacher:
     def _refuse_padding(self, own: int) -> None:
         """Maps of padded images can be cut to the student's; what sees the image as one cannot."""
         assert self._forward is not None and self._convert is not None
-        heads = [getattr(self.model, name) for name in self._forward.heads]
+        heads = [getattr(self._forward.model, name) for name in self._forward.heads]
         if self.depth != 'full' and not any(hasattr(head, 'num_grids') for head in heads):
             return
         divisor = self._convert.divisor
@@ -256,12 +263,12 @@ class Teacher:
         assert self._convert is not None, 'connect() comes first'
         self._convert.check(images, stage)
 
-    def convert(self, inputs: Tensor, data_samples: list | None = None) -> Tensor:
-        """The student's batch (N, C, H, W) as the teacher was trained on it."""
+    def convert(self, inputs: Any, data_samples: Any = None) -> Any:
+        """The student's batch as the teacher was trained on it, see :class:`InputConverter`."""
         assert self._convert is not None, 'connect() comes first'
         return self._convert(inputs, data_samples)
 
-    def run(self, inputs: Tensor, data_samples: list | None = None, compiled: bool = True) -> None:
+    def run(self, inputs: Any, data_samples: Any = None, compiled: bool = True) -> None:
         """Fills the recorder with what the taps see on the student's own (augmented) batch.
 
         ``compiled=False`` is for the probe: the compiler would take the two image sizes for a sign
@@ -274,10 +281,11 @@ class Teacher:
         assert self._convert is not None and forward is not None and self.recorder is not None
         with torch.no_grad():
             images = self._convert(inputs, data_samples)
-            sizes = tuple(inputs.shape[2:]), tuple(images.shape[2:])
-            if sizes[0] != sizes[1]:
+            crop = None
+            if isinstance(inputs, Tensor) and inputs.shape[-2:] != images.shape[-2:]:
                 self._refuse_padding(1)
-            self.recorder.arm(None if sizes[0] == sizes[1] else Crop(len(images), *sizes))
+                crop = Crop(len(images), tuple(inputs.shape[-2:]), tuple(images.shape[-2:]))
+            self.recorder.arm(crop)
             try:
                 forward(images, data_samples)
             finally:
@@ -331,6 +339,13 @@ class Teacher:
         if self.recorder is not None:
             self.recorder.close()
             self.recorder = None
+
+
+def teacher_view(inputs: Any, data_samples: Any) -> Any:
+    """What the teacher is to see of a batch: a view of its own that the student's data preprocessor
+    made, ``data_samples['teacher_inputs']``, else the very batch."""
+    view = data_samples.get(TEACHER_INPUTS) if isinstance(data_samples, dict) else None
+    return inputs if view is None else view
 
 
 # What a config may say of a teacher; the student's classes are its data set's.

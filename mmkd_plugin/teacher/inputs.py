@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 from ..images.pixels import Pixels, image_channels, of_preprocessor
+from ..taps.body import image_shape, samples_of
 
 
 class InputConverter:
@@ -50,6 +51,7 @@ class InputConverter:
             torch.tensor(values).view(-1, 1, 1)
             for values in (student.mean, student.std, teacher.mean, teacher.std)
         )
+        self.channels = channels
         self.swap = channels == 3 and _orders_differ(student, teacher)
         if self.swap:
             s_mean, s_std = s_mean.flip(0), s_std.flip(0)
@@ -72,10 +74,41 @@ class InputConverter:
     def is_identity(self) -> bool:
         return not (self.swap or self._rescale or self._refill or self.divisor > 1)
 
-    def __call__(self, inputs: Tensor, data_samples: list | None = None) -> Tensor:
-        """Converts (N, C, H, W) ``inputs``; they are returned as they are when nothing differs."""
+    def __call__(self, inputs: Any, data_samples: Any = None) -> Any:
+        """Converts a batch; it is returned as it is when nothing differs.
+
+        Args:
+            inputs: images (N, C, H, W), clips (N, T, C, H, W), a list of images, or a dict of
+                these; what else a dict holds (points, voxels) is left as it is.
+            data_samples: of the batch, for what is padding in it.
+
+        Raises:
+            ValueError: clips with their channels at another place.
+        """
         if self.is_identity:
             return inputs
+        if isinstance(inputs, Tensor):
+            return self._images(inputs, data_samples)
+        if isinstance(inputs, dict):
+            own = data_samples if isinstance(data_samples, dict) else {}
+            return {key: self(value, own.get(key)) for key, value in inputs.items()}
+        if isinstance(inputs, (list, tuple)) and all(_is_image(x) for x in inputs):
+            samples = samples_of(inputs, inputs, data_samples) or [None] * len(inputs)
+            return [self._images(x[None], [s])[0] for x, s in zip(inputs, samples)]
+        return inputs
+
+    def _images(self, inputs: Tensor, data_samples: Any) -> Tensor:
+        if inputs.dim() == 5 and inputs.shape[2] == self.channels:
+            frames = inputs.flatten(0, 1)
+            done = self._images(frames, samples_of(frames, inputs, data_samples))
+            return done.unflatten(0, inputs.shape[:2])
+        if inputs.dim() > 4:
+            raise ValueError(
+                f'The batch has the shape {tuple(inputs.shape)}, in which the '
+                f'{self.channels} channels are not where images (N, C, H, W) and clips '
+                '(N, T, C, H, W) have them, so it cannot be brought to the normalisation of the '
+                'teacher. Give student and teacher the same data_preprocessor.'
+            )
         converted = inputs.flip(1) if self.swap else inputs
         if self._rescale:
             if self._scale.device != inputs.device:  # once: a copy in every step would wait for it
@@ -83,10 +116,11 @@ class InputConverter:
                 self._shift = self._shift.to(inputs.device)
             wide = converted.to(torch.promote_types(inputs.dtype, torch.float32))
             converted = (wide * self._scale + self._shift).to(inputs.dtype)
-        if self._refill and data_samples:
+        samples = samples_of(inputs, inputs, data_samples)
+        if self._refill and samples:
             converted = converted.clone() if converted is inputs else converted
-            for image, sample in zip(converted, data_samples):
-                shape = getattr(sample, 'img_shape', None)
+            for image, sample in zip(converted, samples):
+                shape = image_shape(sample)
                 if shape is not None:
                     image[:, shape[0] :, :] = self.pad_value
                     image[:, :, shape[1] :] = self.pad_value
@@ -123,6 +157,10 @@ class InputConverter:
                 "range=255 or 1, order='rgb' or 'bgr') (a key of DistillHook and of attach), or "
                 'normalise in the data preprocessor.'
             )
+
+
+def _is_image(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 3 and value.is_floating_point()
 
 
 def same_channels(student: nn.Module, teacher: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""One probe image through both models, which shows what their taps will see."""
+"""One probe through both models, which shows what their taps will see."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from torch import nn
 
 from ..images.size import teacher_size
 from ..taps import Recorder, TapPoint
-from ..taps.partial_forward import PartialForward, probe, probe_explained, probe_inputs
-from .handle import Teacher
+from ..taps.body import Body
+from ..taps.partial_forward import PartialForward
+from ..taps.probe import Probe
+from .handle import Teacher, teacher_view
 
 
 def probe_both(
@@ -17,23 +19,25 @@ def probe_both(
     recorder: Recorder,
     teacher: Teacher,
     points: Sequence[TapPoint],
-    size: Sequence[int],
+    probe: Probe,
+    body: Body,
 ) -> None:
     """Fills the student's recorder, and that of the teacher, which is connected.
 
-    The student runs as deep as its ``points`` ask for.
+    The student runs as deep as its ``points``, which lie in ``body``, ask for.
     """
     recorder.arm()
-    paths = list(dict.fromkeys(point.path for point in points))
-    forward = PartialForward(student, paths, 'student tap')
-    with probe_explained(student, size, 'student'):
-        image, samples = probe(student, forward, size)
+    paths = list(dict.fromkeys(body.inner(point.path) for point in points))
+    forward = PartialForward(body.module, paths, 'student tap')
+    with probe.explained(student, 'student'):
+        inputs, samples = probe.run(body.module, forward)
     recorder.disarm()
     view = teacher_size(student)
-    if view is not None:
-        image, samples = probe_inputs(student, view)
-    with probe_explained(teacher.model, image.shape[2:], 'teacher'):
-        teacher.run(image, samples, compiled=False)
+    if view is not None and not probe.is_real:
+        probe = Probe(view)
+        inputs, samples = probe.inputs(student)
+    with probe.explained(teacher.model, 'teacher'):
+        teacher.run(teacher_view(inputs, samples), samples, compiled=False)
     assert teacher.recorder is not None
     for one in (recorder, teacher.recorder):
         # References everywhere; a copy only where the model overwrites its output.

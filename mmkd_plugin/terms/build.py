@@ -8,6 +8,7 @@ from typing import Any, cast
 from torch import nn
 
 from ..errors import placed
+from ..taps.body import body_of
 from ..teacher import Teacher
 from ..views import LogitView, TapView, make_view
 from ..views.batch import copies_of
@@ -47,19 +48,20 @@ def make_term(config: Any, student: nn.Module, teacher: Teacher, index: int) -> 
         TapError: a tap or view that does not fit its model, or the other's.
     """
     config = TermConfig.from_dict(config, f'terms[{index}]')
-    where, models = f'terms[{index}] ({config.name!r})', (student, teacher.model)
+    where = f'terms[{index}] ({config.name!r})'
     views = (
         make_view(config.student, student, config.built.needs, f'{where}.student', 'student'),
         make_view(config.teacher, teacher.model, (), f'{where}.teacher', 'teacher'),
     )
     if views[0].compares_classes(student):
         teacher.refuse_other_classes(where)
+    models = body_of(student).module, body_of(teacher.model).module
     with placed(where):
         copies = copies_of(*models)
         check_views(config, views, models, copies)
         if isinstance(views[0], TapView):
             refuse_sigmoid_head(config.built, views[0], student)
-            kind = 'image_feature' if ClassifierLogits.fits(student) else 'feature'
+            kind = 'image_feature' if ClassifierLogits.fits(models[0]) else 'feature'
             taps = cast(tuple[TapView, TapView], views)  # both are of one kind: check_views
             return TapTerm(config, *taps, where, copies, kind)
         heads = cast(tuple[LogitView, LogitView], views)

@@ -38,7 +38,7 @@ class LogitTerm(Term):
         student: reads the student's rows.
         teacher: reads the teacher's, in the student's order.
         where: names the term in messages.
-        models: student and teacher.
+        models: student and teacher, or the detectors inside them that the views read.
         class_map: for each class of the student that of the teacher, or -1; None if they agree.
         copies: how many images of the student's maps belong to one of the teacher's.
     """
@@ -159,6 +159,8 @@ class LogitTerm(Term):
         self, student_recorder: Recorder, teacher_recorder: Recorder, data_samples: Any
     ) -> tuple[list[Predictions], list[Predictions], PairContext]:
         """What both views say of this step, and what was told to the teacher's."""
+        student_recorder = student_recorder.within(self.student.within)
+        teacher_recorder = teacher_recorder.within(self.teacher.within)
         try:
             own = self.student.read(student_recorder, data_samples)
         except ValueError as error:

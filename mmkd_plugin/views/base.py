@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -19,15 +20,24 @@ class View:
 
     Attributes:
         points: module inputs and outputs that the recorder must keep.
+        within: where the body that the view reads lies in the model; empty if it is the model.
     """
 
     points: list[TapPoint]
+    within: str = ''
 
     @property
     def teacher_points(self) -> list[TapPoint]:
         """What the recorder must keep where the view serves as the teacher's; ``points`` if a view
         does not say otherwise. A teacher runs no deeper than these, and computes no losses."""
         return self.points
+
+    def heard(self, teacher: bool = False) -> list[TapPoint]:
+        """``points`` or ``teacher_points`` as paths of the whole model."""
+        points = self.teacher_points if teacher else self.points
+        if not self.within:
+            return points
+        return [replace(point, path=f'{self.within}.{point.path}') for point in points]
 
     def compares_classes(self, model: nn.Module) -> bool:
         """Whether a term on the student's view compares classes, which both models must share."""

@@ -15,7 +15,6 @@ from .detections_found import TeacherDetections, best_of
 from .detections_readers import reader_of, reads
 from .detections_rows import ASSIGNERS, rows_for
 from .predictions import ALIKE, PairContext, Predictions
-from .rotated import refuse_angles
 
 
 class Detections(LogitView):
@@ -91,7 +90,6 @@ class Detections(LogitView):
                 "'detections' are given to the positions of a dense head, to RoIs and to queries; "
                 f'the student ({name}, {spec.label!r}) has rows of the kind {spec.kind!r}.'
             )
-        refuse_angles(models[0])
         self.reader.check(models[1])
 
     def check_loss(self, loss: AnyModule) -> None:

@@ -20,7 +20,6 @@ from .query import QueryLogits, corners_in_pixels
 from .regions import pyramid, refuse_fused, stage_arguments
 from .registry import views
 from .roi import RoILogits
-from .rotated import refuse_angles
 
 IOU = 0.6  # of the NMS where the teacher's own test_cfg names none
 
@@ -194,7 +193,6 @@ def reader_of(model: AnyModule) -> Reader | None:
     found = _inner(model)
     if found is None:
         return None
-    refuse_angles(model)
     view, reader = found
     return reader(model, view(model, ()))
 

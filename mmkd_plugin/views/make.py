@@ -14,7 +14,7 @@ from ..errors import placed
 from ..taps import TapConfig, TapError
 from ..taps.partial_forward import reads_text
 from .base import LogitView
-from .registry import VIEWS, fitting
+from .registry import VIEWS, find_view, fitting
 from .tap_view import TapView
 
 
@@ -54,14 +54,16 @@ def make_view(
                 f'{error} Did you mean the view {meant!r}? A view is read whole and stands alone, '
                 f'without levels or lists: {meant!r}.'
             ) from None
-    for cls in VIEWS[name]:
-        if cls.fits(model):
-            build: Any = cls
-            place = [where] if len(inspect.signature(cls).parameters) > 2 else []
-            with placed(where):
-                view = build(model, needs, *place)
-            _check_features(view, model, needs, f'{where}={name!r}')
-            return view
+    found = find_view(name, model)
+    if found is not None:
+        build: Any = found[0]
+        body = found[1]
+        place = [where] if len(inspect.signature(build).parameters) > 2 else []
+        with placed(where):
+            view = build(body.module, needs, *place)
+        view.within = body.path
+        _check_features(view, body.module, needs, f'{where}={name!r}')
+        return view
     if reads_text(model):
         raise TapError(
             f'{where}: {type(model).__name__} reads text beside the images: the columns of its '

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from ..taps.body import Body, body_of
 from .base import LogitView
 
 VIEWS: dict[str, list[type[LogitView]]] = {}
@@ -35,9 +36,23 @@ def views(name: str) -> list[type[LogitView]]:
 
 
 def fitting(model: nn.Module, student: bool = True) -> list[str]:
-    """Names of the views that fit a model, as a student's or as a teacher's."""
+    """Names of the views that fit a model or its body, as a student's or as a teacher's."""
     return [
         name
         for name, classes in VIEWS.items()
-        if any(cls.fits(model) and not (student and cls.teacher_only) for cls in classes)
+        if any(
+            cls.fits(module) and not (student and cls.teacher_only)
+            for cls in classes
+            for module in {model, body_of(model).module}
+        )
     ]
+
+
+def find_view(name: str, model: nn.Module) -> tuple[type[LogitView], Body] | None:
+    """The first view of a name that fits a model, else one that fits the detector inside it."""
+    whole = Body('', model)
+    for body in dict.fromkeys((whole, body_of(model))):
+        for cls in VIEWS[name]:
+            if cls.fits(body.module):
+                return cls, body
+    return None
