@@ -199,6 +199,38 @@ def _digits(
     return Pair(teacher, student, kind, methods, epochs, DIGITS_REPORT, DIGITS_SELECT, **more)
 
 
+# Teacher, student, and how many epochs each is trained, of pairs whose heads are combined.
+_HEADS = {
+    'gfl': ('configs/demo/gfl_r18_digits.py', 'configs/demo/gfl_r18-quarter_digits.py', None, None),
+    **{
+        name: (
+            f'{DETECTION}/{file}-half_digits.py',
+            f'{DETECTION}/{file}-quarter_digits.py',
+            *epochs,
+        )
+        for name, file, epochs in (
+            ('fcos', 'fcos_r18', (10, 5)),
+            ('faster', 'faster-rcnn_r18', (8, 4)),
+            ('detr', 'deformable-detr_r18', (12, 4)),
+        )
+    },
+}
+
+
+def _by_boxes(teacher: str, student: str, kind: str) -> Pair:
+    """A pair of two others: the teacher of one, the student of the other."""
+    return _digits(
+        _HEADS[teacher][0],
+        _HEADS[student][1],
+        kind,
+        (BASELINE, 'gdd_channel', 'kd', 'gdd_channel+kd'),
+        (_HEADS[student][3], _HEADS[teacher][2]),
+        views=dict(kd=dict(teacher='detections')),
+        teacher_of=teacher,
+        student_of=student,
+    )
+
+
 PAIRS: dict[str, dict[str, Pair]] = {
     'digits': {
         'gfl': _digits(
@@ -284,6 +316,12 @@ PAIRS: dict[str, dict[str, Pair]] = {
             teacher_of='gfl',
             student_of='fcos',
         ),
+        # No rows in common: classes through the teacher's boxes.
+        'detr-fcos': _by_boxes('detr', 'fcos', 'dense'),
+        'detr-faster': _by_boxes('detr', 'faster', 'roi'),
+        'faster-detr': _by_boxes('faster', 'detr', 'query'),
+        'gfl-faster': _by_boxes('gfl', 'faster', 'roi'),
+        'gfl-detr': _by_boxes('gfl', 'detr', 'query'),
     },
     'bccd': {
         'gfl': Pair(

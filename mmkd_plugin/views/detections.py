@@ -11,6 +11,7 @@ from torch import Tensor
 from ..taps import Recorder, TapError, TapPoint
 from ..taps.foreign import AnyModule
 from .base import LogitView
+from .detections_answers import Reader
 from .detections_found import TeacherDetections, best_of
 from .detections_readers import reader_of, reads
 from .detections_rows import ASSIGNERS, rows_for
@@ -21,8 +22,9 @@ class Detections(LogitView):
     """The teacher's decoded predictions, given to the rows of a student of any kind.
 
     Whatever the teacher's head, it predicts boxes with a vector of class logits each: a RoI head
-    for its own proposals, a dense head at its own positions, a DETR for its queries. The best 100
-    of an image, after an NMS within each class where the teacher needs one, are its detections
+    for its own proposals, a dense head at its own positions, a DETR for its queries, Mask2Former
+    for its masks; of others (SOLO, Sparse R-CNN) the final answers with label and score are read.
+    The best 100 of an image, after an NMS within each class where one is needed, are its detections
     (:class:`TeacherDetections`); under a class_map only classes that the student shares count
     there. What they teach depends on the student's rows:
 
@@ -53,10 +55,8 @@ class Detections(LogitView):
     default_select = dict(dense='positive', roi='positive')
 
     def __init__(self, model: AnyModule, needs: Sequence[str]) -> None:
-        reader = reader_of(model)
-        assert reader is not None  # it fits
-        self.reader = reader
-        self.spec = reader.spec
+        self.reader: Reader = reader_of(model)
+        self.spec = self.reader.spec
 
     @classmethod
     def fits(cls, model: AnyModule) -> bool:
@@ -90,7 +90,6 @@ class Detections(LogitView):
                 "'detections' are given to the positions of a dense head, to RoIs and to queries; "
                 f'the student ({name}, {spec.label!r}) has rows of the kind {spec.kind!r}.'
             )
-        self.reader.check(models[1])
 
     def check_loss(self, loss: AnyModule) -> None:
         if loss.compares_rows:

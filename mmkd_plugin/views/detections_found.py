@@ -63,8 +63,8 @@ class TeacherDetections:
     def at(self, index: Tensor) -> TeacherDetections:
         """Those of an index (K,) or of a bool (M,)."""
         masks = None if self.masks is None else self.masks[index]
-        taken = (x[index] for x in (self.boxes, self.logits, self.scores))
-        return TeacherDetections(*taken, self.size, self.taint, masks)
+        boxes, logits, scores = (x[index] for x in (self.boxes, self.logits, self.scores))
+        return TeacherDetections(boxes, logits, scores, self.size, self.taint, masks)
 
 
 def best_of(

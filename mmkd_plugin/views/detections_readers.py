@@ -8,14 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..taps import Recorder, TapError, TapPoint
+from ..taps import Recorder, TapError
 from ..taps.foreign import AnyModule
-from ..taps.partial_forward import inference_form
+from ..taps.partial_forward import inference_form, reads_text
 from .base import LogitView
 from .dense import DenseLogits
 from .dense_boxes import box_kind
+from .detections_answers import (
+    AnswerReader,
+    MaskQueryReader,
+    Reader,
+    answers,
+    has_mask_queries,
+    refuse_untested,
+)
 from .detections_found import Candidates, taint_of
-from .predictions import HeadSpec, Level
+from .predictions import Level
 from .query import QueryLogits, corners_in_pixels
 from .regions import pyramid, refuse_fused, stage_arguments
 from .registry import views
@@ -24,49 +32,21 @@ from .roi import RoILogits
 IOU = 0.6  # of the NMS where the teacher's own test_cfg names none
 
 
-class Reader:
-    """Reads all boxes that a teacher predicts, with a vector of class logits each.
+class RowReader(Reader):
+    """Reads what the teacher's own view ``cls_logits`` reads.
 
     Args:
         model: the teacher.
-        inner: its view ``cls_logits``.
-
-    Attributes:
-        spec: the form of the class vectors.
-        points: what a recorder of the teacher must keep.
-        iou: of the NMS that makes detections of the boxes; None where they need none.
+        inner: that view.
     """
-
-    spec: HeadSpec
-    points: list[TapPoint]
-    iou: float | None
 
     def __init__(self, model: AnyModule, inner: Any) -> None:
         self.inner = inner
         self.spec = inner.specs(model)[-1]
         self.points = inner.teacher_points
 
-    def check(self, model: AnyModule) -> None:
-        """Refuses, before training, a teacher that cannot be read after all.
 
-        Raises:
-            TapError: saying why.
-        """
-
-    def read(
-        self, recorder: Recorder, data_samples: Any, shared: Tensor | None
-    ) -> list[Candidates]:
-        """The predictions of each image.
-
-        Args:
-            recorder: of the teacher.
-            data_samples: of the batch.
-            shared: the teacher's classes that the student has, too; None for all.
-        """
-        raise NotImplementedError
-
-
-class PositionReader(Reader):
+class PositionReader(RowReader):
     """A dense head: the predictions at all positions within the images."""
 
     def __init__(self, model: AnyModule, inner: DenseLogits) -> None:
@@ -99,7 +79,7 @@ class PositionReader(Reader):
         return [Candidates(b, z, q, taint_of(z)) for b, z, q in zip(boxes, logits, quality)]
 
 
-class RegionReader(Reader):
+class RegionReader(RowReader):
     """A RoI head: every proposal, regressed for its best class that is shared.
 
     A cascade gives the boxes of its last stage, with the mean logits of the stages. It runs in the
@@ -109,19 +89,13 @@ class RegionReader(Reader):
 
     def __init__(self, model: AnyModule, inner: RoILogits) -> None:
         super().__init__(model, inner)
+        refuse_fused(model)
         heads = model.roi_head.bbox_head
         head = heads[-1] if isinstance(heads, nn.ModuleList) else heads
         if not hasattr(head, 'fc_reg'):
             raise _unknown_boxes(head)
-        if model.rpn_head.test_cfg is None:
-            raise TapError(
-                "the view 'detections' takes the proposals that the teacher's rpn_head makes "
-                'in a test, but its config has no test_cfg.rpn. Add it.'
-            )
+        refuse_untested(model)
         self.iou = _nms_iou(model.roi_head)
-
-    def check(self, model: AnyModule) -> None:
-        refuse_fused(model)
 
     def read(
         self, recorder: Recorder, data_samples: Any, shared: Tensor | None
@@ -167,7 +141,7 @@ class RegionReader(Reader):
         return found
 
 
-class QueryReader(Reader):
+class QueryReader(RowReader):
     """A DETR: the queries of its last decoder layer, a set that needs no NMS."""
 
     iou = None
@@ -181,31 +155,44 @@ class QueryReader(Reader):
         return [Candidates(b, z, None, taint_of(z)) for b, z in zip(corners, logits)]
 
 
-READERS: dict[type[LogitView], type[Reader]] = {
+_READERS: dict[type[LogitView], type[RowReader]] = {
     RoILogits: RegionReader,
     DenseLogits: PositionReader,
     QueryLogits: QueryReader,
 }
 
 
-def reader_of(model: AnyModule) -> Reader | None:
-    """What reads the model's detections; None if nothing does."""
-    found = _inner(model)
-    if found is None:
-        return None
-    view, reader = found
-    return reader(model, view(model, ()))
-
-
 def reads(model: AnyModule) -> bool:
     """Whether there is a reader for a model of this kind."""
-    return _inner(model) is not None
+    return not reads_text(model) and (
+        has_mask_queries(model) or _inner(model) is not None or answers(model)
+    )
 
 
-def _inner(model: AnyModule) -> tuple[type[LogitView], type[Reader]] | None:
+def reader_of(model: AnyModule) -> Any:
+    """What reads the model's detections. Where its head cannot be read, its final answers are.
+
+    Raises:
+        TapError: neither can be.
+    """
+    if has_mask_queries(model):
+        return MaskQueryReader(model)
+    found = _inner(model)
+    if found is None:
+        return AnswerReader(model)
+    view, reader = found
+    try:
+        return reader(model, view(model, ()))
+    except TapError:
+        if not answers(model):
+            raise
+        return AnswerReader(model)
+
+
+def _inner(model: AnyModule) -> tuple[type[LogitView], type[RowReader]] | None:
     """The view of the model's own rows, and what reads detections by it."""
     for cls in views('cls_logits'):
-        for kind, reader in READERS.items():
+        for kind, reader in _READERS.items():
             proposes = kind is not RoILogits or hasattr(model, 'rpn_head')
             if issubclass(cls, kind) and proposes and cls.fits(model):
                 return cls, reader

@@ -12,6 +12,7 @@ from torch import Tensor
 from .assignment import assign, assign_regions
 from .class_forms import in_form
 from .dense_geometry import ignored_boxes
+from .detections_answers import boxes_of_masks
 from .detections_found import TeacherDetections
 from .predictions import Boxes, HeadSpec, Level, PairContext, Predictions
 from .query import match_queries, pair_cost
@@ -27,6 +28,7 @@ class Table:
     Attributes:
         found: the detections of each image.
         columns: columns of student and teacher that mean the same; None for all.
+        canvas: height and width of the batch's images, with padding.
         logits: class vectors in the form of the student's head (T, C).
         boxes: corners (T, 4) in pixels of the batch's images.
         scores: how sure the teacher is of an object (T,).
@@ -36,6 +38,7 @@ class Table:
 
     found: Found
     columns: tuple[Tensor, Tensor] | None
+    canvas: tuple[int, int]
     logits: Tensor
     boxes: Tensor
     scores: Tensor
@@ -43,7 +46,14 @@ class Table:
     first: Tensor
 
     @classmethod
-    def of(cls, found: Found, form: HeadSpec, own: HeadSpec, pair: PairContext) -> Table:
+    def of(
+        cls,
+        found: Found,
+        form: HeadSpec,
+        own: HeadSpec,
+        pair: PairContext,
+        canvas: tuple[int, int],
+    ) -> Table:
         """From the detections of each image, in the ``form`` of the teacher's head."""
         logits, boxes, scores, real = [], [], [], []
         for one in found:
@@ -59,6 +69,7 @@ class Table:
         return cls(
             found,
             pair.columns,
+            canvas,
             torch.cat(logits),
             torch.cat(boxes),
             torch.cat(scores),
@@ -100,10 +111,12 @@ def rows_for(
         pair: what the term knows of both.
     """
     kind, taught = own[0].kind, []
+    meta = data_samples[0].metainfo
+    canvas = meta.get('batch_input_shape', meta['img_shape'])[:2]
     if kind == 'query':
         found = [credible(one, sample) for one, sample in zip(found, data_samples)]
     for head in own:
-        table = Table.of(found, form, head.spec, pair)
+        table = Table.of(found, form, head.spec, pair, canvas)
         spec = HeadSpec(
             label=f'detections of {form.label}',
             kind=kind,
@@ -143,14 +156,13 @@ def _queries(own: Predictions, table: Table) -> list[Tensor]:
     from torchvision.ops import box_convert  # comes with mmdet, not with a classifier
 
     (level,) = own.levels
-    assert level.boxes is not None
     counts = [len(one) for one in table.found]
     most = max(1, *counts)
     ranks = torch.arange(most, device=table.first.device)
     limits = torch.tensor(counts).to(ranks.device, non_blocking=True)
     index = table.first[:, None] + torch.minimum(ranks, limits[:, None])  # (N, M)
     sizes = table.boxes.new_tensor([one.size[::-1] * 2 for one in table.found])[:, None]
-    corners = [level.boxes.decode().squeeze(2).detach(), table.boxes[index]]
+    corners = [_query_boxes(own, table.canvas), table.boxes[index]]
     boxes = [box_convert(x / sizes, 'xyxy', 'cxcywh') for x in corners]
     logits = [level.logits.squeeze(2).detach(), table.logits[index]]
     cost = pair_cost(logits, boxes, own.activation, table.columns)
@@ -159,6 +171,17 @@ def _queries(own: Predictions, table: Table) -> list[Tensor]:
     partner = torch.where(matched, partner, -1)
     taken = torch.cat([index, (table.first + limits)[:, None]], dim=1)  # -1 is none
     return [taken.gather(1, partner.where(partner >= 0, most)).unsqueeze(2)]
+
+
+def _query_boxes(own: Predictions, canvas: tuple[int, int]) -> Tensor:
+    """Corners (N, Q, 4) of the student's queries in pixels; of those with a mask, those of it."""
+    (level,) = own.levels
+    if level.boxes is not None:
+        return level.boxes.decode().squeeze(2).detach()
+    masks: Tensor = own.handover
+    boxes = boxes_of_masks(masks.flatten(0, 1) > 0).view(*masks.shape[:2], 4)
+    height, width = masks.shape[-2:]
+    return boxes * boxes.new_tensor([canvas[1] / width, canvas[0] / height] * 2)
 
 
 def credible(found: TeacherDetections, sample: Any) -> TeacherDetections:
