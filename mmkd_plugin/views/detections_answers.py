@@ -143,7 +143,8 @@ def has_mask_queries(model: AnyModule) -> bool:
 def answers(model: AnyModule) -> bool:
     """Whether the model is a detector of mmdet whose answers have boxes or masks."""
     is_detector = any(cls.__name__ == 'BaseDetector' for cls in type(model).__mro__)
-    return is_detector and _head(model) is not None
+    has_features = isinstance(getattr(model, 'backbone', None), nn.Module)
+    return is_detector and has_features and _head(model) is not None
 
 
 def refuse_untested(model: AnyModule) -> None:

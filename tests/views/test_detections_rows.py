@@ -153,7 +153,7 @@ def test_the_truth_says_which_detections_are_in_question():
 
 
 def test_a_detr_is_read_without_nms_and_its_best_queries_first():
-    student, teacher = detector('FCOS'), detector('DINO', width=32, seed=1)
+    student, teacher = detector('FCOS'), detector('Deformable DETR', width=32, seed=1)
     view = make_view('detections', teacher)
     assert isinstance(view.reader, QueryReader) and view.reader.iou is None
     _, taught = read(student, teacher, [sample(), sample()])
