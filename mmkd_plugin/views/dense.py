@@ -22,6 +22,7 @@ from .dense_geometry import by_position, centers_of, offset_of, valid_positions
 from .dense_pairs import BY_BOXES, Grid
 from .dense_targets import DenseTargets
 from .predictions import HeadSpec, Level, Predictions
+from .rotated import has_angle_maps
 
 HEAD = 'bbox_head'
 
@@ -155,8 +156,9 @@ class DenseLogits(LogitView):
             stride=self.grid.strides[i],
         )
         # Centerness and objectness: the one number per prediction beside classes and box.
-        if len(groups) > 2 and groups[2][i].shape[1] == priors:
-            level.quality = by_position(groups[2][i], priors)[..., 0]
+        third = 2 + int(has_angle_maps(head))
+        if len(groups) > third and groups[third][i].shape[1] == priors:
+            level.quality = by_position(groups[third][i], priors)[..., 0]
         boxes = box_maps(head, groups, priors)
         if boxes is not None:
             index, kind = boxes

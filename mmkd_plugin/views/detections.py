@@ -16,6 +16,7 @@ from .detections_found import TeacherDetections, best_of
 from .detections_readers import reader_of, reads
 from .detections_rows import ASSIGNERS, rows_for
 from .predictions import ALIKE, PairContext, Predictions
+from .rotated import refuse_angles
 
 
 class Detections(LogitView):
@@ -90,6 +91,7 @@ class Detections(LogitView):
                 "'detections' are given to the positions of a dense head, to RoIs and to queries; "
                 f'the student ({name}, {spec.label!r}) has rows of the kind {spec.kind!r}.'
             )
+        refuse_angles(models[0])
 
     def check_loss(self, loss: AnyModule) -> None:
         if loss.compares_rows:

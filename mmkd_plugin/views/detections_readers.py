@@ -28,6 +28,7 @@ from .query import QueryLogits, corners_in_pixels
 from .regions import pyramid, refuse_fused, stage_arguments
 from .registry import views
 from .roi import RoILogits
+from .rotated import refuse_angles
 
 IOU = 0.6  # of the NMS where the teacher's own test_cfg names none
 
@@ -175,6 +176,7 @@ def reader_of(model: AnyModule) -> Any:
     Raises:
         TapError: neither can be.
     """
+    refuse_angles(model)
     if has_mask_queries(model):
         return MaskQueryReader(model)
     found = _inner(model)
