@@ -13,7 +13,7 @@ import importlib.util
 from collections.abc import Sequence
 from importlib import metadata
 
-__all__ = ['StackError', 'check_stack', 'guard_modules']
+__all__ = ['StackError', 'check_package', 'check_stack', 'guard_modules']
 
 import_module = (
     importlib.import_module
@@ -27,6 +27,10 @@ PROVIDERS = {
     'mmdet': ('onedl-mmdetection', 'mmdet'),
     'mmpretrain': ('onedl-mmpretrain', 'mmpretrain'),
     'mmseg': ('onedl-mmsegmentation', 'mmsegmentation'),
+    'mmrotate': ('onedl-mmrotate', 'mmrotate-dev', 'mmrotate'),
+    'mmpose': ('mmpose',),
+    'mmyolo': ('mmyolo',),
+    'mmdet3d': ('mmdet3d',),
 }
 PIP = 'python -m pip'
 
@@ -84,6 +88,34 @@ def check_stack(need: Sequence[str] = ('mmengine',)) -> None:
         _check_ops(installed)
 
 
+def check_package(name: str) -> None:
+    """Imports an OpenMMLab package, which looks at the versions beside it when it is imported.
+
+    Args:
+        name: of the package, such as a config's default scope; any other name passes.
+
+    Raises:
+        StackError: the package refuses a version, or lacks another package; with its own words.
+    """
+    if name not in PROVIDERS or find_spec(name) is None:
+        return  # what is looked for in it will not be found, and that says so
+    told = ' '.join(map(' '.join, _providers(name).items())) or name
+    try:
+        import_module(name)
+    except AssertionError as error:
+        reason = ' '.join(str(error).split()) or 'no reason'
+        raise StackError(
+            f'{told} does not go with the packages of this environment. It says: {reason} '
+            'Which versions fit each other is in docs/your-project.md.'
+        ) from error
+    except ModuleNotFoundError as error:
+        if error.name is None or '.' in error.name:  # a part of a package, such as compiled ops
+            raise
+        raise StackError(
+            f'{told} needs {error.name}, which is not installed: `{PIP} install {error.name}`.'
+        ) from error
+
+
 def _providers(name: str) -> dict[str, str]:
     """Installed distributions that provide an import name, with their versions."""
     found = {}
@@ -99,7 +131,8 @@ def _preferred(name: str, installed: dict[str, dict[str, str]]) -> str:
     """The distribution of ``name`` that fits the rest of the stack, the fork if nothing decides."""
     single = [d for found in installed.values() if len(found) == 1 for d in found]
     official = single and not any(d.startswith('onedl-') for d in single)
-    return name if official else PROVIDERS[name][0]
+    fitting = [d for d in PROVIDERS[name] if not (official and d.startswith('onedl-'))]
+    return fitting[0]
 
 
 def _install(distribution: str, version: str | None = None) -> str:

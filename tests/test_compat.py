@@ -198,3 +198,33 @@ def test_ops_that_do_not_import_are_explained(environment, distributions, reason
 
 def test_stack_error_is_an_import_error():
     assert issubclass(compat.StackError, ImportError)
+
+
+# -- packages beside the stack -------------------------------------------------------------------
+
+MMYOLO = 'MMCV==2.3.6 is used but incompatible. Please install mmcv>=2.0.0rc4, <2.1.0.'
+
+
+@pytest.mark.parametrize(
+    ('error', 'words'),
+    [
+        (AssertionError(MMYOLO), f'mmyolo 0.6.0 does not go with .* It says: {MMYOLO} Which'),
+        (ModuleNotFoundError(name='prettytable'), 'mmyolo 0.6.0 needs prettytable.*install pretty'),
+    ],
+)
+def test_a_package_that_refuses_the_stack_is_quoted(environment, error, words):
+    environment({**ONEDL, 'mmyolo': '0.6.0'}, ('torch', 'mmengine', 'mmyolo'), ops_error=error)
+    with pytest.raises(compat.StackError, match=words):
+        compat.check_package('mmyolo')
+
+
+def test_unknown_and_missing_packages_pass(environment):
+    environment(ONEDL, ops_error=AssertionError('never imported'))
+    for name in ('mmyolo', 'my_project', 'mmengine.model'):
+        compat.check_package(name)
+
+
+@pytest.mark.parametrize(('distributions', 'name'), [(ONEDL, 'onedl-'), (OFFICIAL, '')])
+def test_a_missing_package_is_that_of_the_stack(environment, distributions, name):
+    environment(distributions)
+    assert f'install {name}mmsegmentation' in failure(('mmseg',))

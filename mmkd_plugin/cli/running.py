@@ -12,6 +12,7 @@ from mmengine.device import get_device
 from torch import nn
 
 from ..checks import shortened
+from ..compat import check_package
 from ..model_config import read_config
 from .arguments import KeyValueAction
 from .errors import UsageError
@@ -150,6 +151,7 @@ def set_up_launcher(cfg: Config, launcher: str, local_rank: int) -> None:
 def prepare_scope(cfg: Config) -> str:
     """The config's default scope, after what its project does before every run."""
     scope = cfg.get('default_scope') or 'mmengine'
+    check_package(scope)
     if scope == 'mmdet':
         from mmdet.utils import setup_cache_size_limit_of_dynamo
 

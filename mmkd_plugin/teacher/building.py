@@ -15,7 +15,7 @@ from torch import nn
 
 from ..checkpoints import fit as ckpt
 from ..checkpoints.zoo import ZOO, published_weights
-from ..compat import check_stack
+from ..compat import check_package, check_stack
 from ..rng import rng_kept
 from ..taps.foreign import AnyModule
 
@@ -93,6 +93,7 @@ _SCOPE_NEEDS = dict(mmdet=('mmcv', 'mmdet'), mmseg=('mmcv', 'mmseg'), mmpretrain
 
 def _import_scope(scope: str) -> None:
     """Lets a package register its modules, without becoming the default scope for good."""
+    check_package(scope)
     if scope in _SCOPE_NEEDS:
         check_stack(('mmengine', *_SCOPE_NEEDS[scope]))
         utils = importlib.import_module(f'{scope}.utils')
