@@ -9,10 +9,11 @@ from torch import nn
 from ..taps import Capture, Recorder, TapConfig, TapError, TapPoint, parse_tap
 from .base import View
 from .registry import view_names
+from .tokens import split_tokens, token_map
 
 
 class TapView(View):
-    """The tensors at module paths, as they are."""
+    """The tensors at module paths, as they are; tokens as maps where ``tokens`` is said."""
 
     def __init__(
         self, config: TapConfig, model: nn.Module, needs: Sequence[str], where: str
@@ -22,11 +23,15 @@ class TapView(View):
                 f'{where}={config!r} is a module path, but the loss needs {" and ".join(needs)}, '
                 f'which a module does not tell. Use a view: {", ".join(view_names())}.'
             )
+        config, self.tokens = split_tokens(config, where)
         self.points = parse_tap(config, model, where)
 
     def read(self, recorder: Recorder) -> list[Capture]:
         """The levels of this step."""
-        return recorder.read(self.points)
+        captures = recorder.read(self.points)
+        if self.tokens is None:
+            return captures
+        return [Capture(c.label, token_map(c.tensor, self.tokens, c.label)) for c in captures]
 
     def compares_classes(self, model: nn.Module) -> bool:
         return any(_is_class_layer(point, model) for point in self.points)
