@@ -60,6 +60,9 @@ EXTRAS = {
     'timm': ['timm'],
     'mmpretrain': ['onedl-mmpretrain'],
     'mmseg': ['onedl-mmsegmentation>=1.4'],
+    # which versions fit which stack: docs/your-project.md
+    'mmrotate': ['onedl-mmrotate>=1.2'],
+    'mmpose': ['mmpose>=1.3'],
     'shampoo': ['pytorch-optimizer'],
     'demo': ['scikit-learn', 'scipy', 'matplotlib', 'rich', 'tensorboard'],
     'dev': ['pytest', 'pytest-xdist', 'pytest-timeout', 'ruff', 'mypy'],

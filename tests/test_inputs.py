@@ -570,6 +570,7 @@ RESIZE = dict(type='Resize', scale=(200, 100))
         ([dict(type='Compose', transforms=[RESIZE])], {}, (100, 200)),
         ([dict(type='torchvision/RandomResizedCrop', size=96)], {}, (96, 96)),
         ([dict(type='torchvision/Resize', size=96)], {}, (256, 256)),
+        ([dict(type='TopdownAffine', input_size=(192, 256))], {}, (256, 192)),
     ],
 )  # fmt: skip
 def test_the_size_of_a_pipeline(steps, preprocessor, size):

@@ -75,6 +75,8 @@ def _size_after(step: Step) -> tuple[int, int] | None:
     if name == 'Pad' or name == 'FixShapeResize':  # both are written (width, height)
         wide = step.get('size') if name == 'Pad' else (step.get('width'), step.get('height'))
         return _pair(wide, swap=True) if not step.get('keep_ratio') else None
+    if name in ('TopdownAffine', 'BottomupRandomAffine'):  # MMPose's
+        return _pair(step.get('input_size'), swap=True)
     if step.torchvision:
         size = step.get('size')
         if name == 'Resize' and _number(size):
@@ -126,9 +128,13 @@ def _rounded(size: tuple[int, int] | None, divisor: int | None) -> tuple[int, in
 
 
 def _asked_for(model: nn.Module) -> tuple[int, int] | None:
-    """The size for which a backbone such as a vision transformer, or SSD's anchors, were made."""
+    """The size for which a model was made: a backbone such as a vision transformer, SSD's anchors,
+    or a head that turns maps into vectors of coordinates (RTMPose)."""
     anchors = getattr(getattr(model, 'bbox_head', None), 'prior_generator', None)
     found = _pair(getattr(anchors, 'input_size', None))
+    if found:
+        return found
+    found = _pair(getattr(getattr(model, 'head', None), 'input_size', None), swap=True)
     if found:
         return found
     backbone = getattr(model, 'backbone', model)

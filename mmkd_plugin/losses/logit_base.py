@@ -13,7 +13,7 @@ from .base import DistillLoss
 from .old_names import OldNames
 
 ACTIVATIONS = ('softmax', 'sigmoid')
-KINDS = ('dense', 'roi', 'query', 'pixel', 'image')  # of heads
+KINDS = ('dense', 'roi', 'query', 'pixel', 'image', 'keypoint')  # of heads
 
 
 def select_by_kind(**others: str | dict) -> dict[str, str | dict]:

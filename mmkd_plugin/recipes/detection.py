@@ -22,16 +22,18 @@ from ..errors import placed
 from ..registry import build_loss
 from ..taps import TapError
 from ..taps.body import body_of
-from ..views import HeadSpec, LogitView, make_logit_view
+from ..views import HeadSpec, LogitView, fitting, make_logit_view
 
 ROWS = {
     'roi': 'regions of a two-stage detector',
     'dense': 'positions of a dense head',
     'query': 'queries',
     'pixel': 'pixels',
+    'keypoint': 'keypoints',
 }
+_CLASSES = ('roi', 'dense', 'query', 'pixel')  # whose columns are classes
 # The student's own class loss counts 2 in Deformable DETR and DINO.
-_WEIGHT = dict(roi=1.0, dense=1.0, query=2.0, pixel=1.0)
+_WEIGHT = dict(roi=1.0, dense=1.0, query=2.0, pixel=1.0, keypoint=1.0)
 # On dense heads and queries 0.1 has less than 1 % of the task's gradient (docs/results.md).
 _CKD_WEIGHT = dict(roi=0.1, dense=10.0, query=10.0, pixel=0.1)
 _AS_KD = "KD's numbers, all recommended"
@@ -125,7 +127,7 @@ def _first(count: int) -> int:
 
 
 def _everywhere(source: str) -> dict[str, str]:
-    return dict.fromkeys(ROWS, source)
+    return dict.fromkeys(_CLASSES, source)
 
 
 _DKD_SOURCES = dict(
@@ -142,6 +144,7 @@ RECIPES = {
             dense='recommended',
             query='recommended',
             pixel='recommended',
+            keypoint="recommended; RTMPose's loss has 1 and T=1",
         ),
     ),
     'dkd': Recipe(
@@ -197,7 +200,8 @@ RECIPES = {
 def source(name: str, model: nn.Module) -> str:
     """Where the hyper-parameters of a recipe come from for this kind of model."""
     recipe = RECIPES[name]
-    kind = make_logit_view(recipe.view, model, (), name).specs(body_of(model).module)[0].kind
+    view = make_logit_view(_rows_view(recipe.view, model), model, (), name)
+    kind = view.specs(body_of(model).module)[0].kind
     return recipe.sources[kind]
 
 
@@ -214,7 +218,8 @@ def plan(name: str, student: nn.Module, teacher: nn.Module, length: dict[str, in
             rows cannot be brought to the student's.
     """
     recipe = RECIPES[name]
-    view = make_logit_view(recipe.view, student, (), f'recipe {name!r}: student')
+    chosen = _rows_view(recipe.view, student)
+    view = make_logit_view(chosen, student, (), f'recipe {name!r}: student')
     spec = view.specs(student)[0]
     _check_method(name, recipe, spec, type(student).__name__)
     term = recipe.term(spec, length)
@@ -222,9 +227,9 @@ def plan(name: str, student: nn.Module, teacher: nn.Module, length: dict[str, in
         term.update(_late(length))
     # Once more, with what the loss needs beside logits, which a head may not have.
     loss = build_loss(term['loss'], f'recipe {name!r}')
-    view = make_logit_view(recipe.view, student, loss.needs, f'recipe {name!r}: student')
-    rows = dict(student=_view_name(recipe.view, spec, student))
-    if not _same_rows(name, recipe.view, view, (student, teacher)):
+    view = make_logit_view(chosen, student, loss.needs, f'recipe {name!r}: student')
+    rows = dict(student=_view_name(chosen, spec, student))
+    if not _same_rows(name, chosen, view, (student, teacher)):
         rows['teacher'] = 'detections'
         boxes = make_logit_view('detections', teacher, (), f'recipe {name!r}: teacher', 'teacher')
         with placed(f'recipe {name!r}: teacher'):
@@ -247,6 +252,11 @@ def _check_method(name: str, recipe: Recipe, spec: HeadSpec, model: str) -> None
             f'The recipe {name!r} is for {kinds}, but the rows of {model} ({spec.label}) are '
             f'{ROWS.get(spec.kind, spec.kind)}. Write the term yourself if you know its weight.'
         )
+
+
+def _rows_view(view: str, model: nn.Module) -> str:
+    """The rows of a recipe in this model: a pose estimator has places in place of classes."""
+    return 'keypoints' if view == 'cls_logits' and 'keypoints' in fitting(model) else view
 
 
 def _view_name(view: str, spec: HeadSpec, model: nn.Module) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from ..taps.body import INSIDE, body_of
+from ..views.keypoints import predicts_keypoints
 
 FAMILIES = {
     'two-stage': 'two-stage detector (has roi_head)',
@@ -12,6 +13,7 @@ FAMILIES = {
     'mask': 'instance segmentation without boxes (has mask_head)',
     'query-mask': 'mask classification with queries (has panoptic_head or track_head)',
     'semantic': 'semantic segmentation (has decode_head)',
+    'pose': 'pose estimator (has a head that finds keypoints)',
     'classification': 'classifier (has a head only)',
 }
 
@@ -38,7 +40,7 @@ def family(model: nn.Module) -> str:
     if has('decode_head'):
         return 'semantic'
     if has('head') and has('backbone'):
-        return 'classification'
+        return 'pose' if predicts_keypoints(body) else 'classification'
     children = ', '.join(name for name, _ in model.named_children()) or 'none'
     raise ValueError(
         f'No recipe fits {type(model).__name__}: it has no roi_head, bbox_head, mask_head, '

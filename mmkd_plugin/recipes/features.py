@@ -18,11 +18,12 @@ from torch import nn
 
 from ..taps.body import body_of
 from ..taps.probe import Probe
+from ..views.tokens import last_tokens
 from .families import family
 from .levels import Pairing, pair_necks
 
 # Families whose knowledge sits in the last backbone stage; all others are tapped at the neck.
-_BACKBONE_FAMILIES = ('semantic', 'classification')
+_BACKBONE_FAMILIES = ('semantic', 'pose', 'classification')
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ def _gdd(noise: str) -> Callable[[str], tuple[float, dict, str]]:
         'mask': (200.0, 'official code, SOLO'),
         'query-mask': (200.0, 'recommended: as for SOLO'),
         'semantic': (145.0, 'official code, PSPNet'),
+        'pose': (145.0, "recommended: the official class's own default"),
         'classification': (145.0, "recommended: the official class's own default"),
     }
 
@@ -74,6 +76,7 @@ def _mgd(family: str) -> tuple[float, dict, str]:
         'mask': (2e-5, 0.65, 'official code, SOLO'),
         'query-mask': (2e-5, 0.65, 'recommended: as for SOLO'),
         'semantic': (2e-5, 0.75, 'official code, PSPNet (without its extra logit term)'),
+        'pose': (2e-5, 0.65, 'recommended: as for RetinaNet'),
         'classification': (7e-5, 0.15, 'official code, ResNet-34 to ResNet-18 on ImageNet'),
     }[family]
     # The published weights belong to a sum over channels and positions, divided by the batch. Only
@@ -160,11 +163,12 @@ def _neck(model: nn.Module) -> nn.Module | None:
 
 
 def _last_stage(name: str, model: nn.Module, role: str) -> dict:
-    if not isinstance(getattr(body_of(model).module, 'backbone', None), nn.Module):
+    body = body_of(model).module
+    if not isinstance(getattr(body, 'backbone', None), nn.Module):
         children = ', '.join(child for child, _ in model.named_children()) or 'none'
         raise ValueError(
             f'The recipe {name!r} looks for the last stage of `backbone`, which the {role} '
             f'({type(model).__name__}) does not have (its sub-modules: {children}). '
             'Write the terms yourself; tools/inspect_model.py (mmkd inspect) lists the paths.'
         )
-    return dict(path='backbone', levels=[-1])
+    return last_tokens(body.backbone) or dict(path='backbone', levels=[-1])

@@ -62,7 +62,7 @@ class RowWeights:
     @property
     def are_few(self) -> bool:
         """Whether a head of this kind has so few rows that weights do what copies would."""
-        return self.own.kind in ('roi', 'query', 'image')
+        return self.own.kind in ('roi', 'query', 'image', 'keypoint')
 
     @property
     def by_label(self) -> bool:

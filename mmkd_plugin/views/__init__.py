@@ -11,6 +11,7 @@ from .dense_bins import DenseBins
 from .detections import Detections
 from .dynamic_masks import DynamicMasks
 from .grid_masks import GridLogits, GridMasks
+from .keypoints import KeypointLogits
 from .make import make_logit_view, make_view
 from .predictions import Boxes, HeadSpec, Level, PairContext, Predictions
 from .query import QueryLogits
@@ -32,6 +33,7 @@ TABLE: dict[str, tuple[type[LogitView], ...]] = dict(
     ),
     dfl_logits=(DenseBins,),
     detections=(Detections,),
+    keypoints=(KeypointLogits,),
     mask_logits=(RoIMasks, DynamicMasks, GridMasks),
     seg_logits=(PanopticSemanticLogits, SemanticLogits),
 )

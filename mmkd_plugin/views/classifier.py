@@ -13,6 +13,7 @@ from ..taps import Recorder, TapError
 from ..taps.foreign import AnyModule
 from .base import LogitView, only_call
 from .class_head import read_head
+from .keypoints import predicts_keypoints
 from .predictions import HeadSpec, Level, Predictions
 
 _ONCE = 'cls_logits', 'classifiers'
@@ -48,7 +49,8 @@ class ClassifierLogits(LogitView):
 
     @classmethod
     def fits(cls, model: AnyModule) -> bool:
-        return isinstance(getattr(model, 'head', None), nn.Module) and hasattr(model, 'backbone')
+        has_head = isinstance(getattr(model, 'head', None), nn.Module)
+        return has_head and hasattr(model, 'backbone') and not predicts_keypoints(model)
 
     def read(
         self,

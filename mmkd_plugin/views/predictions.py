@@ -86,8 +86,8 @@ class HeadSpec:
 
     Attributes:
         label: names it in messages.
-        kind: ``'dense'``, ``'roi'``, ``'query'``, ``'pixel'`` or ``'image'``; losses choose their
-            default selection by it.
+        kind: ``'dense'``, ``'roi'``, ``'query'``, ``'pixel'``, ``'image'`` or ``'keypoint'``;
+            losses choose their default selection by it.
         activation: ``'sigmoid'`` or ``'softmax'``.
         num_classes: foreground classes. C is ``num_classes``, or one more with a background column.
         background: whether there is that column, which is the last.
