@@ -141,4 +141,4 @@ def _shape(rows: ImageRows, head: Predictions) -> tuple[int, int] | None:
     if size is not None:
         return size[0], size[1]
     side = math.isqrt(count)
-    return side, side  # the cells of SOLO
+    return (side, side) if head.kind == 'dense' else None  # the cells of SOLO, no keypoints
