@@ -127,6 +127,8 @@ def _grown(seen: Watched) -> str | None:
 
 
 def _too_large(seen: Watched, is_clipped: bool) -> str | None:
+    if seen.ratio < STUCK_LOSS:
+        return None
     beside = (
         f'it is {seen.weighted:.3g} at its full weight beside {seen.scale:.3g} of the task, '
         f'{seen.ratio:.0f} times as much, '

@@ -21,9 +21,10 @@ import importlib, json, sys
 sys.modules['mmkd_plugin'] = None  # importing it raises from here on
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS, init_default_scope
 package = sys.argv[1]
-importlib.import_module(package + '.utils').register_all_modules()
+init_default_scope(package)
+importlib.import_module(package + '.models')
 for line in sys.stdin:
     config, checkpoint = json.loads(line)
     try:

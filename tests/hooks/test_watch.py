@@ -274,6 +274,16 @@ def test_what_was_measured_of_the_published_tables_raises_no_alarm(path):
             assert (text is not None) == ((path.stem, name) in useless), (name, text)
 
 
+def test_a_loss_that_rounds_to_zero_is_no_proportion():
+    """The middle of five values is 0 where a KL of two new heads is."""
+    config = TermConfig.from_dict(dict(loss=dict(type='KDLoss'), student='neck'), 'terms[0]')
+    seen = Watched(Term(config, None, None, 'terms[0]'), Series())
+    for value in (0.0, 0.0, 0.0, 1e-9, -1e-9):
+        seen.task.add(0.5)
+        seen.loss.add(value)
+    assert verdicts.proportion(seen, is_clipped=False) is None
+
+
 # -- how it looks ----------------------------------------------------------------------------
 
 

@@ -68,7 +68,8 @@ def test_the_lines_train(block, tmp_path):
     config = Config.fromfile(file)
     package = needs(block)[0]
     assert config.default_scope == package
-    data = DATA[package](tmp_path / 'data')
+    size = dict(side=256) if 'mmpretrain' in needs(block)[1:] else {}  # the windows of Swin
+    data = DATA[package](tmp_path / 'data', **size)
     if package == 'mmseg':  # of padded images the package makes 512 x 512
         config.model.data_preprocessor.size = (64, 64)
     runner, seen = Runner.from_cfg(shortened(config, data, tmp_path / 'work')), Losses()
