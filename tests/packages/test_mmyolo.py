@@ -6,8 +6,14 @@ from importlib.util import find_spec
 
 import pytest
 
+from mmkd_plugin.compat import StackError, check_package
+
 if find_spec('mmyolo') is None:  # an installed but broken one must not pass as missing
-    pytest.skip('needs MMYOLO beside an mmcv that it accepts', allow_module_level=True)
+    pytest.skip('needs MMYOLO', allow_module_level=True)
+try:
+    check_package('mmyolo')
+except StackError as refusal:  # docs/your-project.md has which versions fit
+    pytest.skip(str(refusal), allow_module_level=True)
 
 from five_steps import PlainPackage, random_teacher, run_config, train
 from made_up_data import objects
