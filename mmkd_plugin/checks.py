@@ -64,15 +64,20 @@ def _at_least(minimum: float | None) -> str:
     return '' if minimum is None else f', {minimum:g} or more'
 
 
+def near_matches(name: str, names: Iterable[str], count: int = 4) -> list[str]:
+    """The valid names most like ``name``; 'GDD' is like 'gdd'."""
+    names, name = list(names), str(name)[:200]
+    if close := difflib.get_close_matches(name, names, n=count, cutoff=0.4):
+        return close
+    lower = {known.lower(): known for known in names}
+    found = difflib.get_close_matches(name.lower(), lower, n=count, cutoff=0.4)
+    return [lower[known] for known in found]
+
+
 def nearest(name: str, names: Iterable[str], count: int = 4) -> str:
-    """Formats the valid names most like ``name``, for an error message; 'GDD' is like 'gdd'."""
+    """Formats the valid names most like ``name``, for an error message."""
     names = list(names)
-    close = difflib.get_close_matches(str(name)[:200], names, n=count, cutoff=0.4)
-    if not close:
-        lower = {known.lower(): known for known in names}
-        found = difflib.get_close_matches(str(name)[:200].lower(), lower, n=count, cutoff=0.4)
-        close = [lower[known] for known in found]
-    if close:
+    if close := near_matches(name, names, count):
         return 'nearest: ' + ', '.join(repr(n) for n in close)
     return 'valid: ' + ', '.join(repr(n) for n in sorted(names)[:20])
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from mmengine.logging import print_log
 
-from .checks import nearest
+from .checks import near_matches, nearest
+from .errors import Refusal
 from .taps import TapError
 
 BY_NAME = 'names'
@@ -117,14 +118,19 @@ def resolve_class_map(
     for own, theirs in wanted.items():
         for role, name, names in (('student', own, student), ('teacher', theirs, teacher)):
             if name not in names:
-                raise ValueError(
+                raise Refusal(
                     f'teacher.class_map names the class {name!r}, which the {role} does not have; '
-                    f'{nearest(str(name), names)}.'
+                    f'{nearest(str(name), names)}.',
+                    unknown=str(name),
+                    of=role,
+                    nearest=near_matches(str(name), names),
                 )
     if not wanted:
-        raise ValueError(
+        raise Refusal(
             "teacher.class_map='names': student and teacher share no class name (student "
-            f'{list(student)[:5]}, teacher {list(teacher)[:5]}). Give a dict of names.'
+            f'{list(student)[:5]}, teacher {list(teacher)[:5]}). Give a dict of names.',
+            student_names=list(student)[:8],
+            teacher_names=list(teacher)[:8],
         )
     indices = tuple(
         list(teacher).index(wanted[name]) if name in wanted else UNKNOWN for name in student
@@ -180,10 +186,16 @@ def fit_class_map(class_map: Sequence[int], student: int, teacher: int) -> list[
         TapError: a map that does not fit the numbers of classes, or in which nothing is shared.
     """
     if len(class_map) != student:
-        raise TapError(f'class_map names {len(class_map)} classes, but the student has {student}.')
+        raise TapError(
+            f'class_map names {len(class_map)} classes, but the student has {student}.',
+            mapped_classes=len(class_map),
+            student_classes=student,
+        )
     if max(class_map) >= teacher:
         raise TapError(
-            f'class_map points to class {max(class_map)} of the teacher, which has {teacher}.'
+            f'class_map points to class {max(class_map)} of the teacher, which has {teacher}.',
+            mapped_to=max(class_map),
+            teacher_classes=teacher,
         )
     own = [i for i, c in enumerate(class_map) if c != UNKNOWN]
     if not own:

@@ -4,17 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
-class TapError(ValueError):
+class WithEvidence(Exception):
+    """An error that brings the numbers and names of its message along, for reports.
+
+    Args:
+        *args: the message.
+        **evidence: sizes, names, near matches: plain values.
+    """
+
+    def __init__(self, *args: object, **evidence: Any) -> None:
+        super().__init__(*args)
+        self.evidence = evidence
+
+
+class Refusal(WithEvidence, ValueError):
+    """A config or a pair with which training would not begin."""
+
+
+class TapError(Refusal):
     """A tap that does not fit the model."""
 
 
-class ProbeError(ValueError):
+class ProbeError(Refusal):
     """A model that cannot run on the probe image."""
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(WithEvidence, RuntimeError):
     """A checkpoint that cannot be used; the message says what to do."""
 
 

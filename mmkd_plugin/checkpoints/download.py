@@ -20,7 +20,7 @@ from mmengine.fileio.backends.registry_utils import prefix_to_backends
 from mmengine.logging import print_log
 from mmengine.runner import checkpoint as mmengine_files
 
-from ..checks import nearest
+from ..checks import near_matches, nearest
 from ..errors import CheckpointError
 from ..files import whole_file
 from .file import is_checkpoint, kind_of
@@ -87,6 +87,7 @@ def _local(name: str, key: str, advice: str) -> Path:
         there = folder.is_dir()
     except OSError as error:  # a name of 5,000 letters
         raise CheckpointError(f'{key}={name[:200]!r} cannot be a file: {error.strerror}.') from None
+    files: list[str] = []
     if there:
         files = [str(f) for suffix in SUFFIXES for f in folder.glob(f'*{suffix}')]
         place = 'this folder' if folder == Path('.') else f'the folder {folder}'
@@ -94,7 +95,12 @@ def _local(name: str, key: str, advice: str) -> Path:
     else:
         hint = f' There is no folder {folder}, seen from {Path.cwd()}.'
     advice = advice and f' {advice}'
-    raise CheckpointError(f'{key}={name!r} does not exist.{hint}{advice}')
+    raise CheckpointError(
+        f'{key}={name!r} does not exist.{hint}{advice}',
+        file=name,
+        folder_exists=there,
+        nearest=near_matches(str(path), files),
+    )
 
 
 # -- names of MMEngine's lists -----------------------------------------------------------------

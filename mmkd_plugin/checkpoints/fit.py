@@ -177,19 +177,29 @@ def load_all(model: nn.Module, state: dict, path: str, allow_partial: bool) -> N
         raise CheckpointError(
             f'{file} is of another model: none of its keys (first: {first!r}) belongs to the '
             f'teacher (first: {next(iter(fit.missing), None)!r}). Check the pair of config and '
-            'checkpoint; a prefix in front of the names means that a wrapper saved the file.'
+            'checkpoint; a prefix in front of the names means that a wrapper saved the file.',
+            filled=0,
+            of=total,
+            first_of_file=first,
+            first_of_model=next(iter(fit.missing), None),
         )
     if fit.misshapen and not allow_partial:
         raise CheckpointError(
             f'{file} does not fit teacher.config: {few(list(fit.misshapen.values()))}. Number of '
             'classes, depth, width or type of numbers differ; use the config that this checkpoint '
-            'was trained with.'
+            'was trained with.',
+            misshapen=len(fit.misshapen),
+            of=total,
+            first=next(iter(fit.misshapen.values())),
         )
     if fit.missing and not allow_partial:
         raise CheckpointError(
             f'{file} lacks {len(fit.missing)} of {total} entries of the teacher: '
             f'{few(fit.missing)}. Use the matching config, or allow_partial=True to go on with '
-            'random values there.'
+            'random values there.',
+            missing=len(fit.missing),
+            of=total,
+            first=fit.missing[0],
         )
     # A deeper network's file fills a shallower one completely; other parts (ema_...) do no harm.
     extra = extra_in_own_parts(fit)
@@ -197,7 +207,10 @@ def load_all(model: nn.Module, state: dict, path: str, allow_partial: bool) -> N
         raise CheckpointError(
             f'{file} has {len(extra)} entries that the teacher lacks: {few(extra)}. It was trained '
             'with another config, a deeper one perhaps; use that one, or allow_partial=True to '
-            'leave these entries out.'
+            'leave these entries out.',
+            extra=len(extra),
+            of=total,
+            first=extra[0],
         )
     if fit.missing or fit.misshapen or extra:
         print_log(
@@ -211,7 +224,9 @@ def load_all(model: nn.Module, state: dict, path: str, allow_partial: bool) -> N
     if bad := bad_numbers(model, fit.matched):
         raise CheckpointError(
             f'{file} holds numbers that no trained network has: {few(bad)}. The run that saved it '
-            'had diverged; use an earlier checkpoint.'
+            'had diverged; use an earlier checkpoint.',
+            not_finite=len(bad),
+            first=bad[0],
         )
 
 

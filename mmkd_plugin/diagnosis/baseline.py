@@ -6,7 +6,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ..hooks.entries import class_name
+from ..hooks.entries import class_name, distill_hooks
 from .findings import Report
 
 # What decides a training; where results go, what is logged and what is tested do not.
@@ -32,6 +32,9 @@ def check_baseline(distilled: Config, baseline: Config, report: Report) -> None:
     for key in KEYS:
         _compare(key, distilled.get(key), baseline.get(key), found)
     _compare('custom_hooks', _hooks(distilled), _hooks(baseline), found)
+    for hook in distill_hooks(distilled):  # weights that the student alone does not begin with
+        begin = hook.get('init_student') if isinstance(hook, dict) else hook.init_student
+        _compare('DistillHook.init_student', begin, None, found)
     if not found:
         return
     evidence: dict[str, Any] = dict(differences=len(found))

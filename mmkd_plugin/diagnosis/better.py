@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+from torch import nn
 
 from .findings import Report
 from .paired import Difference, difference
@@ -44,6 +46,17 @@ def check_better(
             'nothing-to-learn', 'teacher', evidence, 'teacher=dict(config=..., checkpoint=...)'
         )
     return gain
+
+
+def check_equal(teacher: nn.Module, student: nn.Module, report: Report) -> None:
+    """Adds the finding for a student that begins as its teacher, tensor by tensor."""
+    own, theirs = dict(student.named_parameters()), dict(teacher.named_parameters())
+    same = own.keys() == theirs.keys() and all(torch.equal(own[n], theirs[n]) for n in own)
+    if same and own and not report.has('nothing-to-learn'):
+        evidence = dict(equal_tensors=len(own), of=len(theirs))
+        report.add(
+            'nothing-to-learn', 'teacher', evidence, 'teacher=dict(config=..., checkpoint=...)'
+        )
 
 
 def own_metrics(readings: Sequence[Reading]) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ FEWEST = 3  # objects of a class, below which it says nothing
 SHARE = 0.35  # of a class's objects that are called by another name, for it to be exchanged
 ORDERED = 0.8  # of the answers that any choice of names can explain, explained by exchanged ones
 P = 1e-4
+_MOST_NAMES = 8  # in the evidence
 
 
 def counts_of(objects: Objects) -> np.ndarray:
@@ -120,15 +122,9 @@ def check_class_names(
         compared: whether a term compares classes, which is refused then.
         report: gets the finding.
     """
+    evidence = evidence_of_names(teacher, student)
     missing = [name for name in student if name not in teacher]
-    near = {name: match for name in missing if (match := _nearest(name, teacher))}
-    evidence = dict(
-        teacher_classes=len(teacher),
-        student_classes=len(student),
-        missing=len(missing),
-        spelled_otherwise=len(near),
-        other_position=sum(a != b for a, b in zip(teacher, student) if b in teacher),
-    )
+    near = _spelled(missing, teacher)
     if not missing:
         advice = "teacher=dict(..., class_map='names')"
     elif near:
@@ -142,10 +138,29 @@ def check_class_names(
     report.add('class-names', 'teacher.class_map', evidence, advice, severity)
 
 
-def _nearest(name: str, names: Sequence[str]) -> str | None:
+def evidence_of_names(teacher: Sequence[str], student: Sequence[str]) -> dict[str, Any]:
+    """How two lists of names differ: counts, and some of the names."""
+    missing = [name for name in student if name not in teacher]
+    near = _spelled(missing, teacher)
+    return dict(
+        teacher_classes=len(teacher),
+        student_classes=len(student),
+        missing=len(missing),
+        spelled_otherwise=len(near),
+        other_position=sum(a != b for a, b in zip(teacher, student) if b in teacher),
+        missing_names=missing[:_MOST_NAMES],
+        near_matches=dict(list(near.items())[:_MOST_NAMES]),
+    )
+
+
+def _spelled(missing: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """The teacher's name most like each that is missing."""
     lower = {other.lower(): other for other in names}
-    found = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
-    return lower[found[0]] if found else None
+    found = {}
+    for name in missing:
+        if match := difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6):
+            found[name] = lower[match[0]]
+    return found
 
 
 def indices_of_teacher(

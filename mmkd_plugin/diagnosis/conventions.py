@@ -12,6 +12,7 @@ from ..images.pixels import Pixels
 from ..teacher.inputs import InputConverter
 
 CHANNEL_ORDER, NORMALIZATION = 'channel-order', 'normalization'
+OF_STUDENT = "as the student's"
 # Mean and std on pixels from 0 to 255, red first.
 CONVENTIONS = {
     'ImageNet': ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
@@ -34,6 +35,8 @@ class Convention:
         student: what the student's images are taken for.
         teacher: what the teacher is given.
         advice: the line of the config that says so.
+        suspected: whether it is what a config is likely to have meant: red and blue exchanged, or
+            the student's own mean and std. The others are guesses, of which one may fit by luck.
     """
 
     code: str
@@ -41,6 +44,7 @@ class Convention:
     student: Pixels
     teacher: Pixels
     advice: str
+    suspected: bool = False
 
     def converter(self, channels: int) -> InputConverter:
         """What makes the teacher's batches."""
@@ -75,14 +79,17 @@ def conventions(student: Pixels, teacher: Pixels, values: np.ndarray) -> list[Co
             ('red and blue exchanged, their mean and std as well', turned),
         ):
             if other is swapped or not _is_alike(swapped, turned.mean, turned.std, 1e-6):
-                found.append(Convention(CHANNEL_ORDER, name, student, other, _advice(other)))
+                found.append(Convention(CHANNEL_ORDER, name, student, other, _advice(other), True))
+    tried = [teacher]
     for name, (mean, std) in _numbers(student, values, own == order).items():
         if order == 'bgr' and name in CONVENTIONS:
             mean, std = mean[::-1], std[::-1]
         mean, std = mean[: len(values)], std[: len(values)]
-        if not _is_alike(teacher, mean, std):
+        if not any(_is_alike(pixels, mean, std) for pixels in tried):
             other = replace(stated, mean=tuple(mean), std=tuple(std))
-            found.append(Convention(NORMALIZATION, name, student, other, _advice(other)))
+            advice, suspected = _advice(other), name == OF_STUDENT
+            found.append(Convention(NORMALIZATION, name, student, other, advice, suspected))
+            tried.append(other)
     return found + _ranges(student, stated, float(values.max()))
 
 
@@ -102,12 +109,11 @@ def _numbers(
     student: Pixels, values: np.ndarray, same_order: bool
 ) -> dict[str, tuple[tuple[float, ...], tuple[float, ...]]]:
     """Mean and std by name; those of data and student in the teacher's order of channels."""
-    found: dict[str, Any] = dict(CONVENTIONS)
     mean, std = values.mean(1), values.std(1) + 1e-6
     own = _wide(student.mean, len(values)), _wide(student.std, len(values))
     turn = 1 if same_order else -1
+    found: dict[str, Any] = {OF_STUDENT: (own[0][::turn], own[1][::turn]), **CONVENTIONS}
     found["these images' own mean and std"] = (tuple(mean[::turn]), tuple(std[::turn]))
-    found["as the student's"] = (own[0][::turn], own[1][::turn])
     return found
 
 

@@ -17,7 +17,7 @@ from ..rng import rng_kept
 from ..teacher import build_model
 from ..views import make_view
 from .baseline import check_baseline
-from .better import check_better, own_metrics
+from .better import check_better, check_equal, own_metrics
 from .class_checks import check_class_names, check_class_order, indices_of_teacher, names_of_teacher
 from .cost import KEYS as COST_KEYS
 from .cost import measure_cost
@@ -147,7 +147,11 @@ class Doctor:
         )
         pixels = pair.pixels
         study = Study(names, comparable)
-        for images in labelled_sets(self.cfg, self.options.images):
+
+        def refuse(name: str, error: Exception) -> None:
+            note_refusal(self.report, error, name)
+
+        for images in labelled_sets(self.cfg, self.options.images, refuse):
             theirs = teacher.pixels(pixels)
             models = pair.student, teacher.model, pair.trained
             reader = Reader(*models, (pixels, theirs), names, comparable)
@@ -197,6 +201,8 @@ class Doctor:
         with self._trying('teacher.checkpoint'):
             if check_trained(fresh, study.teacher, exempt, report) and not exempt:
                 self.gain = check_better(study.teacher, study.student, study.comparable, report)
+        with self._trying('teacher'):
+            check_equal(pair.teacher.model, pair.student, report)
         report.teacher = {**own_metrics(study.teacher), **study.metrics.get('teacher', {})}
         if pair.trained:
             report.student = {**own_metrics(study.student), **study.metrics.get('student', {})}
@@ -283,12 +289,12 @@ class Doctor:
 
 
 def _class_count(pair: Pair) -> int:
-    """How many classes the student's head has; 0 if no module tells."""
-    for module in pair.student.modules():
-        if isinstance(getattr(module, 'num_classes', None), int):
-            return module.num_classes
-    names = dataset_classes(pair.dataset) if pair.dataset is not None else None
-    return len(names or ())
+    """How many classes the student has; 0 if neither its data nor a module tells."""
+    if pair.dataset is not None and (names := dataset_classes(pair.dataset)):
+        return len(names)
+    counts = [getattr(module, 'num_classes', None) for module in pair.student.modules()]
+    # A proposal head knows one class, objects.
+    return max((count for count in counts if isinstance(count, int)), default=0)
 
 
 def _compares_classes(pair: Pair) -> bool:

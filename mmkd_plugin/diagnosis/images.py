@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,21 +42,30 @@ class Labelled:
         return iter(self.loader)
 
 
-def labelled_sets(cfg: Config, count: int) -> Iterator[Labelled]:
+def labelled_sets(
+    cfg: Config, count: int, refuse: Callable[[str, Exception], None]
+) -> Iterator[Labelled]:
     """The sets of a config that may have labels, the first of them first.
 
     Args:
         cfg: the config.
         count: at most so many images of a set.
+        refuse: told of each set that cannot be built, or whose first image cannot be read. Training
+            builds the validation set before its first step, and would stop there.
     """
     for name in SETS:
         entry = cfg.get(name)
         if not isinstance(entry, dict) or entry.get('dataset') is None:
             continue
-        dataset = build_dataset(entry)
-        size = len(dataset)
-        if not size:
+        try:
+            dataset = build_dataset(entry)
+            if not len(dataset):
+                continue
+            dataset[0]
+        except Exception as error:
+            refuse(name, error)
             continue
+        size = len(dataset)
         chosen = np.random.default_rng(0).permutation(size)[:count]
         loader = plain_loader(
             dict(

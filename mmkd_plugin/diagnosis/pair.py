@@ -30,8 +30,9 @@ from ..taps.foreign import AnyModule
 from ..teacher import Teacher, build_model, draw_weights, make_teacher
 from ..teacher.init_student import copy_teacher_weights
 from ..teacher.self_teacher import PREVIOUS_EPOCH
+from .class_checks import evidence_of_names
 from .findings import Report
-from .refusals import note_refusal
+from .refusals import code_of, note_refusal
 
 
 @dataclass
@@ -156,11 +157,19 @@ def attach_terms(pair: Pair, report: Report) -> Distiller | None:
             index = refused_term(error)
             named = index is not None and index < len(terms)
             where = _name(terms[index], index) if named and index is not None else 'terms'
-            note_refusal(report, error, where)
+            note_refusal(report, error, where, _known(pair, error))
             if not named or index is None:
                 return None
             del terms[index]
     return None
+
+
+def _known(pair: Pair, error: BaseException) -> dict[str, Any]:
+    """What the pair knows of a refusal: of classes that differ, their names."""
+    if pair.teacher is None or code_of(error) != 'class-names':
+        return {}
+    student = dataset_classes(pair.dataset) if pair.dataset is not None else None
+    return evidence_of_names(pair.teacher.classes or (), student or ())
 
 
 def give_back(student: nn.Module) -> None:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from .class_checks import best_renaming
-from .conventions import CHANNEL_ORDER, Convention
+from .conventions import Convention
 from .findings import Report
 from .paired import Difference, difference
 from .readings import Objects, Reading, all_objects, image_scores
 from .study import Study
 
 # How much better another convention must read, as a difference of mean scores and as a share of
-# its own. An exchange is one question; of mean and std many are tried, and contrast alone changes
+# its own, and how rarely that comes up by chance. An exchange is one question, and so is the
+# student's own normalisation; of other means and stds many are tried, and contrast alone changes
 # scores.
-MARGINS = {CHANNEL_ORDER: (0.02, 0.03)}
-MARGIN = (0.03, 0.1)
-P = {CHANNEL_ORDER: 0.005}
-P_OF_MANY = 0.001
+SUSPECTED, GUESSED = (0.02, 0.03, 0.005), (0.03, 0.1, 0.001)
 AS_GOOD, TRUE_NAMES = 0.05, 0.6  # shares of objects
 
 
@@ -59,9 +57,9 @@ def _gain(study: Study, readings: list[Reading]) -> Difference | None:
 def _is_better(
     convention: Convention, gain: Difference, study: Study, readings: list[Reading]
 ) -> bool:
-    least, share = MARGINS.get(convention.code, MARGIN)
+    least, share, p = SUSPECTED if convention.suspected else GUESSED
     reached = _mean(readings, study.comparable)
-    if gain.p > P.get(convention.code, P_OF_MANY) or gain.mean < max(least, share * reached):
+    if gain.p > p or gain.mean < max(least, share * reached):
         return False
     before, after = all_objects(study.teacher[: len(readings)]), all_objects(readings)
     if not study.comparable:

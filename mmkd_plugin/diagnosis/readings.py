@@ -237,12 +237,26 @@ def _boxes(found: Any, sample: Any, in_input_frame: bool) -> BoxReading | None:
     if in_input_frame and scale is not None:
         boxes = boxes / np.tile(np.asarray(scale, dtype=np.float64)[:2], 2)
     return BoxReading(
-        _array(getattr(found.bboxes, 'tensor', found.bboxes)).reshape(-1, 4),
+        _found_boxes(found),
         _array(found.scores),
         _array(found.labels, int),
         boxes,
         _array(true.labels, int),
     )
+
+
+def _found_boxes(found: Any) -> np.ndarray:
+    """Corners (M, 4). Heads that find masks alone (SOLO) give boxes of size 0 with them."""
+    boxes: np.ndarray = _array(getattr(found.bboxes, 'tensor', found.bboxes)).reshape(-1, 4)
+    if boxes.any() or 'masks' not in found:
+        return boxes
+    from torchvision.ops import masks_to_boxes
+
+    masks = torch.as_tensor(found.masks)
+    full = masks.flatten(1).any(1)
+    corners = _array(masks_to_boxes(masks[full]))
+    boxes[_array(full, bool)] = corners + np.array([0, 0, 1, 1])  # the last pixel is inside
+    return boxes
 
 
 def _array(value: Any, dtype: type = float) -> np.ndarray:

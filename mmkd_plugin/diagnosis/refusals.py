@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import traceback
+from pathlib import Path
+from typing import Any
 
 from ..errors import CheckpointError
 from .findings import Report
@@ -38,15 +40,38 @@ def code_of(error: BaseException) -> str:
     return next((REFUSED_BY[name] for name in reversed(names) if name in REFUSED_BY), 'refused')
 
 
-def note_refusal(report: Report, error: BaseException, where: str) -> None:
-    """Adds the finding for what was refused; its message says what to change."""
+def evidence_of(error: BaseException, known: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The numbers and names that a refusal brings along; else which kind it is, and who refused.
+
+    Args:
+        error: the refusal.
+        known: what else is known of it.
+    """
+    if found := {**(known or {}), **getattr(error, 'evidence', {})}:
+        return found
+    frames = traceback.extract_tb(error.__traceback__)
+    at = f'{Path(frames[-1].filename).stem}: {frames[-1].name}' if frames else None
+    return dict(error=type(error).__name__, refused_by=at)
+
+
+def note_refusal(
+    report: Report, error: BaseException, where: str, known: dict[str, Any] | None = None
+) -> None:
+    """Adds the finding for what was refused; its message says what to change.
+
+    Args:
+        report: gets the finding.
+        error: that training would stop with.
+        where: it was refused.
+        known: what else is known of it, for the evidence.
+    """
     message = ' '.join(str(error).split()) or type(error).__name__
     if not isinstance(error, (ValueError, RuntimeError, OSError)):
         message = f'{type(error).__name__}: {message}'
-    report.add(code_of(error), where, {}, message[:_LONGEST])
+    report.add(code_of(error), where, evidence_of(error, known), message[:_LONGEST])
 
 
 def note_unexamined(report: Report, what: str, error: BaseException) -> None:
     """Adds the note on a check that could not be made."""
     message = f'{type(error).__name__}: {" ".join(str(error).split())}'
-    report.add('not-examined', what, {}, message[:_LONGEST])
+    report.add('not-examined', what, evidence_of(error), message[:_LONGEST])

@@ -9,17 +9,6 @@ HELPS, NOT, UNKNOWN = 'helps', 'does not help', 'cannot tell'
 GAP = 0.03  # of the mean scores of teacher and student, from which on there is much to learn
 RIGHT_GAP = 0.02  # of the shares of objects that are right
 ROW_GAP = 0.05  # the same of the shares of rows that are right
-_FATAL = (
-    'channel-order',
-    'normalization',
-    'class-order',
-    'untrained-teacher',
-    'teacher-in-training-mode',
-    'levels-misaligned',
-    'overflow',
-    'frozen-tap',
-    'no-rows',
-)
 _NOT_STARTED = ('class-names', 'bad-checkpoint', 'refused')
 _IDLE = ('weight-too-small', 'nothing-to-learn', 'no-rows', 'frozen-tap')
 
@@ -38,10 +27,9 @@ def decide(report: Report, gain: Difference | None, trained: bool) -> None:
         report.answer = UNKNOWN
         report.because = [f'{f.code} ({f.where}): the run would not begin as it is' for f in stops]
         return
-    fatal = [f for f in errors if f.code in _FATAL]
-    if fatal:
+    if errors:
         report.answer = NOT
-        report.because = [f'{f.code} ({f.where})' for f in fatal]
+        report.because = [f'{f.code} ({f.where})' for f in errors]
         return
     if not trained or gain is None or not report.terms:
         report.answer = UNKNOWN

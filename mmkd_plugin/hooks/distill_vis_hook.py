@@ -52,7 +52,7 @@ class DistillVisHook(Hook):
     def __init__(self, interval: int = 500, images: int = 1) -> None:
         self.interval = check_int(interval, 'interval', 1)
         self.images = check_int(images, 'images', 1)
-        self._handle: Any = None
+        self._handles: list[Any] = []
         self._observed: Observed | None = None
         self._is_off = False
 
@@ -72,35 +72,43 @@ class DistillVisHook(Hook):
             )
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        self._forget()  # a step that failed before this one may have left something
         if self._is_off or not self.every_n_train_iters(runner, self.interval):
             return
         student: AnyModule = student_of(runner)
         if not hasattr(student, ATTRIBUTE):
             return
-        distiller = student.distiller
+        terms, pixels = student.distiller.terms, student.distiller.pixels
         classes = dataset_classes(runner.train_dataloader.dataset) or ()
 
         def begin(_student: nn.Module, args: tuple, kwargs: dict) -> None:
             inputs = kwargs['inputs'] if 'inputs' in kwargs else args[0]
-            self._observed = Observed(inputs, distiller.pixels, self.images, classes)
-            for term in distiller.terms:
+            self._observed = Observed(inputs, pixels, self.images, classes)
+            for term in terms:
                 term.observer = self._observed
 
-        self._handle = student.register_forward_pre_hook(begin, with_kwargs=True)
+        def end(*_: Any) -> None:
+            for term in terms:
+                term.observer = None
+
+        # The forward may fail, and nobody calls after_train_iter then.
+        self._handles = [
+            student.register_forward_pre_hook(begin, with_kwargs=True),
+            student.register_forward_hook(end, always_call=True),
+        ]
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
-        if self._handle is None:
-            return
-        self._handle.remove()
-        self._handle = None
-        student: AnyModule = student_of(runner)
-        for term in student.distiller.terms:
-            term.observer = None
-        observed, self._observed = self._observed, None
+        observed = self._observed
+        self._forget()
         if observed is None:
             return
         with rng_kept():
             for picture in observed.pictures:
                 runner.visualizer.add_image(picture.name, picture.array, step=runner.iter + 1)
+
+    def _forget(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._observed = [], None

@@ -124,14 +124,20 @@ def check_test(model: nn.Module, checkpoint: dict, file: str) -> None:
             f'{file} does not fit the model of the config: {len(fit.matched)} of {total} entries '
             f'match, {len(fit.misshapen)} have another shape or type, {len(fit.missing)} are '
             f'missing: {few(wrong)}. The rest would be random weights; use the config that this '
-            'checkpoint was trained with.'
+            'checkpoint was trained with.',
+            matched=len(fit.matched),
+            misshapen=len(fit.misshapen),
+            missing=len(fit.missing),
+            first=wrong[0],
         )
     deeper = [name for name in extra_in_own_parts(fit) if name.endswith('.weight')]
     if deeper:
         raise ForeignFileError(
             f'{file} is of another network: {len(deeper)} of its weights have no place in the '
             f'model of the config: {few(deeper)}. Use the config that this checkpoint was trained '
-            'with.'
+            'with.',
+            extra=len(deeper),
+            first=deeper[0],
         )
 
 
@@ -153,7 +159,10 @@ def check_training(model: nn.Module, checkpoint: dict, file: str, resume: bool) 
             f'No entry of {file} fits the student: its names begin like '
             f'{next(iter((*fit.misshapen, *fit.extra)), None)!r}, the '
             f"student's like {next(iter((*fit.misshapen, *fit.missing)), None)!r}. Give the "
-            'checkpoint of a plain student model.'
+            'checkpoint of a plain student model.',
+            matched=0,
+            misshapen=len(fit.misshapen),
+            missing=len(fit.missing),
         )
     matched, misshapen = (
         [name for name in names if name.startswith('backbone.')] or list(names)
@@ -164,14 +173,18 @@ def check_training(model: nn.Module, checkpoint: dict, file: str, resume: bool) 
         raise ForeignFileError(
             f'{file} is of another network than the student: {len(fit.misshapen)} entries have '
             f'another shape or type, {len(fit.matched)} fit: {shapes}. Give a checkpoint of the '
-            "student's own architecture."
+            "student's own architecture.",
+            matched=len(fit.matched),
+            misshapen=len(fit.misshapen),
         )
     meta = checkpoint.get('meta') if resume else None
     exempt = meta.get('not_finite') or () if isinstance(meta, dict) else ()
     if bad := bad_numbers(_inner(model), [name for name in fit.matched if name not in exempt]):
         raise CheckpointError(
             f'{file} holds numbers that no trained network has: {few(bad)}. The run that saved it '
-            'had diverged; use an earlier checkpoint.'
+            'had diverged; use an earlier checkpoint.',
+            not_finite=len(bad),
+            first=bad[0],
         )
     extra = extra_in_own_parts(fit)
     print_log(

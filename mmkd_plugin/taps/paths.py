@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import nn
 
-from ..checks import check_keys, nearest, shown
+from ..checks import check_keys, near_matches, nearest, shown
 from ..errors import TapError
 
 TapConfig = str | dict | Sequence[str | dict]
@@ -74,7 +74,9 @@ def match_paths(model: nn.Module, pattern: str, where: str) -> list[str]:
         raise TapError(
             f'{where}: no module of {type(model).__name__} matches {shown(pattern)}; '
             f'{_nearest_path(pattern, names)} tools/inspect_model.py (mmkd inspect) lists all '
-            'places.'
+            'places.',
+            pattern=pattern,
+            nearest=near_matches(pattern, names),
         )
     return found
 
@@ -179,5 +181,7 @@ def refuse_checkpointed(model: nn.Module, path: str, wrapped: Sequence[str], whe
             raise TapError(
                 f'{where}: the student tap {path!r} lies inside {parent!r}, which uses '
                 'activation checkpointing: no gradient would reach the student from '
-                f'there. Tap {parent!r} itself, or switch checkpointing off for it.'
+                f'there. Tap {parent!r} itself, or switch checkpointing off for it.',
+                tap=path,
+                checkpointed=parent,
             )

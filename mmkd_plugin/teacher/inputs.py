@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
+from ..errors import Refusal
 from ..images.pixels import Pixels, image_channels, of_preprocessor
 from ..taps.body import image_shape, samples_of
 
@@ -149,13 +150,15 @@ class InputConverter:
         high = max(float(x.max()) for x in tensors)
         # Photometric distortion may leave 0..255, but not by so much with so little at the top.
         if high <= 20 or (low <= -60 and high <= 160):
-            raise ValueError(
+            raise Refusal(
                 "The student's data preprocessor has no mean and std, so its images are taken for "
                 f'pixels of 0 to 255, but the first batch lies between {low:.3g} and {high:.3g}: '
                 'something has normalised it before, and the teacher would see it normalised '
                 'twice. Say what these images are: student_inputs=dict(mean=[...], std=[...], '
                 "range=255 or 1, order='rgb' or 'bgr') (a key of DistillHook and of attach), or "
-                'normalise in the data preprocessor.'
+                'normalise in the data preprocessor.',
+                lowest=low,
+                highest=high,
             )
 
 
@@ -167,12 +170,14 @@ def same_channels(student: nn.Module, teacher: nn.Module) -> int:
     """Number of channels of the images that both models take."""
     own, theirs = image_channels(student), image_channels(teacher)
     if own is not None and theirs is not None and own != theirs:
-        raise ValueError(
+        raise Refusal(
             f'The student ({type(student).__name__}) takes images of {own} '
             f'channel{"s" if own > 1 else ""}, the teacher ({type(teacher).__name__}) of '
             f'{theirs}: they cannot see the same image. Take a teacher that was trained on '
             f'images of {own}, or let the student have in_channels={theirs} in its '
-            'backbone and load such images.'
+            'backbone and load such images.',
+            student_channels=own,
+            teacher_channels=theirs,
         )
     return own or theirs or 3
 
@@ -190,11 +195,14 @@ def _refuse_unknown(student: Pixels, teacher: Pixels) -> None:
         )
     else:
         return
-    raise ValueError(
+    raise Refusal(
         f"The teacher's images cannot be established. {why}. Say it: teacher=dict(..., "
         f"{student.statement}) for a teacher that was trained on images as the student's, "
         "inputs=dict(range=255, order='bgr') for plain pixels; mean and std belong to pixels of 0 "
-        'to range, range being 255 or 1. In Python: Teacher(module, inputs=dict(...)).'
+        'to range, range being 255 or 1. In Python: Teacher(module, inputs=dict(...)).',
+        teacher=teacher.source,
+        student_mean=list(student.mean),
+        student_std=list(student.std),
     )
 
 

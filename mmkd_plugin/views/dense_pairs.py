@@ -64,7 +64,9 @@ class Grid:
             elif counts[0] != counts[1]:
                 raise TapError(
                     f'{student.name} has {counts[0]} anchors per position {at}, the teacher, '
-                    f'{self.name}, {counts[1]}: which belongs to which cannot be said. {BY_BOXES}'
+                    f'{self.name}, {counts[1]}: which belongs to which cannot be said. {BY_BOXES}',
+                    student_anchors=counts[0],
+                    teacher_anchors=counts[1],
                 )
             elif counts[0] > 1 and student.anchors[own] != self.anchors[i]:
                 raise TapError(
@@ -80,7 +82,9 @@ class Grid:
             raise TapError(
                 f'the levels of {student.name} have strides {list(student.strides)}, those of the '
                 f'teacher, {self.name}, {list(self.strides)}: it has none of stride '
-                f'{", ".join(map(str, missing))} to learn from. {BY_BOXES}'
+                f'{", ".join(map(str, missing))} to learn from. {BY_BOXES}',
+                student_strides=list(student.strides),
+                teacher_strides=list(self.strides),
             )
 
     def aligned(self, own: Level, level: Level) -> Level:

@@ -7,14 +7,14 @@ import json
 
 import pytest
 import torch
-from examined_pairs import CLASSES, MEAN, STD, diagnose, distilled, found
+from examined_pairs import CLASSES, MEAN, STD, OneShape, diagnose, distilled, found
 from mmengine.config import Config
 from torch.nn.functional import dropout
 
 from mmkd_plugin.diagnosis.findings import CODES
 from mmkd_plugin.losses import KDLoss
 from mmkd_plugin.models import CIFARResNet
-from mmkd_plugin.registry import MODELS
+from mmkd_plugin.registry import DATASETS, MODELS
 
 TERM_KEYS = {'weight', 'loss', 'rows', 'gradient_ratio', 'cosine', 'suggested_weight'}
 COST_KEYS = {'student_step_s', 'teacher_s', 'terms_s', 'distilled_step_s', 'peak_memory_mb'}
@@ -133,7 +133,7 @@ def test_normalization(pair, classifiers, mean, std):
     teacher = with_model(classifiers.teacher_config, data_preprocessor=dict(mean=mean, std=std))
     report = diagnose(pair(teacher=teacher), classifiers.student)
     assert found(report, 'error') == {'normalization'}
-    assert report.findings[0].evidence['read_as'] == 'ImageNet'
+    assert report.findings[0].evidence['read_as'] == "as the student's"
 
 
 def test_the_advice_on_images_mends_the_pair(pair, classifiers):
@@ -212,12 +212,17 @@ def test_a_backbone_alone_is_untrained(pair, classifiers):
     def fresh_head(state):
         state.update({name: random[name] for name in state if name.startswith('head')})
 
+    def half_fresh(state):
+        state.update({name: random[name] for name in list(state)[::2]})
+
     def no_head(state):
         for name in [name for name in state if name.startswith('head')]:
             del state[name]
 
     saved = classifiers.changed('fresh.pth', fresh_head)
     assert found(diagnose(pair(saved), classifiers.student), 'error') == {'untrained-teacher'}
+    half = classifiers.changed('half.pth', half_fresh)
+    assert found(diagnose(pair(half), classifiers.student), 'error') == {'untrained-teacher'}
     part = classifiers.changed('part.pth', no_head)
     report = diagnose(pair(part), classifiers.student)
     assert found(report, 'error') == {'bad-checkpoint', 'untrained-teacher'}
@@ -367,6 +372,28 @@ def test_baseline_differs(pair, classifiers):
     assert evidence['optim_wrapper.optimizer.lr'] == [0.1, 0.2]
 
 
+def test_weights_that_only_the_distilled_student_begins_with(pair, classifiers):
+    big = classifiers.teacher_config
+    cfg = pair(student=big, init_student='backbone', recipe='kd')
+    report = diagnose(cfg, baseline=Config(copy.deepcopy(big)))
+    (finding,) = [f for f in report.findings if f.code == 'baseline-differs']
+    assert finding.evidence['DistillHook.init_student'] == ['backbone', None]
+
+
+def test_a_student_that_begins_as_its_teacher(pair, classifiers):
+    cfg = pair(student=classifiers.teacher_config)
+    cfg.load_from = str(classifiers.teacher)
+    report = diagnose(cfg)
+    (finding,) = [f for f in report.findings if f.code == 'nothing-to-learn']
+    assert finding.where == 'teacher' and finding.evidence['equal_tensors'] > 0
+
+
+@DATASETS.register_module(force=True)
+class Unreadable(OneShape):
+    def __getitem__(self, index):
+        raise OSError('unreadable')
+
+
 # -- what cannot be examined -------------------------------------------------------------------
 
 
@@ -374,8 +401,10 @@ def test_what_is_refused_is_a_finding(pair, classifiers):
     report = diagnose(pair(terms=[gdd('backbone.layer9'), KD]), classifiers.student)
     assert found(report) == {'refused'} and report.findings[0].where == 'gdd'
     assert 'kd' in report.terms and report.answer == 'cannot tell'
+    assert 'backbone.layer3' in report.findings[0].evidence['nearest']
     report = diagnose(pair('missing.pth'))
     assert found(report) == {'bad-checkpoint'} and not report.terms
+    assert report.findings[0].evidence['file'] == 'missing.pth'
     student = with_model(classifiers.student_config, backbone=dict(depth=9))
     assert found(diagnose(pair(student=student))) == {'refused'}
 
@@ -385,6 +414,19 @@ def test_a_config_without_validation_set(pair, classifiers):
     cfg.pop('val_dataloader')
     report = diagnose(cfg, classifiers.student)
     assert not found(report) and 'on 80 images' in report.because[0]
+
+
+@pytest.mark.parametrize('count, told', [(None, 'NoSuchSet'), (240, 'unreadable')])
+def test_a_validation_set_that_cannot_be_read(pair, classifiers, count, told):
+    """Training builds it before its first step, so it is an error; its images are not needed."""
+    cfg = pair()
+    kind = dict(type='NoSuchSet') if count is None else dict(type='Unreadable', count=count)
+    cfg.val_dataloader.dataset = dict(_delete_=True, **kind)
+    report = diagnose(cfg, classifiers.student)
+    (finding,) = [f for f in report.findings if f.severity == 'error']
+    assert (finding.code, finding.where) == ('refused', 'val_dataloader')
+    assert told in finding.advice and finding.evidence
+    assert report.teacher and report.student and report.answer == 'cannot tell'
 
 
 def test_a_training_set_that_cannot_be_read(pair, classifiers):

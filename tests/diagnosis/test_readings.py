@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from mmengine.structures import BaseDataElement, InstanceData
 
 from mmkd_plugin.diagnosis.class_checks import exchanged
 from mmkd_plugin.diagnosis.findings import Report
@@ -16,6 +18,7 @@ from mmkd_plugin.diagnosis.readings import (
     Objects,
     all_objects,
     image_scores,
+    read_outputs,
 )
 
 
@@ -43,6 +46,22 @@ def test_boxes_are_judged_by_the_surest_one_on_an_object():
     named = reading.renamed(np.array([0, 2, 1]))
     assert named.objects().said.tolist() == [1, NOTHING]
     assert boxes([], [], [], [[0, 0, 1, 1]], [0]).objects().said.tolist() == [NOTHING]
+
+
+def test_a_head_that_finds_masks_alone_is_read_by_the_boxes_around_them():
+    """As of SOLO, whose boxes all have size 0; a healthy one would look as if it found nothing."""
+    masks = torch.zeros(3, 20, 20, dtype=torch.bool)
+    masks[0, 2:6, 4:10] = masks[2, 10:20, 10:20] = True  # the second is empty
+    found = InstanceData(
+        bboxes=torch.zeros(3, 4), masks=masks, scores=torch.ones(3), labels=torch.tensor([1, 0, 0])
+    )
+    truth = InstanceData(
+        bboxes=torch.tensor([[4.0, 2, 10, 6], [10, 10, 20, 20]]), labels=torch.tensor([1, 0])
+    )
+    output, sample = BaseDataElement(), BaseDataElement(metainfo=dict(scale_factor=(1.0, 1.0)))
+    output.pred_instances, sample.gt_instances = found, truth
+    (reading,) = read_outputs([output], [sample])
+    assert reading.objects().said.tolist() == [1, 0] and reading.objects().iou.tolist() == [1, 1]
 
 
 def test_maps_have_an_object_for_each_class_of_the_truth():

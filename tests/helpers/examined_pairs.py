@@ -117,7 +117,7 @@ def draw_scenes(root: Path, counts: dict[str, int], size: int = 64) -> Path:
                 annotations.append(
                     dict(
                         id=len(annotations) + 1, image_id=number, category_id=label + 1, bbox=box,
-                        area=box[2] * box[3], iscrowd=0,
+                        area=box[2] * box[3], iscrowd=0, segmentation=[_outline(*box)],
                     )
                 )  # fmt: skip
             name = f'{number:04d}.png'
@@ -128,12 +128,17 @@ def draw_scenes(root: Path, counts: dict[str, int], size: int = 64) -> Path:
     return root
 
 
-def detector(model: dict, root: Path, size: int = 64) -> dict:
+def _outline(x: int, y: int, width: int, height: int) -> list[int]:
+    """Of the whole box, a cross too."""
+    return [x, y, x + width, y, x + width, y + height, x, y + height]
+
+
+def detector(model: dict, root: Path, size: int = 64, masks: bool = False) -> dict:
     """Config of a detector on :func:`draw_scenes`, without distillation."""
     steps = [
         dict(type='LoadImageFromFile'),
         dict(type='Resize', scale=(size, size), keep_ratio=True),
-        dict(type='LoadAnnotations', with_bbox=True),
+        dict(type='LoadAnnotations', with_bbox=True, with_mask=masks),
         dict(type='PackDetInputs'),
     ]
     train = [steps[0], steps[2], steps[1], steps[3]]
@@ -200,6 +205,21 @@ def train(config: dict, steps: int, file: Path, lr: float, seed: int = 3, classe
                 if done == steps:
                     break
     save(model, file, classes)
+    return file
+
+
+def unlike_new(config: dict, file: Path) -> Path:
+    """Saves weights of which none is an initialisation's, as if the model were trained."""
+    cfg = Config(config)
+    init_default_scope(cfg.default_scope)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_model(cfg)
+        model.init_weights()
+        for tensor in [*model.parameters(), *model.buffers()]:
+            if tensor.is_floating_point():
+                tensor.data += 0.02 * torch.rand_like(tensor)
+    save(model, file)
     return file
 
 

@@ -106,6 +106,31 @@ def test_terms_that_rest_are_not_drawn(tmp_path):
     assert {step for *_, step in Collects.seen} == {4}
 
 
+def test_a_step_that_fails_leaves_nothing_behind(tmp_path):
+    """Whoever goes on after an error, out of memory say, has terms that nobody looks at."""
+    state = []
+
+    class Fails(Hook):
+        priority = 'LOWEST'
+
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            if runner.iter == 1:
+                handle = runner.model.bbox_head.register_forward_pre_hook(self.fail)
+                with pytest.raises(MemoryError):
+                    runner.model.train_step(data_batch, optim_wrapper=runner.optim_wrapper)
+                handle.remove()
+                state.extend(term.observer for term in runner.model.distiller.terms)
+
+        @staticmethod
+        def fail(*_):
+            raise MemoryError
+
+    Collects.seen.clear()
+    train(config(tmp_path, hook_config(), VIS), Fails())
+    assert state == [None]
+    assert {step for *_, step in Collects.seen} == {2, 4}
+
+
 def test_several_images_have_pictures_of_their_own(tmp_path):
     Collects.seen.clear()
     term = dict(TERM, student='neck.convs.0')
@@ -132,7 +157,7 @@ def test_a_compiled_step_is_not_looked_into(tmp_path, caplog):
     with caplog.at_level('WARNING'):
         hook.before_train(Runs)
     hook.before_train_iter(Runs, 1)
-    assert hook._handle is None
+    assert not hook._handles
 
 
 def test_one_of_two_processes_draws(tmp_path):

@@ -19,7 +19,10 @@ def check_count(what: str, connected: int, own: Sequence, theirs: Sequence) -> N
     if not len(own) == len(theirs) == connected:
         raise TapError(
             f'{connected} {what} were connected, but this step gave '
-            f'{len(own)} (student) and {len(theirs)} (teacher).'
+            f'{len(own)} (student) and {len(theirs)} (teacher).',
+            connected=connected,
+            student=len(own),
+            teacher=len(theirs),
         )
 
 
@@ -29,5 +32,7 @@ def refuse_gradient_free(tensor: Tensor, label: str) -> None:
         raise TapError(
             f'the student tensor at {label!r} carries no gradient, so the term could not '
             'train the student: the tap lies in a frozen or activation-checkpointed part. Tap a '
-            'later module.'
+            'later module.',
+            tap=label,
+            gradient=0.0,
         )

@@ -36,7 +36,9 @@ def check_heads(
                 f'the student ({names[0]}, {own.label!r}) has {own.num_classes} '
                 f'classes and the teacher ({names[1]}, {theirs.label!r}) {theirs.num_classes}. '
                 'Their logits do not correspond: take a teacher of the same classes, or say which '
-                "classes they share: teacher=dict(..., class_map='names') or a dict of names."
+                "classes they share: teacher=dict(..., class_map='names') or a dict of names.",
+                student_classes=own.num_classes,
+                teacher_classes=theirs.num_classes,
             )
         if not teacher.teacher_only:
             _check_form(own, theirs, names, student.of_classes)
@@ -52,7 +54,9 @@ def _check_counts(
         f'the student ({names[0]}) has {len(specs[0])} heads to distil '
         f'({lists[0]}) and the teacher ({names[1]}) has {len(specs[1])} '
         f'({lists[1]}): stages and decoder layers are compared one by one. Take a teacher '
-        "with as many, let its boxes speak (teacher='detections'), or distil features."
+        "with as many, let its boxes speak (teacher='detections'), or distil features.",
+        student_heads=len(specs[0]),
+        teacher_heads=len(specs[1]),
     )
 
 
@@ -67,7 +71,9 @@ def _check_form(own: HeadSpec, theirs: HeadSpec, names: tuple[str, str], of_clas
             "Let the teacher's boxes speak instead: teacher='detections'."
             if by_boxes
             else "Take a teacher of the student's kind, or distil features."
-        )
+        ),
+        student_form=_form(own),
+        teacher_form=_form(theirs),
     )
 
 

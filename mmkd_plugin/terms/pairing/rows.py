@@ -39,7 +39,9 @@ def check_rows(own: Predictions, theirs: Predictions) -> None:
         raise TapError(
             f'the rows of student {own.label!r} {shapes[0]} and teacher '
             f'{theirs.label!r} {shapes[1]} (images, positions, predictions at each, level by '
-            'level) do not correspond.'
+            'level) do not correspond.',
+            student_rows=shapes[0],
+            teacher_rows=shapes[1],
         )
 
 

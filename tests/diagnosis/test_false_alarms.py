@@ -1,0 +1,41 @@
+"""Pairs of every family that are wired right give no error, whatever their head is."""
+
+from __future__ import annotations
+
+import copy
+
+import examined_pairs as pairs
+import pytest
+from detectors import FAMILIES, model_config, skip_if_too_large
+from examined_pairs import CLASSES, diagnose, distilled, found
+
+FAST = ('RTMDet',)
+# Fewer than the doctor judges a teacher by: these have no better answers than chance.
+FEW = dict(images=6, batches=2)
+LOGITS = {'SOLO': 'kd+kd-masks', 'Mask R-CNN': 'kd+kd-masks', 'Mask2Former': 'kd+kd-masks'}
+ALL = [pytest.param(f, marks=() if f in FAST else pytest.mark.slow) for f in FAMILIES]
+
+
+@pytest.fixture(scope='module')
+def scenes(tmp_path_factory):
+    return pairs.draw_scenes(tmp_path_factory.mktemp('scenes'), dict(train=16, val=6))
+
+
+@pytest.mark.parametrize('family', ALL)
+def test_a_pair_of_one_family(family, scenes, tmp_path):
+    skip_if_too_large(family)
+    student, teacher = (
+        pairs.detector(
+            copy.deepcopy(model_config(family, width, len(CLASSES))),
+            scenes,
+            masks=FAMILIES[family].masks,
+        )
+        for width in (16, 32)
+    )
+    file = pairs.unlike_new(teacher, tmp_path / 'teacher.pth')
+    recipe = f'gdd+{LOGITS.get(family, "kd")}'
+    report = diagnose(distilled(student, teacher, file, recipe=recipe), **FEW)
+    assert not found(report, 'error') and not found(report, 'note'), report.findings
+    assert report.terms.keys() == set(recipe.split('+'))
+    assert all(numbers.gradient_ratio > 0 for numbers in report.terms.values())
+    assert report.teacher and report.cost['distilled_step_s'] > 0
