@@ -409,6 +409,33 @@ def test_distill_changes_the_hook_that_a_config_has(tmp_path, teacher_file):
         mmkd_plugin.distill(mmkd_plugin.distill(once, terms=[TERM]), recipe='kd')
 
 
+@pytest.mark.parametrize(
+    'option, value', [('task_weight', 0.5), ('weights.gdd', 3), ('term_options.gdd.begin', 5)]
+)
+def test_what_the_command_line_says_of_a_hook_stays_beside_a_recipe(
+    tmp_path, teacher_file, option, value
+):
+    from mmkd_plugin.cli.arguments import add_distillation, add_distillation_arguments
+
+    cfg = mmkd_plugin.distill(
+        config(tmp_path), PAIR['config'], teacher_file, recipe='gdd+kd', task_weight=0.9
+    )
+    options = {f'custom_hooks.0.{option}': value}
+    cfg.merge_from_dict(options)
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', type=dict)
+    add_distillation_arguments(parser)
+    args = parser.parse_args(['--recipe', 'gdd'])
+    args.cfg_options = options
+    add_distillation(cfg, args)
+    (entry,) = cfg.custom_hooks
+    for key in option.split('.'):
+        entry = entry[key]
+    assert entry == value and cfg.custom_hooks[0].recipe == 'gdd'
+    if option != 'task_weight':
+        assert 'task_weight' not in cfg.custom_hooks[0]  # that of the old recipe
+
+
 def test_distill_needs_a_teacher_or_a_hook(tmp_path):
     with pytest.raises(ValueError, match='no DistillHook in custom_hooks and no teacher is named'):
         mmkd_plugin.distill(config(tmp_path), recipe='gdd')

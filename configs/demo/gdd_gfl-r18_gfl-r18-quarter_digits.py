@@ -9,11 +9,6 @@ custom_hooks = [
             config='mmkd_plugin::demo/gfl_r18_digits.py',
             checkpoint='work_dirs/demo/teacher/epoch_8.pth',
         ),
-        # weight: best of 1, 5 and 20 on another data set, BCCD's val split (benchmarks/README.md)
-        terms=[
-            dict(
-                loss=dict(type='GDDLoss'), student='neck.fpn_convs.*.conv', weight=1.0, name='gdd'
-            ),
-        ],
+        recipe='gdd',
     )
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 
 from mmengine.config import Config
 
@@ -62,9 +63,10 @@ def replace_method(
         change_training(cfg, recipe, cfg_options)
     if terms and recipe is None:
         hook.pop('recipe', None)
-    # Of the old method; the new one brings its own.
+    # Of the old method; the new one brings its own. What the command line says of them is new.
     for key in ('task_weight', 'term_options', 'weights'):
-        hook.pop(key, None)
+        if not any(re.match(rf'custom_hooks\.\d+\.{key}\b', said) for said in cfg_options or {}):
+            hook.pop(key, None)
 
 
 def merged(old: dict | None, new: dict, where: str) -> dict:

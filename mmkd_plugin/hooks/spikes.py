@@ -93,12 +93,13 @@ class SpikeLimit:
     def update(self, distiller: Distiller) -> None:
         """Takes the limit from what was measured, once the first weight is found."""
         norms = distiller.calibration.task_norms
-        weight, gauges = distiller.task_weight, distiller.calibration.gauges.values()
+        gauges = distiller.calibration.gauges.values()
         if not self._handles or self._max_norm is not None or self._is_unknown:
             return
-        if not norms or isinstance(weight, str) or not any(gauge.frozen for gauge in gauges):
+        if not norms or not any(gauge.frozen for gauge in gauges):
             return
-        usual = weight * median(norms)
+        # Before task_weight: where that is small, most of a step's gradient is the terms'.
+        usual = median(norms)
         if usual > 0:
             self._max_norm = float(f'{SPIKE * usual:.3g}')
             print_log(_found(self._max_norm, usual), 'current')

@@ -95,6 +95,15 @@ def test_a_spike_is_scaled_down_to_the_limit_and_every_other_step_stays(tmp_path
     assert 'scaled down' not in log_of(tmp_path / 'free')
 
 
+def test_a_small_weight_of_the_task_leaves_the_limit(tmp_path):
+    """Beside it a step is mostly the terms': a limit that shrank with it would scale all steps."""
+    kd = dict(TERM, name='other', weight=0.5)
+    run(tmp_path / 'whole', AUTO)
+    run(tmp_path / 'small', AUTO, kd, hook=dict(task_weight=0.1))
+    whole, small = (limit_of(saved(tmp_path / name, 36)) for name in ('whole', 'small'))
+    assert small == pytest.approx(whole, rel=0.5)
+
+
 def test_without_a_spike_nothing_changes(tmp_path):
     run(tmp_path / 'limited', AUTO)
     run(tmp_path / 'free', AUTO, hook=dict(limit_spikes=False))
