@@ -16,7 +16,7 @@ from ..distiller import Distiller
 from ..terms.base import Term
 from . import verdicts
 from .runner_model import members
-from .series import START, Series
+from .series import BLOCK, START, Series
 from .verdicts import Watched
 
 _MORE = 'To measure this without training: mmkd doctor CONFIG.'
@@ -25,7 +25,7 @@ _MORE = 'To measure this without training: mmkd doctor CONFIG.'
 class Watch:
     """Warns where the numbers of the log say that a term does harm, or nothing.
 
-    It looks at each term after 5, 10, 20, 40, 80 ... iterations in which the term has acted,
+    It looks at each term after 5, 50, 100, 200, 400 ... iterations in which the term has acted,
     at numbers that MMEngine has fetched for the log; it reads nothing from the device. Each kind
     of warning comes at most once for each term. All of that begins anew with a resumed run.
 
@@ -143,6 +143,6 @@ def task_loss(losses: Mapping[str, float], terms: Mapping[str, str]) -> float:
 
 
 def _is_time(count: int) -> bool:
-    """5 iterations, doubled as often as one likes."""
-    starts, rest = divmod(count, START)
-    return rest == 0 and starts.bit_count() == 1
+    """5 iterations, or 50 doubled as often as one likes."""
+    blocks, rest = divmod(count, BLOCK)
+    return count == START or (rest == 0 and blocks.bit_count() == 1)

@@ -56,8 +56,10 @@ def first_batch(data: Any) -> Any:
             indices = _indices(dataset, loader)
             whole = getattr(own, '__getitems__', None)
             items = [own[i] for i in indices] if whole is None else whole(indices)
-            collate: Any = pseudo_collate if loader is None else loader.collate_fn
-            return collate(items)
+            if loader is not None:
+                return loader.collate_fn(items)
+            # A set in memory (ArrayDataset) gives whole batches, which are collated already.
+            return pseudo_collate(items) if isinstance(items, (list, tuple)) else items
         except Exception as error:
             what = ' '.join(str(error).split())[:300] or 'no message'
             raise ProbeError(

@@ -421,7 +421,7 @@ def test_a_validation_set_that_cannot_be_read(pair, classifiers, count, told):
     """Training builds it before its first step, so it is an error; its images are not needed."""
     cfg = pair()
     kind = dict(type='NoSuchSet') if count is None else dict(type='Unreadable', count=count)
-    cfg.val_dataloader.dataset = dict(_delete_=True, **kind)
+    cfg.val_dataloader.dataset = kind
     report = diagnose(cfg, classifiers.student)
     (finding,) = [f for f in report.findings if f.severity == 'error']
     assert (finding.code, finding.where) == ('refused', 'val_dataloader')
