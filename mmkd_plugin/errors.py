@@ -36,6 +36,12 @@ class CheckpointError(WithEvidence, RuntimeError):
     """A checkpoint that cannot be used; the message says what to do."""
 
 
+def in_short(error: BaseException) -> str:
+    """Kind and message of somebody else's error on one line, for a sentence of ours."""
+    what = ' '.join(str(error).split())[:300] or 'no message'
+    return f'{type(error).__name__}: {what}'
+
+
 def put_place(error: ValueError, where: str) -> None:
     """Puts the place in a config in front of a message, such as ``terms[0] ('kd'): ...``.
 

@@ -7,16 +7,14 @@ file must then load strictly into mmdet's own model in a process without the plu
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from detectors import FAMILIES, IMAGE, WIDTH, model_config, run_config, skip_if_too_large
+from five_steps import PlainPackage
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -27,58 +25,12 @@ from mmkd_plugin.teacher import build_model
 LOSSES = {'gdd': 'GDDLoss', 'cwd': 'CWDLoss'}
 DOCS = Path(__file__).resolve().parents[1] / 'docs' / 'coverage.md'
 
-# Runs as a process of its own: one request per line (config, checkpoint), one answer per line.
-PLAIN_MMDET = """
-import json, sys
-sys.modules['mmkd_plugin'] = None  # importing it raises from here on
-import torch
-from mmdet.registry import MODELS
-from mmdet.utils import register_all_modules
-from mmengine.config import Config
-register_all_modules()
-for line in sys.stdin:
-    config, checkpoint = json.loads(line)
-    try:
-        model = MODELS.build(Config.fromfile(config).model)
-        saved = torch.load(checkpoint, map_location='cpu', weights_only=False)
-        model.load_state_dict(saved['state_dict'], strict=True)
-        answer = 'loaded ' + type(model).__name__
-    except Exception as error:
-        answer = f'{type(error).__name__}: {error}'.replace(chr(10), ' ')
-    print('ANSWER ' + answer, flush=True)
-"""
-
-
-class PlainMMDet:
-    """A process with mmdet but without the plugin, asked to load checkpoints."""
-
-    def __init__(self, folder: Path) -> None:
-        script = folder / 'plain_mmdet.py'
-        script.write_text(PLAIN_MMDET)
-        self.process = subprocess.Popen(
-            [sys.executable, str(script)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            cwd=folder,
-        )
-
-    def load(self, config: Path, checkpoint: Path) -> str:
-        self.process.stdin.write(json.dumps([str(config), str(checkpoint)]) + '\n')
-        self.process.stdin.flush()
-        for line in self.process.stdout:
-            if line.startswith('ANSWER '):
-                return line.removeprefix('ANSWER ').strip()
-        return f'the process ended with code {self.process.wait()}'
-
 
 @pytest.fixture(scope='module')
 def plain_mmdet(tmp_path_factory):
-    server = PlainMMDet(tmp_path_factory.mktemp('plain'))
+    server = PlainPackage('mmdet', tmp_path_factory.mktemp('plain'))
     yield server
-    server.process.stdin.close()
-    server.process.wait(timeout=30)
+    server.close()
 
 
 class Watch(Hook):
@@ -157,9 +109,7 @@ def test_family_trains_saves_and_reloads(family, method, digits_root, tmp_path, 
     for name, value in watch.after['teacher'].items():
         assert torch.equal(value, watch.before['teacher'][name]), f'the teacher changed at {name}'
 
-    plain = tmp_path / 'plain.py'
-    Config(dict(model=model_config(family))).dump(plain)
-    answer = plain_mmdet.load(plain, tmp_path / 'iter_2.pth')
+    answer = plain_mmdet.load(model_config(family), tmp_path / 'iter_2.pth')
     assert answer == f'loaded {type(runner.model).__name__}'
 
 
@@ -227,11 +177,10 @@ def test_yolox_mode_switch_reaches_the_distilled_student(digits_root, tmp_path):
 
 def test_the_process_without_the_plugin_refuses_other_keys(tmp_path, plain_mmdet):
     """Guards the test above: a file with one extra entry must not count as loaded."""
-    config = model_config('RetinaNet')
-    plain = tmp_path / 'plain.py'
-    Config(dict(model=config)).dump(plain)
     torch.save(dict(state_dict={'distiller.terms.0.weight': torch.zeros(1)}), tmp_path / 'x.pth')
-    assert 'distiller.terms.0.weight' in plain_mmdet.load(plain, tmp_path / 'x.pth')
+    assert 'distiller.terms.0.weight' in plain_mmdet.load(
+        model_config('RetinaNet'), tmp_path / 'x.pth'
+    )
 
 
 def test_the_documented_table_is_this_list():

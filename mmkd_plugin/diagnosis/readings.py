@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..views.detections_answers import boxes_of_masks
+
 IOU = 0.5  # from which on a box is on an object
 NOTHING = -1  # said of an object: no box on it, or a class that the student does not have
 _SIDE = 256  # pixels of a map of classes are thinned out to about so many
@@ -250,13 +252,7 @@ def _found_boxes(found: Any) -> np.ndarray:
     boxes: np.ndarray = _array(getattr(found.bboxes, 'tensor', found.bboxes)).reshape(-1, 4)
     if boxes.any() or 'masks' not in found:
         return boxes
-    from torchvision.ops import masks_to_boxes
-
-    masks = torch.as_tensor(found.masks)
-    full = masks.flatten(1).any(1)
-    corners = _array(masks_to_boxes(masks[full]))
-    boxes[_array(full, bool)] = corners + np.array([0, 0, 1, 1])  # the last pixel is inside
-    return boxes
+    return _array(boxes_of_masks(torch.as_tensor(found.masks).bool()))
 
 
 def _array(value: Any, dtype: type = float) -> np.ndarray:

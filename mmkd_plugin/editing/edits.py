@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import re
 
 from mmengine.config import Config
 
@@ -64,8 +63,9 @@ def replace_method(
     if terms and recipe is None:
         hook.pop('recipe', None)
     # Of the old method; the new one brings its own. What the command line says of them is new.
+    place = f'custom_hooks.{next(i for i, entry in enumerate(cfg.custom_hooks) if entry is hook)}'
     for key in ('task_weight', 'term_options', 'weights'):
-        if not any(re.match(rf'custom_hooks\.\d+\.{key}\b', said) for said in cfg_options or {}):
+        if not any(f'{said}.'.startswith(f'{place}.{key}.') for said in cfg_options or {}):
             hook.pop(key, None)
 
 

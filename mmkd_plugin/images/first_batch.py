@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dataset import pseudo_collate
+from mmengine.logging import print_log
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..errors import ProbeError
+from ..errors import ProbeError, in_short
 from ..rng import rng_kept
 
 IMAGES = 2  # mixup and its kin want a second one
@@ -34,7 +35,7 @@ def first_batch(data: Any) -> Any:
 
     Returns:
         The batch before the data preprocessor; None of a config, and of a set that is iterated or
-        cannot be copied.
+        (the log says so) cannot be copied.
 
     Raises:
         ProbeError: if there is nothing in it, or it cannot give its first images.
@@ -51,6 +52,8 @@ def first_batch(data: Any) -> Any:
         torch.default_generator.manual_seed(0)  # torch.manual_seed would seed accelerators, too
         own = _copied(dataset)
         if own is None:
+            told = f'{KEY}.dataset ({type(dataset).__name__}) cannot be copied, so shapes are'
+            print_log(f'{told} measured on a made-up image, not on its first ones.', 'current')
             return None
         try:
             indices = _indices(dataset, loader)
@@ -61,10 +64,9 @@ def first_batch(data: Any) -> Any:
             # A set in memory (ArrayDataset) gives whole batches, which are collated already.
             return pseudo_collate(items) if isinstance(items, (list, tuple)) else items
         except Exception as error:
-            what = ' '.join(str(error).split())[:300] or 'no message'
             raise ProbeError(
                 f'{KEY}.dataset ({type(dataset).__name__}) could not give its first images, on '
-                f'which shapes are measured: {type(error).__name__}: {what}. Mend the data set or '
+                f'which shapes are measured: {in_short(error)}. Mend the data set or '
                 'its pipeline; probe_size=(height, width) measures on a made-up image instead.'
             ) from error
 

@@ -14,7 +14,7 @@ from torch.nn import functional as nnf
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
-from ..errors import ProbeError, TapError
+from ..errors import ProbeError, TapError, in_short
 from ..images.first_batch import first_batch
 from ..images.pixels import image_channels
 from ..images.size import check_probe_size, image_size
@@ -114,7 +114,7 @@ class Probe:
                 advice = f'If it takes images of another size, say which: {key}.'
             raise ProbeError(
                 f'The {role} ({type(model).__name__}) failed on {what} by which shapes are '
-                f'measured: {_message(error)}. {advice}'
+                f'measured: {in_short(error)}. {advice}'
             ) from error
 
 
@@ -144,7 +144,7 @@ def training_probe(student: nn.Module, data: Any) -> Probe:
         except Exception as error:
             raise ProbeError(
                 f'The data preprocessor of the student ({type(preprocess).__name__}) failed on the '
-                f'first images of the training set: {_message(error)}. {KEY} measures on a made-up '
+                f'first images of the training set: {in_short(error)}. {KEY} measures on a made-up '
                 'image instead.'
             ) from error
     return Probe(size, split_batch(made, type(student).__name__))
@@ -210,8 +210,3 @@ def _is_image(value: Any) -> bool:
 def _shapes(batch: Any) -> str:
     shapes = [tuple(image.shape) for image in _images(batch[0])]
     return ', '.join(map(str, shapes)) or type(batch[0]).__name__
-
-
-def _message(error: Exception) -> str:
-    what = ' '.join(str(error).split())[:300] or 'no message'
-    return f'{type(error).__name__}: {what}'

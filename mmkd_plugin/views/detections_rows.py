@@ -50,11 +50,12 @@ class Table:
         cls,
         found: Found,
         form: HeadSpec,
-        own: HeadSpec,
+        own: Predictions,
         pair: PairContext,
         canvas: tuple[int, int],
     ) -> Table:
-        """From the detections of each image, in the ``form`` of the teacher's head."""
+        """From the detections of each image, in the ``form`` of the teacher's head, for rows such
+        as the student's ``own``."""
         logits, boxes, scores, real = [], [], [], []
         for one in found:
             z = in_form(one.logits, form, own.activation, own.background)
@@ -115,8 +116,8 @@ def rows_for(
     canvas = meta.get('batch_input_shape', meta['img_shape'])[:2]
     if kind == 'query':
         found = [credible(one, sample) for one, sample in zip(found, data_samples)]
+    table = Table.of(found, form, own[0], pair, canvas)  # heads of one model are of one form
     for head in own:
-        table = Table.of(found, form, head.spec, pair, canvas)
         spec = HeadSpec(
             label=f'detections of {form.label}',
             kind=kind,

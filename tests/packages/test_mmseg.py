@@ -84,4 +84,7 @@ def test_both_heads_of_a_cascade_can_be_distilled(tmp_path):
     ]
     hook = dict(teacher=random_teacher('mmseg', cascade_config(16)), terms=terms)
     data = pixels(tmp_path / 'data')
-    train(run_config('mmseg', cascade_config(8), data, tmp_path / 'work', hook), ('last', 'first'))
+    config = run_config('mmseg', cascade_config(8), data, tmp_path / 'work', hook)
+    _, seen = train(config, ('last', 'first'))
+    places = {row.term: row.student for row in seen.plan}
+    assert places == dict(last='decode_head.1.conv_seg', first='decode_head.0.conv_seg')
