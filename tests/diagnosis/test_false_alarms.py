@@ -9,10 +9,13 @@ import pytest
 from detectors import FAMILIES, model_config, skip_if_too_large
 from examined_pairs import CLASSES, diagnose, distilled, found
 
+from mmkd_plugin import recipes
+
 FAST = ('RTMDet',)
 # Fewer than the doctor judges a teacher by: these have no better answers than chance.
 FEW = dict(images=6, batches=2)
-LOGITS = {'SOLO': 'kd+kd-masks', 'Mask R-CNN': 'kd+kd-masks', 'Mask2Former': 'kd+kd-masks'}
+# Beside gdd; of Mask2Former no recipe reads the logits (docs/coverage.md).
+LOGITS = {'SOLO': '+kd+kd-masks', 'Mask R-CNN': '+kd+kd-masks', 'Mask2Former': ''}
 ALL = [pytest.param(f, marks=() if f in FAST else pytest.mark.slow) for f in FAMILIES]
 
 
@@ -33,9 +36,9 @@ def test_a_pair_of_one_family(family, scenes, tmp_path):
         for width in (16, 32)
     )
     file = pairs.unlike_new(teacher, tmp_path / 'teacher.pth')
-    recipe = f'gdd+{LOGITS.get(family, "kd")}'
+    recipe = f'gdd{LOGITS.get(family, "+kd")}'
     report = diagnose(distilled(student, teacher, file, recipe=recipe), **FEW)
     assert not found(report, 'error') and not found(report, 'note'), report.findings
-    assert report.terms.keys() == set(recipe.split('+'))
+    assert list(report.terms) == recipes.term_names(recipe)
     assert all(numbers.gradient_ratio > 0 for numbers in report.terms.values())
     assert report.teacher and report.cost['distilled_step_s'] > 0

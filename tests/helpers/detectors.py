@@ -114,6 +114,7 @@ def _shrink(node, width: int, classes: int) -> None:
         num_heads=4,
         nms_pre=64,
         max_per_img=16,
+        max_per_image=16,
         num_feats=width // 2,
         num_classes=classes,
         num_things_classes=classes,
