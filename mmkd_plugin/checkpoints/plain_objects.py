@@ -129,11 +129,19 @@ def _array(kind: Any, shape: Any, _code: Any) -> np.ndarray:
 def fill_array(array: Any, state: Any) -> None:
     """``ndarray.__setstate__`` with a type of plain numbers or text, and as many as there are."""
     _version, shape, dtype, fortran, data = state
+    data = data.encode('latin1') if type(data) is str else data  # bytes of Python 2
     _check_dtype(dtype)
     sizes_fit = type(shape) is tuple and all(type(n) is int and 0 <= n < 1 << 40 for n in shape)
     if not (sizes_fit and type(data) is bytes and math.prod(shape) * dtype.itemsize == len(data)):
         raise MalformedPickle(f'an array of shape {short(shape)} with other contents')
     array.__setstate__((1, shape, dtype, bool(fortran), data))
+
+
+def _array_of_buffer(buffer: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
+    """``numpy._frombuffer``, by which protocol 5 writes arrays."""
+    array = _array(Word('numpy.ndarray'), (0,), None)
+    fill_array(array, (1, shape, dtype, order == 'F', bytes(buffer)))
+    return array
 
 
 def _dtype(kind: Any, *_flags: Any) -> np.dtype:
@@ -289,6 +297,8 @@ _CALLS: dict[str, Callable[..., Any]] = {
     'numpy._core.multiarray._reconstruct': _array,
     'numpy.core.multiarray.scalar': _scalar,
     'numpy._core.multiarray.scalar': _scalar,
+    'numpy.core.numeric._frombuffer': _array_of_buffer,
+    'numpy._core.numeric._frombuffer': _array_of_buffer,
     'numpy.dtype': _dtype,
     '_codecs.encode': _encode,
     'builtins.bytearray': _bytearray,

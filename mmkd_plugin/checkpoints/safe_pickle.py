@@ -43,6 +43,7 @@ class PlainUnpickler(pickle._Unpickler):
         find_storage: called with dtype, key and number of elements, returns a :class:`Storage`.
         size: bytes of the file. What its calls copy is limited by it: a list that is written once
             could be made into a thousand sets.
+        encoding: of the texts that Python 2 wrote.
     """
 
     # Parts of Python's own unpickler that its published types leave out.
@@ -67,8 +68,10 @@ class PlainUnpickler(pickle._Unpickler):
     )  # fmt: skip
     dispatch: ClassVar[dict[int, Callable]] = {code: _PYTHONS.dispatch[code] for code in _codes}
 
-    def __init__(self, file: Any, find_storage: Callable, size: int) -> None:
-        super().__init__(file, encoding='utf-8')
+    def __init__(
+        self, file: Any, find_storage: Callable, size: int, encoding: str = 'utf-8'
+    ) -> None:
+        super().__init__(file, encoding=encoding)
         self.find_storage = find_storage
         self.may_copy = 2 * size + 2**16
 
@@ -194,6 +197,7 @@ class PlainUnpickler(pickle._Unpickler):
     for _code, _load in (
         (pickle.GLOBAL, _PYTHONS.load_global),
         (pickle.STACK_GLOBAL, _PYTHONS.load_stack_global),
+        (pickle.BYTEARRAY8, _PYTHONS.load_binbytes8),
         (pickle.REDUCE, load_reduce),
         (pickle.NEWOBJ, load_newobj),
         (pickle.BUILD, load_build),

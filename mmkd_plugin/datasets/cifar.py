@@ -5,36 +5,32 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torchvision.datasets as tv
 
+from ..checkpoints.file import Stream
+from ..checkpoints.plain_objects import RefusedObject
+from ..checkpoints.safe_pickle import PlainUnpickler
 from ..checks import check_bool
 from ..functional.checks import check_choice
 from ..registry import DATASETS
 from .arrays import ArrayDataset
 
-# All that pickled arrays and lists name; other names in a file without a checksum could run code.
-_PLAIN = {
-    ('_codecs', 'encode'),
-    ('numpy', 'dtype'),
-    ('numpy', 'ndarray'),
-    *((f'numpy.{core}.multiarray', '_reconstruct') for core in ('core', '_core')),
-    *((f'numpy.{core}.numeric', '_frombuffer') for core in ('core', '_core')),
-}
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _PLAIN:
-            raise pickle.UnpicklingError(f'it names {module}.{name}, which is no data')
-        return super().find_class(module, name)
-
 
 def _read_plain(file: Path) -> dict:
-    with open(file, 'rb') as stream:
-        return _PlainUnpickler(stream, encoding='latin1').load()
+    """Refuses whatever is no data: other names in a file without a checksum could run code."""
+    with open(file, 'rb') as opened:
+        stream = Stream(opened)
+        try:
+            return PlainUnpickler(stream, _no_tensors, stream.size, encoding='latin1').load()
+        except RefusedObject as error:
+            raise pickle.UnpicklingError(f'it names {error}, which is no data') from None
+
+
+def _no_tensors(*_: Any) -> NoReturn:
+    raise pickle.UnpicklingError('it holds tensors')
 
 
 class _AnyRowOrder(tv.CIFAR100):

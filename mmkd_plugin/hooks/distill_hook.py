@@ -159,7 +159,7 @@ class DistillHook(Hook):
             self._give_back(runner)
             raise
         keep_resolved(runner, self.method, self.distiller, chosen)
-        self._plan = PlanFile(chosen.told)
+        self._plan = PlanFile(chosen.remark)
         self._watch = Watch(self.distiller)
         guard(runner)
 

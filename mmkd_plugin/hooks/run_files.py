@@ -64,8 +64,8 @@ def _entry(runner: Runner, method: Method) -> dict | None:
 class PlanFile:
     """``distillation.txt`` of a run: written when training begins, and when a weight was found."""
 
-    def __init__(self, told: str) -> None:
-        self.told = told
+    def __init__(self, remark: str) -> None:
+        self.remark = remark
         self._known: tuple[dict[str, float], float | None] | None = None
 
     def begin(self, runner: Runner, distiller: Distiller, max_norm: float | None) -> None:
@@ -91,7 +91,7 @@ class PlanFile:
             f"Distillation (the student's own losses times {distiller.task_weight}; the teacher "
             f'runs to its {distiller.teacher.depth}):'
         )
-        return [self.told, head] if self.told else [head]
+        return [self.remark, head] if self.remark else [head]
 
 
 def _try_writing(write: Callable[[], Any]) -> None:

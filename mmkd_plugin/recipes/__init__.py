@@ -85,8 +85,8 @@ def describe(name: str) -> str:
 def source(name: str, model: nn.Module) -> str:
     """Where the hyper-parameters of a recipe come from for this kind of model."""
     parts = methods(name)
-    told = [_source(part, model) for part in parts]
-    return told[0] if len(parts) == 1 else '; '.join(map('{}: {}'.format, parts, told))
+    found = [_source(part, model) for part in parts]
+    return found[0] if len(parts) == 1 else '; '.join(map('{}: {}'.format, parts, found))
 
 
 def methods(name: str) -> list[str]:
@@ -175,13 +175,13 @@ class Choice(NamedTuple):
         task_weights: the factor on the student's own losses that each method wants, by its name.
         published: the weight of each term in the recipe's table, by the name of the term;
             :func:`source` says where it comes from.
-        told: which levels of the necks were paired, in a sentence; empty where all of both are.
+        remark: which levels of the necks were paired, in a sentence; empty where all of both are.
     """
 
     terms: list[dict]
     task_weights: dict[str, float]
     published: dict[str, float]
-    told: str
+    remark: str
 
     @property
     def task_weight(self) -> float:
@@ -211,8 +211,10 @@ def choose(
     published = {key: term['weight'] for key, term in zip(keys, terms)}
     terms = fulfilled(joined(dict(zip(keys, defaults)), said), keys, terms, published)
     task_weights = {part: plan['task_weight'] for part, plan in plans.items()}
-    told = dict.fromkeys(plan.get('told', '') for plan in plans.values())  # once for all methods
-    return Choice(terms, task_weights, published, ' '.join(filter(None, told)))
+    remark = dict.fromkeys(
+        plan.get('remark', '') for plan in plans.values()
+    )  # once for all methods
+    return Choice(terms, task_weights, published, ' '.join(filter(None, remark)))
 
 
 def _resolve(

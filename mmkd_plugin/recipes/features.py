@@ -123,8 +123,8 @@ def plan(name: str, student: nn.Module, teacher: nn.Module, probe: Probe) -> dic
         probe: by which strides are measured.
 
     Returns:
-        ``dict(terms=[...], task_weight=1.0, kind=..., told=...)``; ``told`` says which levels were
-        paired where these are not all of both.
+        ``dict(terms=[...], task_weight=1.0, kind=..., remark=...)``; ``remark`` says which levels
+        were paired where these are not all of both.
 
     Raises:
         ValueError: places that cannot be compared.
@@ -138,7 +138,7 @@ def plan(name: str, student: nn.Module, teacher: nn.Module, probe: Probe) -> dic
         teacher=_outer(teacher, pairing.teacher),
         weight=weight,
     )
-    return dict(terms=[term], task_weight=1.0, kind=kind, told=pairing.told)
+    return dict(terms=[term], task_weight=1.0, kind=kind, remark=pairing.remark)
 
 
 def _outer(model: nn.Module, tap: str | dict) -> str | dict:

@@ -27,12 +27,12 @@ class Pairing(NamedTuple):
     Attributes:
         student: the tap in the student.
         teacher: the one in the teacher.
-        told: which levels were paired, in a sentence; empty where all of both are.
+        remark: which levels were paired, in a sentence; empty where all of both are.
     """
 
     student: str | dict
     teacher: str | dict
-    told: str = ''
+    remark: str = ''
 
 
 class Pyramid(NamedTuple):
@@ -100,12 +100,12 @@ def _by_stride(name: str, own: Pyramid, theirs: Pyramid) -> Pairing:
         )
     taken, given = [i for i, _ in pairs], [j for _, j in pairs]
     shared = _listed([strides[i] for i in taken])
-    told = (
+    remark = (
         f'Levels are paired by stride, {shared}: {_listed(taken)} of the {own.who}, whose '
         f'strides are {_listed(strides)}, with {_listed(given)} of the {theirs.who}, whose '
         f'strides are {_listed(others)} (levels of the neck, from 0).'
     )
-    return Pairing(dict(path=NECK, levels=taken), dict(path=NECK, levels=given), told)
+    return Pairing(dict(path=NECK, levels=taken), dict(path=NECK, levels=given), remark)
 
 
 def _unknown(

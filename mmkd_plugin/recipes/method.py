@@ -27,12 +27,12 @@ class Chosen(NamedTuple):
     Attributes:
         terms: plain dicts of their own, as a config writes them.
         task_weight: the factor on the student's own losses.
-        told: where terms and task weight come from, in a sentence; empty for terms of a config.
+        remark: where terms and task weight come from, in a sentence; empty for terms of a config.
     """
 
     terms: list[dict]
     task_weight: float | str
-    told: str
+    remark: str
 
 
 class Method:
@@ -107,20 +107,20 @@ class Method:
             choice = recipes.choose(self.recipe, student, teacher, length, self.weights, size)
             terms, task_weight = choice.terms, choice.task_weight
             source = recipes.source(self.recipe, student)
-            told = f'Recipe {self.recipe!r} (published numbers: {source}).'
+            remark = f'Recipe {self.recipe!r} (published numbers: {source}).'
             if self.task_weight is None:
-                told += _told(choice.task_weights)
-            told += f' {choice.told}' if choice.told else ''
+                remark += _shares_text(choice.task_weights)
+            remark += f' {choice.remark}' if choice.remark else ''
         else:
-            terms, task_weight, told = list(self.terms or ()), 1.0, ''
+            terms, task_weight, remark = list(self.terms or ()), 1.0, ''
             if self.weights:
                 names = [term_name(term, i) for i, term in enumerate(terms)]
                 terms = fulfilled(self.weights, names, terms, {})
         chosen = task_weight if self.task_weight is None else self.task_weight
-        return Chosen(_plain(change_terms(terms, self.options)), chosen, told)
+        return Chosen(_plain(change_terms(terms, self.options)), chosen, remark)
 
 
-def _told(shares: dict[str, float]) -> str:
+def _shares_text(shares: dict[str, float]) -> str:
     """Of joined recipes with different wishes, which one counts."""
     if len(set(shares.values())) < 2:
         return ''

@@ -94,3 +94,33 @@ def test_a_failed_download_is_explained(tmp_path, monkeypatch):
 def test_bad_split(root):
     with pytest.raises(ValueError, match="split must be one of 'train', 'test'"):
         CIFAR100(root, 'val')
+
+
+@pytest.mark.parametrize('protocol', range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_all_that_pickles_arrays_is_read(root: Path, protocol: int):
+    path = root / 'cifar-100-python' / 'train'
+    content = pickle.loads(path.read_bytes())
+    path.write_bytes(pickle.dumps(content, protocol=protocol))
+    read = CIFAR100(root, check_md5=False)
+    assert np.array_equal(read.images.reshape(len(read), -1), content['data'])
+
+
+class Python2(pickle._Pickler):
+    """Writes bytes as Python 2 did, whose ``str`` they are."""
+
+    dispatch = dict(pickle._Pickler.dispatch)
+
+    def save_bytes(self, data: bytes) -> None:
+        self.write(pickle.BINSTRING + len(data).to_bytes(4, 'little') + data)
+        self.memoize(data)
+
+    dispatch[bytes] = save_bytes
+
+
+def test_a_file_of_python_2_is_read(root: Path):
+    path = root / 'cifar-100-python' / 'train'
+    content = pickle.loads(path.read_bytes())
+    with open(path, 'wb') as file:
+        Python2(file, protocol=2).dump(content)
+    read = CIFAR100(root, check_md5=False)
+    assert np.array_equal(read.images.reshape(len(read), -1), content['data'])
