@@ -31,7 +31,6 @@ any row order.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from pathlib import Path
@@ -40,17 +39,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # started as a script
 
-from benchmarks import study  # noqa: E402
+from benchmarks import asked, study  # noqa: E402
 from benchmarks.forward_outcomes import TASK, compare, score, score_text, table  # noqa: E402
 from benchmarks.forward_pairs import PAIRS, STUDENTS, Network, data_options  # noqa: E402
 from benchmarks.methods import BASELINE  # noqa: E402
 from benchmarks.pool import Pool, label, read_results  # noqa: E402
 from benchmarks.worker import build_config  # noqa: E402
-from mmkd_plugin.cli.doctor import diagnose  # noqa: E402
 from mmkd_plugin.cli.running import new_parser  # noqa: E402
 from mmkd_plugin.cli.runs import read_json, write_json  # noqa: E402
-from mmkd_plugin.diagnosis import verdict  # noqa: E402
-from mmkd_plugin.diagnosis.examine import Options  # noqa: E402
 
 PREDICTIONS = 'forward_predictions'
 
@@ -180,10 +176,9 @@ class Study(study.Study):
             for name, pair in PAIRS.items()
             for recipe in pair.recipes
         ]
-        rule = Path(verdict.__file__)
         content = dict(
             command=self.command,
-            rule=dict(file=rule.name, sha256=hashlib.sha256(rule.read_bytes()).hexdigest()),
+            rule=asked.rule(),
             alone={
                 name: {
                     str(run['seed']): self.result(folder)[TASK.main]
@@ -216,18 +211,10 @@ class Study(study.Study):
         folder, run = next(iter(runs.items()))
         cfg = build_config(dict(run, split='val'), folder)
         checkpoint = first / self.result(first)['checkpoint']
-        report = diagnose(cfg, Options(student_checkpoint=str(checkpoint))).as_dict()
         return dict(
             pair=name,
             recipe=recipe,
-            answer=report['verdict']['answer'],
-            because=report['verdict']['because'],
-            codes=[f'{f["code"]} ({f["where"]})' for f in report['findings']],
-            terms={
-                term: {key: numbers[key] for key in ('weight', 'gradient_ratio', 'cosine')}
-                for term, numbers in report['terms'].items()
-            },
-            seen=dict(teacher=report['teacher']['metrics'], student=report['student']['metrics']),
+            **asked.answer(cfg, checkpoint),
             teacher=results[name][TASK.main],
             teacher_sha256=teachers[name]['sha256'],
         )

@@ -1,6 +1,7 @@
-"""What became of the predictions of ``forward.py``: outcomes, counts and the table.
+"""What became of the doctor's predictions: outcomes, counts and the table.
 
-The rule stands in the docstring of that script, fixed before the runs.
+The rule stands in the docstring of ``forward.py``, fixed before the runs. Those of detectors and
+segmenters come from ``recipes.py --predict``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 
 from benchmarks import summary
 from benchmarks.forward_pairs import PAIRS
-from benchmarks.methods import BASELINE, TASKS
+from benchmarks.methods import BASELINE, TASKS, Task
 from mmkd_plugin.diagnosis import verdict
 
 TASK = TASKS['classification']
@@ -54,14 +55,21 @@ def compare(
         own = [r for r in runs if (r['pair'], r['method']) == (told['pair'], recipe)]
         own += [r for r in runs if (r['pair'], r['method']) == (student, BASELINE)]
         alone, row = summary.summarise(own, [BASELINE, recipe], TASK)
-        made = dict(told, incomplete=row['incomplete'] or alone['incomplete'])
-        if not made['incomplete']:
-            happened = outcome(row['gain'])
-            made.update(alone=alone[TASK.main], gain=row['gain'])
-            made.update(wins=row['wins'], seeds=row['seeds'])
-            made.update(outcome=happened, right=judged(told['answer'], happened))
-        rows.append(made)
+        rows.append(outcome_of(told, alone, row, TASK))
     return rows
+
+
+def outcome_of(
+    told: dict[str, Any], alone: dict[str, Any], row: dict[str, Any], task: Task
+) -> dict[str, Any]:
+    """One row of :func:`compare`, of rows of a table as :func:`summary.summarise` makes them."""
+    made = dict(told, incomplete=row['incomplete'] or alone['incomplete'])
+    if not made['incomplete']:
+        happened = outcome(row['gain'])
+        made.update(alone=alone[task.main], gain=row['gain'])
+        made.update(wins=row['wins'], seeds=row['seeds'])
+        made.update(outcome=happened, right=judged(told['answer'], happened))
+    return made
 
 
 def score(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
@@ -98,15 +106,20 @@ def score_text(counts: dict[str, dict[str, int]]) -> str:
     ])  # fmt: skip
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows of :func:`compare` as Markdown, losing ones among them."""
+def table(rows: Sequence[dict[str, Any]], task: Task = TASK) -> str:
+    """The rows of :func:`compare` as Markdown, losing ones among them.
+
+    Args:
+        rows: with a ``title`` where ``pair`` is none of ``forward.py``.
+        task: what was measured.
+    """
     heads = ['teacher', 'recipe', 'predicted', 'because', 'outcome', 'right',
-             'teacher alone', 'student alone', 'gain in top1', 'seeds better']  # fmt: skip
+             'teacher alone', 'student alone', f'gain in {task.main}', 'seeds better']  # fmt: skip
     marks = {True: 'yes', False: '**no**', None: '–'}
     lines = []
     for row in rows:
         line = [
-            PAIRS[row['pair']].title,
+            row.get('title') or PAIRS[row['pair']].title,
             f'`{row["recipe"]}`',
             row['answer'],
             '; '.join(row['because']),
@@ -114,8 +127,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         if row['incomplete']:
             line += [f'incomplete: {row["incomplete"]}', *[''] * 5]
         else:
-            numbers = [f'{row["teacher"]:.1f}', summary.points(row['alone'], scale=1)]
-            gain = summary.points(row['gain'], sign=True, scale=1)
+            teacher = task.scale * row['teacher']
+            numbers = [f'{teacher:.1f}', summary.points(row['alone'], scale=task.scale)]
+            gain = summary.points(row['gain'], sign=True, scale=task.scale)
             wins = f'{row["wins"]}/{len(row["seeds"])}'
             line += [row['outcome'], marks[row['right']], *numbers, gain, wins]
         lines.append(line)

@@ -12,6 +12,10 @@ Every run has the hook that ``tools/train.py --recipe NAME`` writes. A recipe ma
 teachers and data are those of ``detection.py`` and, for classifiers, ``classification.py``. A run
 that ends in NaN is a result: its metrics are 0, and the table says in how many seeds.
 
+With ``--predict`` it asks the doctor what will become of each recipe, which must not have been
+trained by then, and stops. Teacher and student alone are trained first. ``docs/why-not.md``
+compares the answers with the runs that follow.
+
 With ``--start trained`` every run, the student alone included, begins with one student that was
 trained on other digits (the set of seed 1).
 """
@@ -27,15 +31,20 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # started as a script
 
-from benchmarks import summary  # noqa: E402
+from benchmarks import asked, summary  # noqa: E402
 from benchmarks.cls_methods import BENCHMARKS as CLASSIFIERS  # noqa: E402
 from benchmarks.detection import Study, make_parser, other_digits  # noqa: E402
 from benchmarks.head_methods import PAIRS, Pair  # noqa: E402
 from benchmarks.methods import BASELINE, OPTIMIZERS, Task  # noqa: E402
+from benchmarks.pool import label, read_results  # noqa: E402
+from benchmarks.study import missing  # noqa: E402
+from benchmarks.worker import build_config  # noqa: E402
 from mmkd_plugin import recipes  # noqa: E402
+from mmkd_plugin.cli.runs import write_json  # noqa: E402
 
 DEFAULT = ('gdd', 'kd', 'gdd+kd')
 TRAINED = 'trained'
+PREDICTED = 'predicted_'
 # What has a second training set.
 OTHER_DIGITS = {('digits', task) for task in ('detection', 'instance', 'semantic')}
 
@@ -96,6 +105,47 @@ class RecipeStudy(Study):
         folder = self.folder(self.args.pair) / TRAINED
         return self.teach(self.pool, {TRAINED: (folder, run)})[1][TRAINED]['checkpoint']
 
+    @property
+    def name(self) -> str:
+        """Of the tables."""
+        name = f'recipes_{self.args.dataset}_{self.args.pair}'
+        name += '' if self.args.optimizer == 'own' else f'_{self.args.optimizer}'
+        name += '' if self.args.start == 'new' else f'_{self.args.start}'
+        return name + (f'_{self.args.name}' if self.args.name else '')
+
+    def predict(self) -> int:
+        """Asks the doctor about every recipe, and writes its answers.
+
+        Raises:
+            SystemExit: if there are answers, or runs of a recipe.
+        """
+        file = self.args.results / f'{PREDICTED}{self.name}.json'
+        if file.is_file():
+            raise SystemExit(f'{file} is there: predictions are made once.')
+        result, teacher = self.train_teachers()
+        plan = self.plan(teacher)
+        for folder, run in plan.items():
+            if run['method'] != BASELINE and folder.exists():
+                raise SystemExit(f'{label(folder)} was begun before it was predicted.')
+        seed = self.args.seeds[0]
+        first = {run['method']: folder for folder, run in plan.items() if run['seed'] == seed}
+        alone = first[BASELINE]
+        if self.pool.run(missing({alone: plan[alone]})):
+            return 1
+        trained = read_results(alone)
+        assert trained is not None
+        rows = []
+        for method in self.args.recipes:
+            # The doctor reads the validation images, also where others are reported.
+            cfg = build_config(dict(plan[first[method]], split='val'), first[method])
+            told = asked.answer(cfg, alone / trained['checkpoint'])
+            made = dict(teacher=result[self.task.main], teacher_sha256=teacher['sha256'])
+            rows.append(dict(recipe=method, **told, **made))
+            print(f'{method}: {told["answer"]} ({"; ".join(told["because"])})', flush=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, dict(command=self.command, rule=asked.rule(), predictions=rows))
+        return 0
+
     def write(self, runs: list[dict[str, Any]], teacher: dict[str, Any] | None) -> None:
         rows = summary.summarise(runs, self.args.methods, self.task)
         optimizer = self.args.optimizer
@@ -107,11 +157,7 @@ class RecipeStudy(Study):
             lines.append(
                 'Every run begins with one student that was trained on the digits set of seed 1.'
             )
-        name = f'recipes_{self.args.dataset}_{self.args.pair}'
-        name += '' if optimizer == 'own' else f'_{optimizer}'
-        name += '' if self.args.start == 'new' else f'_{self.args.start}'
-        name += f'_{self.args.name}' if self.args.name else ''
-        self.save(name, lines, table(rows, runs, self.task), runs, teacher=teacher, rows=rows)
+        self.save(self.name, lines, table(rows, runs, self.task), runs, teacher=teacher, rows=rows)
 
 
 def table(rows: list[dict[str, Any]], runs: list[dict[str, Any]], task: Task) -> str:
@@ -155,6 +201,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add(
         '--name', default='', help='added to the names of the tables, beside those of other recipes'
     )
+    add('--predict', action='store_true', help='ask the doctor before the runs are made, and stop')
     args = parser.parse_args(argv)
     known = RecipeStudy.pairs[args.dataset]
     if args.pair not in known:
@@ -174,7 +221,8 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(sys.argv[1:] if argv is None else argv)
     os.chdir(ROOT)  # configs and work directories are named from here
-    return min(RecipeStudy(args).run(), 1)
+    made = RecipeStudy(args)
+    return made.predict() if args.predict else min(made.run(), 1)
 
 
 if __name__ == '__main__':

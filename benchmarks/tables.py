@@ -16,7 +16,8 @@ it and ``<!-- end -->``. NAME is a file of results without ``.json``:
     <!-- method: kd NAME NAME ... -->           a row for each file: what one method gave
     <!-- gain: NAME METHOD -->                  a single gain, in a sentence
     <!-- value: NAME METHOD -->                 the same for the metric itself
-    <!-- predicted: NAME -->                    predictions and outcomes of ``forward.py``
+    <!-- predicted: forward -->                 predictions and outcomes of ``forward.py``
+    <!-- predicted: NAME NAME ... -->           the same of files of ``recipes.py --predict``
 
 Files of ``recipes.py`` (``recipes_digits_gfl_sgd``) are tables like all others.
 """
@@ -270,9 +271,20 @@ def value(names: list[str], options: dict[str, str]) -> str:
 def predicted(names: list[str], options: dict[str, str]) -> str:
     """How many verdicts of the doctor were right, and each of them."""
     _nothing_else(options)
-    content = read(_single(names))
-    counted = forward_outcomes.score_text(content['score'])
-    return f'{counted}\n\n{forward_outcomes.table(content["outcomes"])}'
+    if names == ['forward']:
+        content = read('forward')
+        counted = forward_outcomes.score_text(content['score'])
+        return f'{counted}\n\n{forward_outcomes.table(content["outcomes"])}'
+    rows, files = [], [load(name) for name in names]
+    for file in files:
+        for told in read(f'{recipes.PREDICTED}{file.name}')['predictions']:
+            found = [_row(file, method) for method in (BASELINE, told['recipe'])]
+            made = forward_outcomes.outcome_of(told, *found, file.task)
+            rows.append(dict(made, title=file.title()))
+    if len({file.task.main for file in files}) != 1:
+        raise MarkerError('the files of one table must measure the same.')
+    counted = forward_outcomes.score_text(forward_outcomes.score(rows))
+    return f'{counted}\n\n{forward_outcomes.table(rows, files[0].task)}'
 
 
 KINDS: dict[str, Callable[[list[str], dict[str, str]], str]] = dict(

@@ -50,6 +50,37 @@ def test_the_optimizer_is_replaced_as_a_whole_and_the_teachers_stays(tmp_path: P
     assert 'optimizer' not in teacher
 
 
+def test_predictions_are_made_once_and_before_the_runs(tmp_path: Path, monkeypatch):
+    args = ('--recipes', 'gdd', 'kd', '--seeds', '3', '--results', str(tmp_path), '--predict')
+    torch.save({}, tmp_path / 'teacher.pth')
+    teacher = dict(config=GFL.teacher, checkpoint=str(tmp_path / 'teacher.pth'), sha256='0')
+    made = study(tmp_path, *args)
+    monkeypatch.setattr(made, 'train_teachers', lambda: (dict(AP=0.5), teacher))
+    monkeypatch.setattr(made.pool, 'run', lambda folders: [])
+    monkeypatch.setattr(recipes, 'read_results', lambda folder: dict(checkpoint='last.pth'))
+    asked = []
+
+    def answer(cfg, checkpoint):
+        asked.append((cfg.custom_hooks[-1]['recipe'], checkpoint.parent.name, checkpoint.name))
+        return dict(answer='cannot tell', because=['why'])
+
+    monkeypatch.setattr(recipes.asked, 'answer', answer)
+    assert made.predict() == 0
+    assert asked == [(name, 'student-seed3', 'last.pth') for name in ('gdd', 'kd')]
+    file = tmp_path / 'predicted_recipes_digits_gfl.json'
+    rows = json.loads(file.read_text())['predictions']
+    assert [(row['recipe'], row['answer'], row['teacher']) for row in rows] == [
+        ('gdd', 'cannot tell', 0.5),
+        ('kd', 'cannot tell', 0.5),
+    ]
+    with pytest.raises(SystemExit, match='predictions are made once'):
+        made.predict()
+    file.unlink()
+    (tmp_path / 'digits/recipes-own/kd-seed3').mkdir(parents=True)
+    with pytest.raises(SystemExit, match='kd-seed3 was begun before it was predicted'):
+        made.predict()
+
+
 @pytest.mark.parametrize('name', ['gdd:automatic', 'gddd', 'gdd+funmatch'])
 def test_a_recipe_that_there_is_not_stops_at_once(tmp_path: Path, name: str):
     with pytest.raises(SystemExit, match='--recipes'):
@@ -158,6 +189,10 @@ def test_a_study_from_end_to_end(tmp_path: Path, digits_root: Path, monkeypatch)
     args = ['--dataset', 'digits', '--pair', 'gfl', '--recipes', 'gdd', 'gdd:1e9', '--epochs', '2']
     args += ['--teacher-epochs', '1', '--seeds', '0', '--optimizer', 'sgd']
     args += ['--work-dir', str(tmp_path / 'work'), '--results', str(tmp_path / 'results')]
+    assert recipes.main([*args, '--predict']) == 0  # trains the teacher and the student alone
+    told = json.loads((tmp_path / 'results/predicted_recipes_digits_gfl_sgd.json').read_text())
+    assert [row['recipe'] for row in told['predictions']] == ['gdd', 'gdd:1e9']
+    assert all(row['answer'] != 'helps' for row in told['predictions'])  # of one epoch
     assert recipes.main(args) == 0
     content = json.loads((tmp_path / 'results/recipes_digits_gfl_sgd.json').read_text())
     runs = {run['method']: run for run in content['runs']}
