@@ -372,6 +372,11 @@ def test_distill_chooses_a_recipe_and_takes_terms(tmp_path, teacher_file):
         (dict(recipe='funmatch'), ValueError, 'ClsDataPreprocessor'),
         (dict(task_weight=-1), ValueError, 'task_weight=-1 must be'),
         (dict(sed=3), ValueError, "'sed'; nearest: 'seed'"),
+        (dict(seed='a'), ValueError, "seed='a'"),
+        (dict(probe_size=3), ValueError, 'probe_size=3 must be'),
+        (dict(terms=[dict(TERM, weigth=2)]), ValueError, "'weigth'; nearest: 'weight'"),
+        (dict(terms=[TERM, dict(student='neck')]), ValueError, r"terms\[1\] lacks 'loss'"),
+        (dict(terms=[dict(TERM, begin=-3)]), ValueError, 'begin=-3'),
         (dict(cfg='student.py'), ValueError, 'Config.fromfile'),
     ],
 )

@@ -17,6 +17,7 @@ from ..model_config import existing_file, load_model_config
 from ..recipes import default_recipe
 from ..teacher import TEACHER_KEYS
 from ..teacher.self_teacher import PREVIOUS_EPOCH
+from ..terms.config import TermConfig
 from ..terms.options import check_term_options, refuse_contradictions, split_weights
 from ..terms.task import checked_task_weight
 from ..weights.wishes import ALL, check_weights, joined
@@ -214,6 +215,8 @@ def _check_hook(hook: dict) -> None:
     """Refuses what the hook would refuse when the run is built."""
     of_registry = ('type', '_scope_', 'priority')
     DistillHook(**{key: value for key, value in hook.items() if key not in of_registry})
+    for i, term in enumerate(hook.get('terms') or ()):
+        TermConfig.from_dict(term, f'terms[{i}]')
     if hook.get('task_weight') is not None:
         checked_task_weight(hook['task_weight'], ())
 

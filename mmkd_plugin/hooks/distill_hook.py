@@ -12,9 +12,10 @@ from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
 from torch import nn
 
 from ..attachment import attach, detach
-from ..checks import arguments, check_bool, check_keys
+from ..checks import arguments, check_bool, check_int, check_keys
 from ..class_map import dataset_classes
 from ..distiller import Distiller
+from ..images.size import check_probe_size
 from ..recipes.method import Method
 from ..registry import HOOKS
 from ..saving.finite import on_this_rank
@@ -112,6 +113,9 @@ class DistillHook(Hook):
         self.method = Method(terms, recipe, weights, term_options, task_weight)
         if init_student is not None:
             parse_parts(init_student)
+        check_int(seed, 'seed')
+        if probe_size is not None:
+            check_probe_size(probe_size)
         self.teacher = teacher
         self.init_student = init_student
         self.seed = seed
