@@ -7,12 +7,14 @@ import math
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 
 from .checks import check_choice, check_pair, check_temperature, weighted_mean, widen
 
 VARIANTS = ('ts', 'sym', 'ss')
 REDUCTIONS = ('mean', 'none')
 EPS = 1e-12  # of the norm; too small for half precision, which is widened first
+BLOCK = 2**24  # products at a time: 4,096 rows with each other, 64 MiB
 
 
 def contrastive(
@@ -31,6 +33,8 @@ def contrastive(
 
     The student's row of a sample is drawn to the teacher's row of that sample and kept away from
     the teacher's other rows. The perfect student does not reach 0.
+
+    Of more than 4,096 rows the matrix is made in blocks, and once more in the backward pass.
 
     Args:
         student: Logits of the student, one row per sample.
@@ -72,38 +76,78 @@ def contrastive(
             )
     if not student.shape[0]:
         return widen(student).sum() * 0 if reduction == 'mean' else widen(student).sum(1)
-    inner = 'mean' if weights is None else 'none'
-    inner = 'none' if reduction == 'none' else inner
     with torch.autocast(student.device.type, enabled=False):  # it would narrow the product
         s = _unit(widen(student))
         t = _unit(widen(teacher.detach()), temperature)
-        rows = torch.arange(s.shape[0], device=s.device)
         if variant == 'ss':
-            similar = (s / temperature @ s.T).diagonal_scatter((s * t).sum(1))
+            loss = _contrast(s / temperature, s, (s * t).sum(1), weights, groups)
         else:
-            similar = t @ s.T
-        excluded = _not_compared(rows, weights, groups)
-        loss = cross_entropy(_excluding(similar, excluded), rows, reduction=inner)
+            loss = _contrast(t, s, None, weights, groups)
         if variant == 'sym':
-            loss = loss + cross_entropy(_excluding(similar.T, excluded), rows, reduction=inner)
-    if weights is None or reduction == 'none':
+            loss = loss + _contrast(s, t, None, weights, groups)
+    if reduction == 'none':
         return loss
-    return weighted_mean(loss, weights)
+    return loss.mean() if weights is None else weighted_mean(loss, weights)
 
 
-def _not_compared(rows: Tensor, weights: Tensor | None, groups: Tensor | None) -> Tensor | None:
-    """Which pairs (anchor, other) are not compared, (B, B) bool; a row always is with itself."""
-    excluded = None
+def _contrast(
+    anchors: Tensor,
+    others: Tensor,
+    own: Tensor | None,
+    weights: Tensor | None,
+    groups: Tensor | None,
+) -> Tensor:
+    """How hard each anchor's own row is to tell from the others, (B,).
+
+    Args:
+        anchors, others: vectors (B, C) whose products are compared.
+        own: (B,) in the place of the product of each anchor with its own row.
+        weights, groups: as of :func:`contrastive`.
+    """
+    count = len(anchors)
+    if count * count <= BLOCK:
+        return _contrast_block(anchors, others, own, weights, groups, 0)
+    step = max(BLOCK // count, 1)
+    losses = [  # the backward makes each block again: only one is in memory at a time
+        checkpoint(
+            _contrast_block,
+            anchors[start : start + step],
+            others,
+            None if own is None else own[start : start + step],
+            weights,
+            groups,
+            start,
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
+        for start in range(0, count, step)
+    ]
+    return torch.cat(losses)
+
+
+def _contrast_block(
+    anchors: Tensor,
+    others: Tensor,
+    own: Tensor | None,
+    weights: Tensor | None,
+    groups: Tensor | None,
+    start: int,
+) -> Tensor:
+    """:func:`_contrast` of a few anchors, the first of which is row ``start``."""
+    similar = anchors @ others.T
+    if own is not None:
+        similar = similar.diagonal_scatter(own, offset=start)
+    rows = torch.arange(start, start + len(anchors), device=anchors.device)
+    excluded = None  # which pairs are not compared; an anchor always is with its own row
     if groups is not None:
-        excluded = groups[:, None] != groups
+        excluded = groups[rows, None] != groups
     if weights is not None:
         out = weights <= 0
-        excluded = out.expand(len(rows), -1) if excluded is None else excluded | out
-    return None if excluded is None else excluded & (rows[:, None] != rows)
-
-
-def _excluding(similar: Tensor, excluded: Tensor | None) -> Tensor:
-    return similar if excluded is None else similar.masked_fill(excluded, -math.inf)
+        excluded = out if excluded is None else excluded | out
+    if excluded is not None:
+        columns = torch.arange(len(others), device=rows.device)
+        similar = similar.masked_fill(excluded & (rows[:, None] != columns), -math.inf)
+    return cross_entropy(similar, rows, reduction='none')
 
 
 def _unit(x: Tensor, temperature: float = 1.0) -> Tensor:

@@ -17,7 +17,7 @@ from mmkd_plugin.registry import MODELS
 
 from .logit_base import LogitLoss, select_by_kind
 
-MAX_SAMPLES = 16384  # a matrix of their cosines takes 1 GiB
+MAX_SAMPLES = 16384  # 268 million cosines, which are made in blocks
 MAX_IMAGES = 2**20  # of a process
 
 

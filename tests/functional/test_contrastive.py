@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import torch
 
 from mmkd_plugin import functional as F
 
+# The package has a function of the same name.
+contrastive_module = sys.modules['mmkd_plugin.functional.contrastive']
 VARIANTS = ('ts', 'sym', 'ss')
 each_variant = pytest.mark.parametrize('variant', VARIANTS)
 
@@ -304,3 +307,35 @@ def test_weights_and_groups_must_fit():
             ValueError, match=rf'{name} must have shape \(B,\) = \(2,\), got \(3,\)'
         ):
             F.contrastive(torch.eye(2), torch.eye(2), **{name: torch.ones(3)})
+
+
+@each_variant
+@pytest.mark.parametrize('more', [(), ('weights',), ('groups',), ('weights', 'groups')])
+def test_blocks_are_the_whole_matrix(variant, more, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(23, 7, generator=generator) for _ in range(2))
+    extras = dict(
+        weights=torch.rand(23, generator=generator).sub(0.3).clamp(min=0),
+        groups=torch.arange(23) // 5,
+    )
+    extras = {key: extras[key] for key in more}
+    found = []
+    for block in (contrastive_module.BLOCK, 23 * 4, 1):
+        monkeypatch.setattr(contrastive_module, 'BLOCK', block)
+        own = student.clone().requires_grad_()
+        loss = F.contrastive(own, teacher, 0.5, variant, **extras)
+        loss.backward()
+        found.append((loss.detach(), own.grad))
+    for loss, grad in found[1:]:
+        torch.testing.assert_close(loss, found[0][0])
+        torch.testing.assert_close(grad, found[0][1])
+
+
+def test_what_blocks_keep_does_not_grow_with_the_square_of_the_rows(monkeypatch):
+    monkeypatch.setattr(contrastive_module, 'BLOCK', 2**12)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda x: kept.append(x.numel()) or x, lambda x: x
+    ):
+        F.contrastive(torch.randn(512, 4, requires_grad=True), torch.randn(512, 4))
+    assert max(kept) < 2**12 + 1
