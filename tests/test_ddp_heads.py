@@ -24,8 +24,14 @@ TERMS = {
             loss=dict(type='KDLoss', temperature=1.0),
             select=dict(by='positive', weights='student_score', reduction='sum'),
         ),
+        boxes=dict(
+            loss=dict(type='BoxDistillLoss', when='always'), student='boxes', select='positive'
+        ),
     ),
-    'Deformable DETR': dict(kd=dict(loss=dict(type='KDLoss', temperature=1.0), select='positive')),
+    'Deformable DETR': dict(
+        kd=dict(loss=dict(type='KDLoss', temperature=1.0), select='positive'),
+        boxes=dict(loss=dict(type='BoxDistillLoss', when='always'), student='boxes'),
+    ),
 }
 
 
@@ -42,7 +48,7 @@ def gradients(family: str, name: str) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)  # biases are drawn when a model is built
     student = detector(family).train()
     teacher = detector(family, width=32, seed=1)
-    term = dict(TERMS[family][name], student='cls_logits', name=name)
+    term = dict(dict(student='cls_logits', name=name), **TERMS[family][name])
     mmkd_plugin.attach(student, teacher, [term], task_weight=0.0, seed=3)
     inputs, samples = batch()
     world = dist.get_world_size() if dist.is_initialized() else 1

@@ -244,12 +244,12 @@ def test_of_methods_that_weigh_the_student_differently_the_smallest_wish_counts(
 
 
 FITS = {
-    'Faster R-CNN': ('kd', 'dkd', 'loca', 'dkd-loca', 'ckd', 'ipwd', 'ipwd-inverse'),
+    'Faster R-CNN': ('kd', 'dkd', 'loca', 'dkd-loca', 'ckd', 'ipwd', 'ipwd-inverse', 'boxes'),
     'Mask R-CNN': ('kd-masks', 'kd'),
-    'Cascade R-CNN': ('kd', 'dkd', 'ipwd'),
-    'GFL': ('kd', 'loca', 'ckd', 'ipwd', 'ipwd-inverse', 'kd-bins'),
+    'Cascade R-CNN': ('kd', 'dkd', 'ipwd', 'boxes'),
+    'GFL': ('kd', 'loca', 'ckd', 'ipwd', 'ipwd-inverse', 'kd-bins', 'boxes'),
     'SOLO': ('kd', 'loca', 'ckd', 'ipwd', 'kd-masks'),
-    'Deformable DETR': ('kd', 'loca', 'ckd', 'ipwd'),
+    'Deformable DETR': ('kd', 'loca', 'ckd', 'ipwd', 'boxes'),
     SEGMENTER: ('kd', 'dkd', 'loca', 'dkd-loca', 'ckd', 'ipwd', 'ipwd-inverse'),
 }
 

@@ -4,6 +4,7 @@ Every function accepts any float dtype, computes in float32 or wider (float64 st
 no gradient to the teacher, and works in log space, so that large logits stay finite.
 """
 
+from .boxes import box_iou, box_l1, closer_to, diou_loss, giou_loss
 from .contrastive import contrastive
 from .dkd import dkd, dkd_parts
 from .features import (
@@ -23,11 +24,16 @@ from .mixup import mixup
 __all__ = [
     'add_noise',
     'binary_kl',
+    'box_iou',
+    'box_l1',
     'channel_kl',
+    'closer_to',
     'contrastive',
+    'diou_loss',
     'dkd',
     'dkd_parts',
     'feature_mse',
+    'giou_loss',
     'ipw_weights',
     'kl_divergence',
     'loca_calibrate',

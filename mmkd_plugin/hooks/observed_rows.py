@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as nnf
 
+from ..functional import box_iou
 from ..views import Level, Predictions
 from ..visualization.pictures import PlacedBoxes
 
@@ -22,7 +23,7 @@ class ImageRows:
     """Of one image at one level, on the CPU.
 
     Attributes:
-        student: probabilities (P, A, C).
+        student: probabilities (P, A, C), or boxes (P, A, 4) in pixels.
         teacher: the same.
         values: how far both are apart at each position, (P,): the largest of its predictions, from
             0 to 1, and 0 where none counts.
@@ -82,8 +83,10 @@ def difference(own: Tensor, theirs: Tensor, activation: str) -> Tensor:
     """How far probabilities (..., C) are apart, from 0 to 1: (...).
 
     With a softmax it is the total variation distance, half of the sum of all differences; with
-    sigmoids the largest difference of a class.
+    sigmoids the largest difference of a class. Of boxes it is one minus the IoU.
     """
+    if activation == 'none':
+        return 1 - box_iou(own.flatten(0, -2), theirs.flatten(0, -2)).view(own.shape[:-1])
     apart = (own - theirs).abs()
     return apart.sum(-1) / 2 if activation == 'softmax' else apart.amax(-1)
 
@@ -111,6 +114,8 @@ def places(
 
 def _probabilities(logits: Tensor, head: Predictions, columns: Tensor | None) -> Tensor:
     logits = logits.detach().float()
+    if head.activation == 'none':
+        return logits.cpu()
     logits = logits if columns is None else logits[..., columns]
     return (logits.softmax(-1) if head.activation == 'softmax' else logits.sigmoid()).cpu()
 

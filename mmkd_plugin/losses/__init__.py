@@ -4,6 +4,7 @@ A method adds its name to this list, its file, and nothing else.
 """
 
 from .base import DistillLoss
+from .boxes import BoxDistillLoss, BoxLoss
 from .ckd import CKDLoss
 from .cwd import CWDLoss
 from .dkd import DKDLoss
@@ -15,8 +16,11 @@ from .loca import LoCaLoss
 from .logit_base import LogitLoss
 from .mgd import MGDLoss
 from .pkd import PKDLoss
+from .row_base import RowLoss
 
 __all__ = [
+    'BoxDistillLoss',
+    'BoxLoss',
     'CKDLoss',
     'CWDLoss',
     'DKDLoss',
@@ -30,4 +34,5 @@ __all__ = [
     'LogitLoss',
     'MGDLoss',
     'PKDLoss',
+    'RowLoss',
 ]

@@ -15,7 +15,8 @@ from mmkd_plugin.functional.checks import check_choice, check_temperature, widen
 from mmkd_plugin.functional.contrastive import VARIANTS
 from mmkd_plugin.registry import MODELS
 
-from .logit_base import LogitLoss, select_by_kind
+from .logit_base import LogitLoss
+from .row_base import select_by_kind
 
 MAX_SAMPLES = 16384  # 268 million cosines, which are made in blocks
 MAX_IMAGES = 2**20  # of a process

@@ -24,7 +24,8 @@ from mmkd_plugin.functional.ipw import NORMALIZE, RATIOS, binary_cross_entropy
 
 from ..checks import check_keys
 from ..registry import MODELS
-from .logit_base import LogitLoss, select_by_kind
+from .logit_base import LogitLoss
+from .row_base import select_by_kind
 
 BASES = ('kd', 'dkd')
 

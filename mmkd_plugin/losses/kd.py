@@ -10,7 +10,8 @@ from mmkd_plugin.functional.checks import check_temperature
 from mmkd_plugin.functional.logits import divergence_along, divergence_slope
 from mmkd_plugin.registry import MODELS
 
-from .logit_base import LogitLoss, select_by_kind
+from .logit_base import LogitLoss
+from .row_base import select_by_kind
 
 
 @MODELS.register_module()

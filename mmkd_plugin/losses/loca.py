@@ -10,7 +10,8 @@ from mmkd_plugin.functional.checks import check_choice, check_inside, check_temp
 from mmkd_plugin.functional.loca import calibrate, raise_target
 from mmkd_plugin.registry import MODELS
 
-from .logit_base import LogitLoss, select_by_kind
+from .logit_base import LogitLoss
+from .row_base import select_by_kind
 
 CALIBRATE_AT = ('tempered', 'raw')
 

@@ -4,57 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from mmkd_plugin.functional.checks import check_choice, weighted_mean, widen
+from mmkd_plugin.functional.checks import check_choice
 
-from .base import DistillLoss
-from .old_names import OldNames
+from .row_base import RowLoss
 
 ACTIVATIONS = ('softmax', 'sigmoid')
-KINDS = ('dense', 'roi', 'query', 'pixel', 'image', 'keypoint')  # of heads
 
 
-def select_by_kind(**others: str | dict) -> dict[str, str | dict]:
-    """A selection for every kind of head: those given, and ``'all'`` for the others."""
-    return {kind: others.get(kind, 'all') for kind in KINDS}
-
-
-class LogitLoss(OldNames, DistillLoss):
+class LogitLoss(RowLoss):
     """A loss on class logits: rows (N, C), or maps (N, C, H, W) whose positions are the rows.
 
     A subclass implements :meth:`rows`, or :meth:`compute` if its rows have no values of their own.
     Both always get rows: student and teacher (N, C), labels (N,), features (N, D), and so on.
 
     Attributes:
-        needs: beside ``'labels'`` and ``'features'`` also ``'images'`` (which image of the batch a
-            row is from) and ``'priors'`` (which of the predictions at its position it is).
-        separable: the value of a row depends on this row alone and on no parameter, so that the
-            rows may be computed one part after the other.
-        closed_form: a separable loss without extras that knows its gradient, by
-            :meth:`values_along` and :meth:`slope_along`; saves whole maps a detour through rows.
         one_column_refusal: why it refuses rows of one column; None if it takes them;
             formerly ``alone``.
-        compares_rows: rows are compared with each other, so copies of a row tell nothing;
-            formerly ``contrasts``.
-        default_select: which rows a term gives to the loss if it does not say, by the kind of the
-            head; see :mod:`mmkd_plugin.terms.selection`.
         activation: ``'softmax'`` or ``'sigmoid'``, what turns the logits into probabilities.
         background: whether the last column is the background's.
     """
 
-    separable: bool = False
-    closed_form: bool = False
+    rows_are = 'logits'
     one_column_refusal: str | None = None
-    compares_rows: bool = False
-    default_select: dict[str, str | dict] = select_by_kind()
     activation: str = 'softmax'
     background: bool = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._noted: dict[str, tuple[Tensor, Tensor | None]] = {}
 
     def set_activation(self, activation: str, background: bool = False) -> None:
         """Takes over :attr:`activation` and :attr:`background` of the head; a term tells it once.
@@ -141,70 +116,12 @@ class LogitLoss(OldNames, DistillLoss):
         for name in self.needs:
             value = given[name]
             if value is None:
-                raise ValueError(
-                    f'{type(self).__name__} needs {name}; call it as loss(student, teacher, '
-                    f"{name}=...), or tap the view 'cls_logits' in a term, which supplies them."
-                )
+                raise self._missing(name, 'cls_logits')
             extras[name] = _as_rows(value, name, student.shape)
         shape = student.shape
         student, teacher = _as_rows(student, 'student', shape), _as_rows(teacher, 'teacher', shape)
-        if weights is not None:
-            weights = widen(_as_rows(weights, 'weights', shape).detach())
-            # In front of the loss: behind it, a NaN would come back through the gradient, times 0.
-            counted = weights != 0  # which NaN is, too: it shall be noticed
-            weights, student, teacher = (
-                zero_uncounted(x, counted) for x in (weights, student, teacher)
-            )
-            extras = {name: zero_uncounted(x, counted) for name, x in extras.items()}
-            extras['weights'] = weights
-        return super().forward(student, teacher, **extras)
-
-    def compute(
-        self, student: Tensor, teacher: Tensor, weights: Tensor | None = None, **extras: Tensor
-    ) -> Tensor:
-        value = weighted_mean(self.rows(student, teacher, **extras), weights)
-        for key, (total, amount) in self.take_notes(weights).items():
-            self.report[key] = total / torch.where(amount > 0, amount, 1)
-        return value
-
-    def rows(self, student: Tensor, teacher: Tensor, **extras: Tensor) -> Tensor:
-        """One value per row (N,); ``extras`` are what :attr:`needs` names.
-
-        Diagnostics go through :meth:`note`, which weighs the rows as the loss does.
-        """
-        raise NotImplementedError(f'{type(self).__name__} must implement rows(student, teacher).')
-
-    def values_along(self, student: Tensor, teacher: Tensor, dim: int) -> Tensor:
-        """:meth:`rows` of tensors of any shape with the columns in ``dim``, which stays as 1."""
-        raise NotImplementedError
-
-    def slope_along(self, student: Tensor, teacher: Tensor, dim: int, out: Tensor) -> None:
-        """Writes the gradient of :meth:`values_along` with respect to the student into ``out``."""
-        raise NotImplementedError
-
-    def note(self, key: str, values: Tensor, among: Tensor | None = None) -> None:
-        """Reports the mean of ``values`` (N,) over the rows, or those ``among`` (N,) bool."""
-        self._noted[key] = values.detach(), among
-
-    def take_notes(self, weights: Tensor | None) -> dict[str, tuple[Tensor, Tensor]]:
-        """What was noted since the last call: weighted sums over the rows, and of the weights."""
-        notes, self._noted = self._noted, {}
-        sums: dict[str, tuple[Tensor, Tensor]] = {}
-        for key, (values, among) in notes.items():
-            share = torch.ones_like(values) if weights is None else weights.to(values.dtype)
-            share = share if among is None else share * among
-            sums[key] = (values * share).sum(), share.sum()
-        return sums
-
-    def __getstate__(self) -> dict:
-        return dict(super().__getstate__(), _noted={})
-
-
-def zero_uncounted(x: Tensor, counted: Tensor) -> Tensor:
-    """``x`` (N, ...) with zeros in the rows that do not count, (N,) bool."""
-    return torch.where(
-        counted.view(-1, *[1] * (x.ndim - 1)), x, torch.zeros((), dtype=x.dtype, device=x.device)
-    )
+        weights = None if weights is None else _as_rows(weights, 'weights', shape)
+        return self._of_rows(student, teacher, weights, extras)
 
 
 _OF_POSITION = ('labels', 'weights', 'images', 'priors')

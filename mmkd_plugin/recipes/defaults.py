@@ -35,6 +35,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     'ipwd-inverse': {_ANY: PUBLISHED},
     'funmatch': {_ANY: PUBLISHED},
     'kd-bins': {_ANY: PUBLISHED},
+    'boxes': {_ANY: AUTO},
     'kd-masks': {_ANY: PUBLISHED},
 }
 

@@ -13,7 +13,7 @@ is 1: the published runs add their term to the detector's losses as they are.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -48,7 +48,8 @@ class Recipe:
         term: loss and other keys of a term, from the head and the length of the training.
         sources: where the numbers come from, by kind of row; other kinds are refused.
         view: the rows.
-        activations: what the head may do with its logits.
+        activations: what the head may do with its logits; ``'none'`` of boxes.
+        without_truth: arguments of the loss for heads that never tell which object a row has.
         late: whether its pixels wait, see :func:`_late`.
     """
 
@@ -58,6 +59,7 @@ class Recipe:
     view: str = 'cls_logits'
     activations: tuple[str, ...] = ('softmax', 'sigmoid')
     late: bool = True
+    without_truth: dict[str, Any] = field(default_factory=dict)
 
 
 def _kd(head: HeadSpec, _length: dict[str, int]) -> dict:
@@ -106,6 +108,10 @@ def _bins(head: HeadSpec, _length: dict[str, int]) -> dict:
     loss = dict(type='KDLoss', temperature=10.0)
     select = dict(by='positive', weights='student_score', reduction='sum')
     return dict(loss=loss, select=select, weight=0.25 / 4 / head.num_classes)
+
+
+def _boxes(_head: HeadSpec, _length: dict[str, int]) -> dict:
+    return dict(loss=dict(type='BoxDistillLoss', kind='giou'), weight=1.0)
 
 
 def _late(length: dict[str, int]) -> dict[str, Any]:
@@ -194,6 +200,14 @@ RECIPES = {
         view='mask_logits',
         late=False,  # pixels of positive regions
     ),
+    'boxes': Recipe(
+        "the teacher's boxes as targets where they are nearer to the truth than the student's",
+        _boxes,
+        dict(roi='recommended', dense='recommended', query='recommended'),
+        view='boxes',
+        activations=('none',),
+        without_truth=dict(when='always'),
+    ),
 }
 
 
@@ -223,6 +237,8 @@ def plan(name: str, student: nn.Module, teacher: nn.Module, length: dict[str, in
     spec = view.specs(student)[0]
     _check_method(name, recipe, spec, type(student).__name__)
     term = recipe.term(spec, length)
+    if view.no_truth():
+        term['loss'].update(recipe.without_truth)
     if spec.kind == 'pixel' and recipe.late:
         term.update(_late(length))
     # Once more, with what the loss needs beside logits, which a head may not have.

@@ -29,9 +29,12 @@ class ChosenRows:
         return found
 
     def extra(self, name: str) -> Tensor:
-        """What else a loss needs, row by row: (N K,), of features (N K, D)."""
+        """What else a loss needs, row by row: (N K,), of features (N K, D), of truth (N K, 4)."""
         if name == 'features':
             return self._features()
+        if name == 'truth':
+            truth = [x.truth for x in self.heads.own.levels if x.truth is not None]
+            return gather_rows(truth, self.index).flatten(0, 1)
         return self.heads.values(name).gather(1, self.index).reshape(-1)
 
     def _features(self) -> Tensor:

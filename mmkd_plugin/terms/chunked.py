@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..functional.checks import widen
-from ..losses.logit_base import LogitLoss, zero_uncounted
+from ..losses.row_base import RowLoss, zero_uncounted
 from ..views.scores import PART
 
 # A part has ``PART`` logits at least. Larger ones launch fewer kernels, but the temporary tensors
@@ -26,7 +26,7 @@ PARTS, PARTS_OF_ACCELERATORS = 64, 8
 
 
 def chunked_mean(
-    loss: LogitLoss,
+    loss: RowLoss,
     students: Sequence[Tensor],
     teachers: Sequence[Tensor],
     weights: Sequence[Tensor] | None = None,
@@ -69,7 +69,7 @@ class _Plan:
         count: number of rows of all maps.
     """
 
-    loss: LogitLoss
+    loss: RowLoss
     weights: Sequence[Tensor] | None
     labels: Sequence[Tensor] | None
     columns: tuple[Tensor, Tensor] | None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..checks import shown
 from ..errors import TapError, placed, put_place
 from ..losses.base import taken
-from ..losses.logit_base import LogitLoss
+from ..losses.row_base import RowLoss
 from ..taps import Recorder
 from ..views import HeadSpec, LogitView, PairContext, Predictions
 from ..views.base import takes
@@ -45,7 +45,7 @@ class LogitTerm(Term):
 
     student: LogitView
     teacher: LogitView
-    losses: Modules[LogitLoss]
+    losses: Modules[RowLoss]
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class LogitTerm(Term):
         wide = torch.promote_types(parameter.dtype, torch.float32)
         plan = []
         for i, spec in enumerate(self.specs):
-            loss = cast(LogitLoss, self.add_loss(rng))  # check_views refuses others
+            loss = cast(RowLoss, self.add_loss(rng))  # check_views refuses others
             columns = (self.classes and self.classes.width) or spec.columns
             width = spec.feature_dim if 'features' in loss.needs else None
             features = None if width is None else (1, width)
@@ -113,7 +113,7 @@ class LogitTerm(Term):
             plan.append(PlanRow(*labels, *shapes, count, self.weight_text, how))
         return plan
 
-    def _default_select(self, loss: LogitLoss, spec: HeadSpec) -> Selection:
+    def _default_select(self, loss: RowLoss, spec: HeadSpec) -> Selection:
         for chosen in (self.teacher.default_select, self.student.default_select):
             by_view = chosen.get(spec.kind) if isinstance(chosen, dict) else chosen
             if by_view is not None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..losses.logit_base import LogitLoss
+from ..losses.row_base import RowLoss
 from ..views.predictions import Level, Predictions
 from ..views.scores import class_scores
 from .selection import Selection
@@ -37,7 +37,7 @@ class RowWeights:
 
     def __init__(
         self,
-        loss: LogitLoss,
+        loss: RowLoss,
         own: Predictions,
         theirs: Predictions,
         selection: Selection,
@@ -169,7 +169,10 @@ class RowWeights:
         return found
 
     def extra(self, name: str) -> Tensor:
-        """What else a loss needs, row by row: (rows,), of features (rows, D)."""
+        """What else a loss needs, row by row: (rows,); features (rows, D) and truth (rows, 4)."""
+        if name == 'truth':
+            truth = [x.truth.flatten(1, 2) for x in self.own.levels if x.truth is not None]
+            return torch.cat(truth, 1).flatten(0, 1)
         if name != 'features':
             return self.values(name).reshape(-1)
         parts = [
@@ -180,8 +183,10 @@ class RowWeights:
         return torch.cat(parts, 1).flatten(0, 1)
 
     def values(self, name: str) -> Tensor:
-        """Labels, priors or images of the rows, image by image: (N, per_image)."""
+        """Labels, priors, images or scores of the rows, image by image: (N, per_image)."""
         levels = self.own.levels
+        if name == 'scores':
+            return self.flat(self.scores())
         if name == 'labels':  # an index also in rows that do not count
             assert self.labels is not None
             labels = self.labels

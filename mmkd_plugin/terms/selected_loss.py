@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..functional.compiling import is_compiling
-from ..losses.logit_base import LogitLoss
+from ..losses.row_base import RowLoss
 from ..views.predictions import Predictions
 from ..views.scores import PART
 from .chosen_rows import ChosenRows, choose
@@ -18,7 +18,7 @@ from .shared_classes import Columns
 
 
 def evaluate(
-    loss: LogitLoss,
+    loss: RowLoss,
     own: Predictions,
     theirs: Predictions,
     selection: Selection,
@@ -89,6 +89,7 @@ def _in_parts(heads: RowWeights) -> bool:
     large = sum(x.logits.numel() for x in heads.own.levels) > PART
     return (
         heads.loss.separable
+        and set(heads.loss.needs) <= {'labels'}
         and not is_compiling()
         and not heads.are_few
         and (large or heads.own.kind == 'dense')

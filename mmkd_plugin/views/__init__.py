@@ -5,6 +5,7 @@ heads plug in with :func:`register_view`; nothing else changes.
 """
 
 from .base import LogitView, View
+from .boxes import DecodedBoxes
 from .classifier import ClassifierLogits
 from .dense import DenseLogits
 from .dense_bins import DenseBins
@@ -31,6 +32,7 @@ TABLE: dict[str, tuple[type[LogitView], ...]] = dict(
         DenseLogits,
         ClassifierLogits,
     ),
+    boxes=(DecodedBoxes,),
     dfl_logits=(DenseBins,),
     detections=(Detections,),
     keypoints=(KeypointLogits,),

@@ -62,6 +62,7 @@ class LogitView(View):
         spec: what the one head that is read will give, see :meth:`specs`.
         teacher_only: True for a view that reads a teacher only, and brings any head to the
             student's activation and number of Predictions; formerly ``follows``.
+        rows_are: ``'logits'`` or ``'boxes'``, what a loss must be able to compare.
         of_classes: False where columns are no classes (bins of distances): a class_map then leaves
             them as they are.
         repeats: True for a view that brings a teacher's rows also to a student whose maps hold each
@@ -71,6 +72,7 @@ class LogitView(View):
     """
 
     teacher_only: bool = False
+    rows_are: str = 'logits'
     of_classes: bool = True
     repeats: bool = False
     default_select: str | dict[str, str] | None = None
@@ -95,6 +97,16 @@ class LogitView(View):
     def fits(cls, model: nn.Module) -> bool:
         """Whether this view understands ``model``: by what it has, not by its class."""
         raise NotImplementedError
+
+    @classmethod
+    def gives_boxes(cls, model: nn.Module) -> bool:  # noqa: ARG003 -- a view overrides it
+        """Whether the levels of a model that it fits have ``boxes``, so that the view ``'boxes'``
+        can read these."""
+        return False
+
+    def no_truth(self) -> str | None:
+        """Why a student's rows will never have labels, in a sentence; None where they will."""
+        return None
 
     def specs(self, model: nn.Module) -> list[HeadSpec]:
         """One for each of the Predictions that :meth:`read` will give; runs no forward."""

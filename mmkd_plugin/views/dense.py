@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from ..taps import Recorder, TapError, TapPoint
 from ..taps.foreign import AnyModule
 from ..taps.partial_forward import takes_features
+from .assigned_truth import assigned_truth
 from .base import LogitView
-from .dense_boxes import box_maps, read_boxes
+from .dense_boxes import anchors_of, box_kind, box_maps, read_boxes
 from .dense_geometry import by_position, centers_of, offset_of, valid_positions
 from .dense_pairs import BY_BOXES, Grid
 from .dense_targets import DenseTargets
+from .heard_boxes import box_loss_points, heard_boxes
 from .predictions import HeadSpec, Level, Predictions
 from .rotated import has_angle_maps
 
@@ -50,6 +52,7 @@ class DenseLogits(LogitView):
         self.activation = 'sigmoid' if _sigmoid(head) else 'softmax'
         self.output = TapPoint(HEAD)
         self.targets = DenseTargets(head, HEAD)
+        self.box_losses = box_loss_points(head, HEAD) if 'truth' in self.needs else []
         self.features: list[TapPoint] = []
         if 'features' in self.needs:
             self.features = [TapPoint(p, source='input') for p in self._class_layers(head)]
@@ -71,7 +74,7 @@ class DenseLogits(LogitView):
 
     @property
     def points(self) -> list[TapPoint]:
-        return [self.output, *self.targets.points, *self.features]
+        return [self.output, *self.targets.points, *self.features, *self.box_losses]
 
     @property
     def teacher_points(self) -> list[TapPoint]:
@@ -88,6 +91,13 @@ class DenseLogits(LogitView):
             and getattr(model, 'roi_head', None) is None
             and takes_features(model, HEAD)
         )
+
+    @classmethod
+    def gives_boxes(cls, model: AnyModule) -> bool:
+        return box_kind(model.bbox_head) is not None
+
+    def no_truth(self) -> str | None:
+        return self.targets.untold
 
     # -- pairs -------------------------------------------------------------------------------
 
@@ -124,6 +134,8 @@ class DenseLogits(LogitView):
             if recorder.model.training:
                 try:
                     self._add_labels(recorder, levels)
+                    if 'truth' in self.needs and data_samples is not None:
+                        self._add_truth(recorder, levels, data_samples)
                 except TapError as error:  # a loss without labels does not mind
                     no_labels = str(error)
         return [Predictions.of(self.spec, levels, no_labels=no_labels)]
@@ -163,6 +175,7 @@ class DenseLogits(LogitView):
         if boxes is not None:
             index, kind = boxes
             level.boxes = read_boxes(head, kind, groups[index][i], i, priors)
+            level.anchors = anchors_of(head, groups[index][i], i, priors)
         return level
 
     def _add_labels(self, recorder: Recorder, levels: list[Level]) -> None:
@@ -174,6 +187,15 @@ class DenseLogits(LogitView):
         )
         for level, (labels, weights) in zip(levels, found):
             level.labels, level.label_weights = labels, weights
+
+    def _add_truth(self, recorder: Recorder, levels: list[Level], data_samples: Any) -> None:
+        boxes = [level.boxes.decode().detach() for level in levels if level.boxes is not None]
+        labels = [level.labels for level in levels if level.labels is not None]
+        if len(boxes) < len(levels):
+            return
+        heard = heard_boxes(recorder, self.box_losses, boxes, labels, self.spec.num_classes)
+        for level, own, guesses in zip(levels, boxes, heard):
+            level.truth = assigned_truth(level, own, data_samples, guesses)
 
     def _add_features(
         self, recorder: Recorder, levels: list[Level], class_maps: list[Tensor]

@@ -10,6 +10,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from ..functional.checks import widen
 from ..taps.foreign import AnyModule
 from .dense_geometry import by_position
 from .predictions import Boxes
@@ -77,7 +78,7 @@ def read_boxes(head: AnyModule, kind: str, box_map: Tensor, level: int, priors: 
 
 def _box_rows(box_map: Tensor, priors: int) -> Tensor:
     """(N, A D, H, W) as rows (N, P A, D) in the order of the head's priors."""
-    rows = box_map.float().flatten(2).transpose(1, 2)
+    rows = widen(box_map).flatten(2).transpose(1, 2)
     return rows.reshape(box_map.shape[0], -1, box_map.shape[1] // priors)
 
 
@@ -86,6 +87,14 @@ def _grid(head: AnyModule, box_map: Tensor, level: int, **kwargs: bool) -> Tenso
     return head.prior_generator.single_level_grid_priors(
         tuple(box_map.shape[-2:]), level, device=box_map.device, **kwargs
     )
+
+
+def anchors_of(head: AnyModule, box_map: Tensor, level: int, priors: int) -> Tensor | None:
+    """Corners (P, A, 4) of the level's anchors; None of a head that predicts at points."""
+    if not hasattr(head.prior_generator, 'base_anchors'):
+        return None
+    anchors = _grid(head, box_map, level)
+    return getattr(anchors, 'tensor', anchors).view(-1, priors, 4)
 
 
 def _points(head: AnyModule, box_map: Tensor, level: int) -> Tensor:
@@ -136,7 +145,7 @@ def _from_dfl(head: AnyModule, box_map: Tensor, level: int, priors: int) -> Tens
 
 
 def _from_points(head: AnyModule, box_map: Tensor, level: int, priors: int) -> Tensor:
-    offsets = _box_rows(head.points2bbox(box_map.float()), priors) * _stride(head, level)
+    offsets = _box_rows(head.points2bbox(widen(box_map)), priors) * _stride(head, level)
     centers = _points(head, box_map, level)
     return (offsets + centers.repeat(1, 2)).view(_shape(box_map, priors))
 

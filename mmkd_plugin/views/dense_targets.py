@@ -18,6 +18,15 @@ from ..taps import Recorder, TapError, TapPoint
 from ..taps.foreign import AnyModule
 from .loss_calls import LossCall, loss_calls
 
+# Methods of heads whose losses name no object for a prediction: FSAF, FreeAnchor, AutoAssign,
+# CenterNet's second version.
+_OTHER_WAYS = (
+    'reweight_loss_single',
+    'positive_bag_loss',
+    'get_pos_loss_single',
+    'add_cls_pos_inds',
+)
+
 
 @dataclass
 class _Rows:
@@ -49,6 +58,13 @@ class DenseTargets:
         self.losses = {'loss_cls': TapPoint(f'{path}.loss_cls', source='input')}
         if isinstance(getattr(head, 'loss_obj', None), nn.Module):
             self.losses['loss_obj'] = TapPoint(f'{path}.loss_obj', source='input')
+        found = [name for name in _OTHER_WAYS if hasattr(head, name)]
+        self.untold: str | None = None  # why its labels are never heard, as far as known before
+        if found:
+            self.untold = (
+                f'{self.head} has losses of its own ({found[0]}), which name no object for a '
+                'prediction.'
+            )
         self.drops_positives = hasattr(head, 'reweight_loss_single')
         # Whether the rows are those of the maps, by whether there are several images and levels.
         self.matches: dict[bool, bool] = {}

@@ -20,14 +20,21 @@ class Boxes:
             4, or 4 (r + 1) bins for ``'dfl'``.
         coder: gives corner boxes (N, P, A, 4) in pixels of the batch's images, by the head's own
             coder.
+        of_classes: of heads that predict a box for each class: gives those of classes (N, P, A);
+            ``raw`` and ``coder`` are then of the best foreground class.
     """
 
     def __init__(
-        self, kind: str, raw: Tensor | Callable[[], Tensor], coder: Callable[[], Tensor]
+        self,
+        kind: str,
+        raw: Tensor | Callable[[], Tensor],
+        coder: Callable[[], Tensor],
+        of_classes: Callable[[Tensor], Boxes] | None = None,
     ) -> None:
         self.kind = kind
         self._raw = raw
         self.coder = coder
+        self.of_classes = of_classes
 
     @property
     def raw(self) -> Tensor:
@@ -52,7 +59,8 @@ class Level:
     the head's own output where strides allow it: nothing is copied before rows are selected.
 
     Attributes:
-        logits: (N, P, A, C), before any activation. RoIs have N = 1; ``images`` tells their image.
+        logits: (N, P, A, C), before any activation, or boxes where the view's rows are these. RoIs
+            have N = 1; ``images`` tells their image.
         labels: (N, P, A) class indices by the student's own assigner; ``num_classes`` is
             background. Only a student has them, and only in a training step.
         label_weights: (N, P, A), what the student's own loss weighs the labels with; 0 is ignored.
@@ -65,6 +73,10 @@ class Level:
         centers: (P, 2) x and y of the positions, in pixels of the batch's images.
         stride: pixels between neighbouring positions.
         images: (N, P) index of the image in the batch; None means that N counts the images.
+        anchors: (P, A, 4) corners of what the head's own assigner compares with objects, or
+            (N, P, A, 4): anchors, RoIs; None for heads that have but points or queries.
+        truth: (N, P, A, 4) corners of the object that the student's head assigned to the
+            prediction, if asked for; anything where it assigned none.
     """
 
     logits: Tensor
@@ -78,6 +90,8 @@ class Level:
     centers: Tensor | None = None
     stride: int | None = None
     images: Tensor | None = None
+    anchors: Tensor | None = None
+    truth: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +102,7 @@ class HeadSpec:
         label: names it in messages.
         kind: ``'dense'``, ``'roi'``, ``'query'``, ``'pixel'``, ``'image'`` or ``'keypoint'``;
             losses choose their default selection by it.
-        activation: ``'sigmoid'`` or ``'softmax'``.
+        activation: ``'sigmoid'`` or ``'softmax'``; ``'none'`` of rows that are no logits.
         num_classes: foreground classes. C is ``num_classes``, or one more with a background column.
         background: whether there is that column, which is the last.
         feature_dim: channels D of ``Level.features``; None if there are none.

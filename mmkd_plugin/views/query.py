@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..functional.checks import widen
 from ..taps import Recorder, TapError, TapPoint
 from ..taps.foreign import AnyModule
 from ..taps.partial_forward import decodes_queries, reads_text
@@ -64,13 +65,20 @@ class QueryLogits(LogitView):
         self.outputs = TapPoint('bbox_head')
         self.inputs = TapPoint('bbox_head', source='input')
         self.losses = TapPoint('bbox_head.loss_cls', source='input')
+        self.box_losses = TapPoint('bbox_head.loss_bbox', source='input')
         self.points = [self.outputs, self.losses]
+        if 'truth' in self.needs:
+            self.points.append(self.box_losses)
         if 'features' in self.needs:
             self.points.append(self.inputs)
 
     @property
     def teacher_points(self) -> list[TapPoint]:
         return [self.outputs]
+
+    @classmethod
+    def gives_boxes(cls, model: AnyModule) -> bool:
+        return hasattr(model.bbox_head, 'loss_bbox')
 
     @classmethod
     def fits(cls, model: AnyModule) -> bool:
@@ -98,6 +106,9 @@ class QueryLogits(LogitView):
         hidden = None
         if 'features' in self.needs and not student:
             hidden = self._hidden_states(recorder)
+        truth = None
+        if 'truth' in self.needs and not student:
+            truth = self._truth(recorder, data_samples)
         predictions = []
         for i, target in enumerate(targets):
             queries = scores.shape[2] if target is None else target[0].shape[1]
@@ -107,6 +118,8 @@ class QueryLogits(LogitView):
             level.boxes = Boxes('cxcywh', raw, partial(corners_in_pixels, raw, data_samples))
             if target is not None:
                 level.labels, level.label_weights = target
+            if truth is not None:
+                level.truth = truth[i]
             if hidden is not None:
                 level.features = hidden[i][:, -queries:]
             predictions.append(Predictions.of(self._specs[i], [level]))
@@ -147,6 +160,17 @@ class QueryLogits(LogitView):
             targets.append((labels.reshape(images, -1, 1), weights))
         return targets
 
+    def _truth(self, recorder: Recorder, data_samples: Any) -> list[Tensor]:
+        """Corners (N, Q, 1, 4) of the queries' objects, layer by layer."""
+        calls = loss_calls(recorder, self.box_losses)[: self.layers]
+        if len(calls) < self.layers:
+            raise TapError(
+                f"'bbox_head.loss_bbox' was called {len(calls)} times in this step, "
+                f'but there are {self.layers} decoder layers to read boxes for.'
+            )
+        targets = [call.target.detach().reshape(len(data_samples), -1, 1, 4) for call in calls]
+        return [corners_in_pixels(target, data_samples) for target in targets]
+
     def _hidden_states(self, recorder: Recorder) -> Tensor:
         """What the classification layers read, (L, N, Q, D)."""
         ((args, kwargs),) = recorder.raw(self.inputs)
@@ -156,8 +180,8 @@ class QueryLogits(LogitView):
 def corners_in_pixels(boxes: Tensor, data_samples: Any) -> Tensor:
     """Corner boxes (N, Q, 1, 4) in pixels, from those in units of each image."""
     sizes = [sample.img_shape[:2] for sample in data_samples]
-    scale = boxes.new_tensor([[w, h, w, h] for h, w in sizes])
-    return corners(boxes) * scale[:, None, None]
+    scale = widen(boxes).new_tensor([[w, h, w, h] for h, w in sizes])
+    return corners(widen(boxes)) * scale[:, None, None]
 
 
 def corners(boxes: Tensor) -> Tensor:

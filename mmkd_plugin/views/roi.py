@@ -8,11 +8,13 @@ taken from the calls that its own training step makes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..functional.checks import widen
 from ..taps import Recorder, TapError
 from ..taps.foreign import AnyModule
 from .base import LogitView
@@ -74,6 +76,12 @@ class RoILogits(RegionView):
             feature_dim=head.fc_cls.in_features,
         )
 
+    @classmethod
+    def gives_boxes(cls, model: AnyModule) -> bool:
+        heads = model.roi_head.bbox_head
+        heads = heads if isinstance(heads, nn.ModuleList) else [heads]
+        return all(hasattr(head, 'bbox_coder') and hasattr(head, 'fc_reg') for head in heads)
+
     def check_pair(self, student: LogitView, models: tuple[AnyModule, AnyModule]) -> None:
         if not isinstance(student, RoILogits):
             raise TapError(
@@ -129,7 +137,10 @@ class RoILogits(RegionView):
             labels=last.labels[:, :0],
             label_weights=rois[:0, 0][None, :, None],
             images=last.images[:, :0],
+            anchors=rois[None, :0, None, 1:],
         )
+        if last.boxes is not None:
+            level.boxes = last.boxes.chosen(lambda x: x[:, :0])
         if last.features is not None:
             level.features = last.features[:, :0]
         regions = Regions(rois[:0], before.handover.images)
@@ -162,7 +173,7 @@ class RoILogits(RegionView):
         boxes = None
         if isinstance(deltas, Tensor) and hasattr(head, 'bbox_coder'):
             boxes = _boxes(head, logits[:, : spec.num_classes], deltas, rois)
-        return Level(logits=logits[None, :, None], boxes=boxes)
+        return Level(logits=logits[None, :, None], boxes=boxes, anchors=rois[None, :, None, 1:])
 
 
 def _classifies(head: AnyModule) -> bool:
@@ -179,18 +190,21 @@ def _boxes(head: AnyModule, foreground: Tensor, deltas: Tensor, rois: Tensor) ->
     """Box outputs of the best foreground class; a class-agnostic head has one for all."""
     size = head.bbox_coder.encode_size
 
-    def of_best() -> Tensor:
+    def of_class(classes: Tensor | None = None) -> Tensor:
         own = deltas
         if not head.reg_class_agnostic and len(own):
-            best = foreground.detach().argmax(1)
+            index = foreground.detach().argmax(1) if classes is None else classes.flatten()
             own = own.reshape(len(own), -1, size)
-            own = own.gather(1, best[:, None, None].expand(-1, 1, size))[:, 0]
+            own = own.gather(1, index[:, None, None].expand(-1, 1, size))[:, 0]
         return own.reshape(1, -1, 1, size)
 
-    def decode() -> Tensor:
+    def decode(classes: Tensor | None = None) -> Tensor:
         from mmdet.structures.bbox import get_box_tensor
 
-        corners = head.bbox_coder.decode(rois[:, 1:], of_best()[0, :, 0])
+        corners = head.bbox_coder.decode(rois[:, 1:], widen(of_class(classes)[0, :, 0]))
         return get_box_tensor(corners)[None, :, None]
 
-    return Boxes('deltas', of_best, decode)
+    def boxes_of(classes: Tensor) -> Boxes:
+        return Boxes('deltas', partial(of_class, classes), partial(decode, classes))
+
+    return Boxes('deltas', of_class, decode, None if head.reg_class_agnostic else boxes_of)

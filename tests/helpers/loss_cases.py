@@ -7,7 +7,7 @@ import inspect
 import pytest
 import torch
 
-from mmkd_plugin.losses import DistillLoss, FeatureLoss, LogitLoss
+from mmkd_plugin.losses import BoxLoss, DistillLoss, FeatureLoss, LogitLoss
 from mmkd_plugin.registry import MODELS
 
 LOSSES = {
@@ -17,6 +17,7 @@ LOSSES = {
     if cls.__module__.startswith('mmkd_plugin.')  # other tests register losses of their own
 }
 FEATURE = [name for name, cls in LOSSES.items() if issubclass(cls, FeatureLoss)]
+BOX = [name for name, cls in LOSSES.items() if issubclass(cls, BoxLoss)]
 LOGIT = [name for name, cls in LOSSES.items() if issubclass(cls, LogitLoss)]
 CLASSES, FEATURES = 6, 5
 # options that switch the random part off
@@ -38,18 +39,29 @@ class Rng:
 
 
 def inputs(name: str, batch: int = 4, seed: int = 0, equal: bool = False):
-    """Feature losses get maps of 4 and 6 channels (or 6 and 6), the others logits of 6 classes."""
+    """Feature losses get maps of 4 and 6 channels (or 6 and 6), losses on boxes corners near the
+    truth, the others logits of 6 classes."""
     g = torch.Generator().manual_seed(seed)
+    if name in BOX:  # the teacher's are nearer
+        return tuple(truth(batch) + size * torch.rand(batch, 4, generator=g) for size in (4, 1))
     if name not in FEATURE:
         return tuple(2 * torch.randn(batch, 6, generator=g) for _ in 'st')
     student = torch.randn(batch, 6 if equal else 4, 5, 7, generator=g)
     return 2 * student, 2 * torch.randn(batch, 6, 5, 7, generator=g)
 
 
+def truth(batch: int) -> torch.Tensor:
+    """Boxes (N, 4) of objects."""
+    corners = 20 * torch.rand(batch, 2, generator=torch.Generator().manual_seed(2))
+    return torch.cat([corners, corners + 10], 1)
+
+
 def extras(name: str, s: torch.Tensor) -> dict[str, torch.Tensor]:
     """What the loss needs beside the logits ``s``, the same for equal batch sizes."""
     g = torch.Generator().manual_seed(1)
     given = dict(
+        truth=truth(len(s)).to(s.dtype),
+        scores=0.1 + torch.rand(len(s), generator=g).to(s.dtype),
         labels=torch.randint(CLASSES, (len(s),), generator=g),
         features=torch.randn(len(s), FEATURES, generator=g).to(s.dtype),
     )

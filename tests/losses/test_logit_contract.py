@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from loss_cases import CLASSES, LOSSES, build, each_logit_loss, extras, inputs, objective
+from loss_cases import CLASSES, LOGIT, LOSSES, build, each_logit_loss, extras, inputs, objective
 
 from mmkd_plugin.losses import LogitLoss
 from mmkd_plugin.registry import MODELS
@@ -51,7 +51,7 @@ def test_classes_that_differ_raise(name):
         MODELS.build(dict(type=name))(s, t[:, :5], **extras(name, s))
 
 
-@pytest.mark.parametrize('name', [name for name in LOSSES if LOSSES[name].needs])
+@pytest.mark.parametrize('name', [name for name in LOGIT if LOSSES[name].needs])
 def test_what_is_needed_is_asked_for(name):
     s, t = inputs(name)
     more = extras(name, s)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from ...errors import TapError
-from ...losses.logit_base import LogitLoss
+from ...losses.row_base import RowLoss
 from ...views import HeadSpec, LogitView
 from ..selection import Selection
 
@@ -81,7 +81,7 @@ def _form(spec: HeadSpec) -> str:
     return spec.activation + (' with a background column' if spec.background else '')
 
 
-def refuse_sum(loss: LogitLoss, selection: Selection) -> None:
+def refuse_sum(loss: RowLoss, selection: Selection) -> None:
     """Refuses to add up rows that a loss only looks at together.
 
     Raises:

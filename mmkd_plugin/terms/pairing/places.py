@@ -6,10 +6,15 @@ from torch import nn
 
 from ...errors import TapError
 from ...losses.base import DistillLoss
-from ...losses.logit_base import LogitLoss
+from ...losses.boxes import BoxLoss
+from ...losses.row_base import RowLoss
 from ...views import LogitView, TapView
 from ...views.activation import activation_of, class_loss
 from ..config import TermConfig
+
+# What compares rows of a kind, and which view gives them.
+_LOSSES = dict(logits='a loss on logits, such as KDLoss', boxes='BoxDistillLoss')
+_VIEWS = dict(logits='cls_logits', boxes='boxes')
 
 
 def check_views(
@@ -25,6 +30,11 @@ def check_views(
     """
     loss, (student, teacher) = config.built, views
     if isinstance(student, TapView) and isinstance(teacher, TapView):
+        if isinstance(loss, BoxLoss):
+            raise TapError(
+                f'{type(loss).__name__} compares decoded boxes, but student={config.student!r} '
+                "gives the tensors of a module. Take the view student='boxes'."
+            )
         return
     if isinstance(student, TapView) or isinstance(teacher, TapView):
         raise TapError(
@@ -36,10 +46,23 @@ def check_views(
             f'student={config.student!r} reads a teacher for the rows of a student. Name the '
             f"student's own rows: student='cls_logits', teacher={config.student!r}."
         )
-    if not isinstance(loss, LogitLoss):
+    if not isinstance(loss, RowLoss):
         raise TapError(
             f'{type(loss).__name__} compares feature maps, but student={config.student!r} gives '
-            "rows of class logits. Tap a module path, such as 'neck', or take a loss on logits."
+            f"rows of {student.rows_are}. Tap a module path, such as 'neck', or take "
+            f'{_LOSSES[student.rows_are]}.'
+        )
+    if loss.rows_are != student.rows_are:
+        raise TapError(
+            f'{type(loss).__name__} compares {loss.rows_are}, but student={config.student!r} gives '
+            f'rows of {student.rows_are}. Take student={_VIEWS[loss.rows_are]!r}, or '
+            f'{_LOSSES[student.rows_are]}.'
+        )
+    if teacher.rows_are != student.rows_are and not teacher.teacher_only:
+        raise TapError(
+            f'student={config.student!r} gives rows of {student.rows_are} and '
+            f'teacher={config.teacher!r} rows of {teacher.rows_are}. Name the same view on both '
+            f'sides: teacher={config.student!r}.'
         )
     if copies > 1 and not student.repeats:
         raise TapError(

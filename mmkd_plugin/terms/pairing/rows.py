@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...errors import TapError
-from ...losses.logit_base import LogitLoss
+from ...losses.row_base import RowLoss
 from ...views import Predictions
 from ...views.batch import check_image_count
 from ..selection import Selection
 from .both import refuse_gradient_free
 
+KNOWN = ('labels', 'features', 'images', 'priors', 'truth', 'scores')  # beside both tensors
 MAX_ROWS = 2**17  # put behind one another for a loss that cannot take them in parts
 
 
@@ -45,21 +46,27 @@ def check_rows(own: Predictions, theirs: Predictions) -> None:
         )
 
 
-def check_needs(loss: LogitLoss, own: Predictions, selection: Selection) -> None:
+def check_needs(loss: RowLoss, own: Predictions, selection: Selection) -> None:
     """Refuses predictions that lack what a loss or a selection needs.
 
     Raises:
         ValueError: naming what is missing.
     """
     for name in loss.needs:
-        if name not in ('labels', 'features', 'images', 'priors'):
+        if name not in KNOWN:
             raise ValueError(
-                f'{type(loss).__name__} needs {name}, which no view gives; a loss on logits '
-                "may need 'labels', 'features', 'images' and 'priors'."
+                f'{type(loss).__name__} needs {name}, which no view gives; a loss on rows '
+                f'may need {", ".join(map(repr, KNOWN[:-1]))} and {KNOWN[-1]!r}.'
             )
-    by_label = selection.by == 'positive' or selection.positives
-    if ('labels' in loss.needs or by_label) and any(x.labels is None for x in own.levels):
+    by_label = selection.by == 'positive' or selection.positives or _wants_labels(loss)
+    if by_label and any(x.labels is None for x in own.levels):
         _refuse_missing_labels(loss, own, selection)
+    if 'truth' in loss.needs and any(x.truth is None for x in own.levels):
+        raise ValueError(
+            f'{type(loss).__name__} needs the truth of each row, but this step brought none for '
+            f'{own.label!r}: call the student with data_samples that hold its ground truth, or '
+            "take when='always'."
+        )
     if 'features' in loss.needs and any(x.features is None for x in own.levels):
         raise ValueError(
             f'{type(loss).__name__} needs features, which the view on {own.label!r} does not '
@@ -67,13 +74,18 @@ def check_needs(loss: LogitLoss, own: Predictions, selection: Selection) -> None
         )
 
 
-def _refuse_missing_labels(loss: LogitLoss, own: Predictions, selection: Selection) -> None:
-    who = type(loss).__name__ if 'labels' in loss.needs else f'select={selection.by!r}'
+def _wants_labels(loss: RowLoss) -> bool:
+    """Whether it needs to know which object a row was assigned to, or of which class."""
+    return 'labels' in loss.needs or 'truth' in loss.needs
+
+
+def _refuse_missing_labels(loss: RowLoss, own: Predictions, selection: Selection) -> None:
+    who = type(loss).__name__ if _wants_labels(loss) else f'select={selection.by!r}'
     raise ValueError(
         f'{who} needs labels, but this step brought none for {own.label!r}: '
         + (
             own.no_labels + ' A loss without labels, such as KDLoss with select='
-            "'score_weighted', can be used."
+            "'score_weighted' or BoxDistillLoss with when='always', can be used."
             if own.no_labels
             else 'call the student with data_samples that hold its ground truth; a view of '
             'your own must give Level.labels in training.'
@@ -81,7 +93,7 @@ def _refuse_missing_labels(loss: LogitLoss, own: Predictions, selection: Selecti
     )
 
 
-def refuse_many_rows(loss: LogitLoss, own: Predictions, count: int) -> None:
+def refuse_many_rows(loss: RowLoss, own: Predictions, count: int) -> None:
     """Refuses more rows than a loss can take that wants all of them at once.
 
     Raises:

@@ -1,0 +1,44 @@
+"""Boxes in real trainings: the command line, two iterations on the digits, three kinds of heads."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from detectors import FAMILIES, WIDTH, model_config, run_config
+from mmengine.config import Config
+
+from mmkd_plugin.cli import train
+from mmkd_plugin.teacher import build_model
+
+
+@pytest.mark.parametrize('family', ['GFL', 'Faster R-CNN', 'Deformable DETR'])
+def test_the_command_line_trains_boxes_beside_features_and_classes(family, digits_root, tmp_path):
+    annotations = digits_root / 'annotations' / 'train.json'
+    for name, width in (('student', WIDTH), ('teacher', 2 * WIDTH)):
+        config = run_config(
+            model_config(family, width),
+            annotations,
+            digits_root / 'train',
+            tmp_path / 'run',
+            FAMILIES[family].masks,
+        )
+        config.dump(tmp_path / f'{name}.py')
+    torch.manual_seed(1)
+    teacher = build_model(Config.fromfile(tmp_path / 'teacher.py'))
+    torch.save(dict(state_dict=teacher.state_dict()), tmp_path / 'teacher.pth')
+    files = ('--teacher', tmp_path / 'teacher.py', '--teacher-checkpoint', tmp_path / 'teacher.pth')
+    weights = ('--weight', 'gdd=1', '--weight', 'kd=1', '--weight', 'boxes=1')
+    options = ('--recipe', 'gdd+kd+boxes', '--work-dir', tmp_path / 'run', *files, *weights)
+    train.main([str(part) for part in (tmp_path / 'student.py', *options)])
+    (log,) = (tmp_path / 'run').glob('*/vis_data/scalars.json')
+    steps = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [step['step'] for step in steps] == [1, 2]
+    for step in steps:
+        assert step['boxes_rows'] > 0 and 0 <= step['boxes_closer'] <= 1
+        assert step['loss_boxes'] >= 0 and step['loss_kd'] > 0 and step['loss_gdd'] > 0
+        assert (step['loss_boxes'] > 0) == (step['boxes_closer'] > 0)
+    saved = torch.load(tmp_path / 'run' / 'iter_2.pth', map_location='cpu', weights_only=False)
+    plain = build_model(Config.fromfile(tmp_path / 'student.py'))
+    plain.load_state_dict(saved['state_dict'], strict=True)
