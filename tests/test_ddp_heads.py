@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import mmkd_plugin
 
+DETECTED = dict(loss=dict(type='BoxDistillLoss'), student='boxes', teacher='detections')
 TERMS = {
     'GFL': dict(
         positive=dict(loss=dict(type='KDLoss', temperature=1.0), select='positive'),
@@ -27,10 +28,12 @@ TERMS = {
         boxes=dict(
             loss=dict(type='BoxDistillLoss', when='always'), student='boxes', select='positive'
         ),
+        detected=DETECTED,
     ),
     'Deformable DETR': dict(
         kd=dict(loss=dict(type='KDLoss', temperature=1.0), select='positive'),
         boxes=dict(loss=dict(type='BoxDistillLoss', when='always'), student='boxes'),
+        detected=DETECTED,
     ),
 }
 

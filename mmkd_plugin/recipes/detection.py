@@ -36,6 +36,7 @@ _CLASSES = ('roi', 'dense', 'query', 'pixel')  # whose columns are classes
 _WEIGHT = dict(roi=1.0, dense=1.0, query=2.0, pixel=1.0, keypoint=1.0)
 # On dense heads and queries 0.1 has less than 1 % of the task's gradient (docs/results.md).
 _CKD_WEIGHT = dict(roi=0.1, dense=10.0, query=10.0, pixel=0.1)
+_BY_DETECTIONS = ('cls_logits', 'boxes')  # rows that any detector's answers can teach
 _AS_KD = "KD's numbers, all recommended"
 
 
@@ -295,7 +296,7 @@ def _same_rows(name: str, view: str, own: LogitView, models: tuple[nn.Module, nn
             theirs.check_pair(own, models)
         return True
     except TapError as error:
-        if view != 'cls_logits':
+        if view not in _BY_DETECTIONS:
             raise
         try:
             boxes = make_logit_view('detections', teacher, (), place, 'teacher')

@@ -106,7 +106,8 @@ class LogitTerm(Term):
             self.selections.append(self.selection or self._default_select(loss, spec))
             refuse_sum(loss, self.selections[-1])
             target = self.teacher_specs[min(i, len(self.teacher_specs) - 1)]
-            shapes = ('rows', spec.columns), ('rows', target.columns)
+            of_boxes = self.student.rows_are == 'boxes'  # which any teacher gives as they are
+            shapes = ('rows', spec.columns), ('rows', (spec if of_boxes else target).columns)
             count = sum(p.numel() for p in loss.parameters())
             how = f'{self.views}, select={self.selections[-1]}'
             labels = self.name, spec.label, target.label

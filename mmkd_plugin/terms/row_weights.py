@@ -76,7 +76,7 @@ class RowWeights:
 
     def _labels(self) -> list[Tensor] | None:
         labels = [x.labels for x in self.own.levels if x.labels is not None]
-        wanted = 'labels' in self.loss.needs or self.by_label
+        wanted = {'labels', 'truth'} & set(self.loss.needs) or self.by_label
         if not wanted and (len(labels) < len(self.own.levels) or not self.hides_classes):
             return None
         if self.columns is None:
@@ -89,7 +89,9 @@ class RowWeights:
             parts = [x for x in (level.valid, other.valid) if x is not None]
             if level.label_weights is not None:
                 parts.append(level.label_weights > 0)
-            if self.hides_classes and self.labels is not None:
+            if 'truth' in self.loss.needs:  # which only rows with an object have
+                parts.append(self.positives()[i])
+            elif self.hides_classes and self.labels is not None:
                 parts.append(self.labels[i] >= 0)
             elif 'labels' in self.loss.needs and (self.columns or self.own.kind != 'image'):
                 # The background has no column in a softmax head without one, and is not learnt.

@@ -74,6 +74,33 @@ def assign_regions(rois: Tensor, detections: Sequence[Tensor]) -> Tensor:
     return index
 
 
+def assign_objects(truth: Tensor, detections: Tensor, scores: Tensor) -> Tensor:
+    """For each row's object what the teacher takes it for: of the detections that overlap it, the
+    one with the largest IoU times score; of equal ones, the first.
+
+    Args:
+        truth: corners (R, 4) of the objects.
+        detections: of the same image, (M, 4).
+        scores: how sure the teacher is of them (M,).
+
+    Returns:
+        Indices (R,); M where none overlaps.
+
+    >>> truth = torch.tensor([[0.0, 0.0, 10.0, 10.0], [50.0, 50.0, 60.0, 60.0]])
+    >>> detections = torch.tensor([[0.0, 0.0, 10.0, 9.0], [0.0, 0.0, 10.0, 10.0]])
+    >>> assign_objects(truth, detections, torch.tensor([0.9, 0.1])).tolist()
+    [0, 2]
+    """
+    count = len(detections)
+    if not count:
+        return torch.zeros(len(truth), dtype=torch.long, device=truth.device)
+    found = []
+    for part in truth.split(max(1, _CHUNK // count)):
+        best, index = (_overlaps(part, detections) * scores).max(1)
+        found.append(index.masked_fill(best <= 0, count))
+    return torch.cat([*found, truth.new_zeros(0, dtype=torch.long)])
+
+
 def _contained(centers: Tensor, detections: Tensor) -> Tensor:
     """Whether each of the detections (M, 4) contains each of the centres (P, 2): (P, M)."""
     place = centers[:, None].to(detections.dtype)

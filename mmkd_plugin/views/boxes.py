@@ -16,6 +16,7 @@ from .assigned_truth import assigned_truth
 from .base import LogitView, takes
 from .predictions import ALIKE, HeadSpec, Level, PairContext, Predictions
 from .registry import views
+from .rotated import heads_with_angles
 from .scores import class_scores
 
 
@@ -31,6 +32,24 @@ class BoxRows:
 
     rows: Predictions
     classes: list[Tensor] | None
+
+
+class ClassColumns:
+    """Columns of student and teacher that are of the same class, for heads whose boxes are taught.
+
+    Args:
+        class_map: for each class of the student that of the teacher, or -1.
+    """
+
+    def __init__(self, class_map: Sequence[int]) -> None:
+        shared = [i for i, other in enumerate(class_map) if other >= 0]
+        self.columns = torch.tensor(shared), torch.tensor([class_map[i] for i in shared])
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The columns on a device, to which they move once."""
+        if self.columns[0].device != device:
+            self.columns = self.columns[0].to(device), self.columns[1].to(device)
+        return self.columns
 
 
 class DecodedBoxes(LogitView):
@@ -64,7 +83,7 @@ class DecodedBoxes(LogitView):
         if reason is not None:
             raise TapError(f"{reason} Take a loss that needs no truth: when='always'.")
         self.kind = self.inner.specs(model)[0].kind
-        self.columns: tuple[Tensor, Tensor] | None = None  # of classes, for matching queries
+        self.columns: ClassColumns | None = None  # for matching queries
 
     @classmethod
     def fits(cls, model: AnyModule) -> bool:
@@ -86,7 +105,7 @@ class DecodedBoxes(LogitView):
         return self.inner.no_truth()
 
     def specs(self, model: AnyModule) -> list[HeadSpec]:
-        return [_box_spec(spec) for spec in self.inner.specs(model)]
+        return [box_spec(spec) for spec in self.inner.specs(model)]
 
     def check_pair(
         self,
@@ -109,8 +128,7 @@ class DecodedBoxes(LogitView):
                     "share: teacher=dict(..., class_map='names') or a dict of names."
                 )
             if class_map is not None:
-                shared = [i for i, other in enumerate(class_map) if other >= 0]
-                self.columns = torch.tensor(shared), torch.tensor([class_map[i] for i in shared])
+                self.columns = ClassColumns(class_map)
         more = dict(class_map=class_map) if takes(self.inner.check_pair, 'class_map') else {}
         self.inner.check_pair(student.inner, models, **more)
 
@@ -128,7 +146,9 @@ class DecodedBoxes(LogitView):
             return [self._own(own, data_samples) for own in found]
         more = {}
         if takes(self.inner.read, 'pair'):
-            columns = self._columns(student[0].levels[0].logits.device)
+            columns = None
+            if self.columns is not None:
+                columns = self.columns.on(student[0].levels[0].logits.device)
             more['pair'] = PairContext(columns, pair.class_map, pair.copies, pair.images)
         rows = [own.handover.rows for own in student]
         found = self.inner.read(recorder, data_samples, student=rows, **more)
@@ -136,11 +156,6 @@ class DecodedBoxes(LogitView):
             self._theirs(theirs, own.handover, pair.class_map)
             for theirs, own in zip(found, student)
         ]
-
-    def _columns(self, device: torch.device) -> tuple[Tensor, Tensor] | None:
-        if self.columns is not None and self.columns[0].device != device:  # once
-            self.columns = self.columns[0].to(device), self.columns[1].to(device)
-        return self.columns
 
     def _own(self, rows: Predictions, data_samples: Any) -> Predictions:
         classes = [_classes(level, rows.num_classes) for level in rows.levels]
@@ -156,7 +171,7 @@ class DecodedBoxes(LogitView):
                     made.truth = assigned_truth(level, made.logits.detach(), data_samples)
             levels.append(made)
         handover = BoxRows(rows, classes if by_class else None)
-        return Predictions.of(_box_spec(rows.spec), levels, handover, rows.no_labels)
+        return Predictions.of(box_spec(rows.spec), levels, handover, rows.no_labels)
 
     def _theirs(self, rows: Predictions, student: BoxRows, class_map: Tensor | None) -> Predictions:
         levels = []
@@ -171,7 +186,7 @@ class DecodedBoxes(LogitView):
             if known is not None:
                 made.valid = known if made.valid is None else made.valid & known
             levels.append(made)
-        return Predictions.of(_box_spec(rows.spec), levels)
+        return Predictions.of(box_spec(rows.spec), levels)
 
     def _level(self, rows: Predictions, level: Level, classes: Tensor | None) -> Level:
         boxes = level.boxes
@@ -194,13 +209,15 @@ class DecodedBoxes(LogitView):
         )
 
 
-def _box_spec(spec: HeadSpec) -> HeadSpec:
+def box_spec(spec: HeadSpec) -> HeadSpec:
     """What the boxes of a head's rows are."""
     return HeadSpec(f'{spec.label} boxes', spec.kind, 'none', 4, priors=spec.priors)
 
 
 def _reader(model: AnyModule) -> type[LogitView] | None:
     """The view that reads the class logits of a model, if it gives boxes, too."""
+    if heads_with_angles(model):  # corners do not tell them
+        return None
     for cls in views('cls_logits'):
         if cls.fits(model):
             return cls if cls.gives_boxes(model) else None

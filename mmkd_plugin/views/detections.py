@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from ..taps import Recorder, TapError, TapPoint
 from ..taps.foreign import AnyModule
 from .base import LogitView
+from .boxes import ClassColumns, DecodedBoxes
 from .detections_answers import Reader
 from .detections_found import TeacherDetections, best_of
 from .detections_readers import reader_of, reads
@@ -37,6 +39,11 @@ class Detections(LogitView):
       decoder layer, apart from the assignment to the truth. Detections in ignore regions and in
       images whose truth is empty are none.
 
+    A student's view ``'boxes'`` gets their boxes in place of the class vectors. Rows are paired as
+    above; but where the loss asks for the truth, a row that has an object is given what the teacher
+    takes this object for: of the detections that overlap it, the one with the largest IoU times
+    score.
+
     A row with no detection is not valid. Class vectors come in the form of the student's head: a
     softmax's become the log odds of each class for sigmoids, which is exact; those of sigmoids
     become, for a softmax, the distribution of the class if at most one is there.
@@ -53,11 +60,12 @@ class Detections(LogitView):
     teacher_only = True
     # Near an object most boxed places are the student's background, and its labels know. Queries
     # are matched to detections apart from the truth, by which the loss chooses among them.
-    default_select = dict(dense='positive', roi='positive')
+    default_select: dict[str, str] | None = dict(dense='positive', roi='positive')
 
     def __init__(self, model: AnyModule, needs: Sequence[str]) -> None:
         self.reader: Reader = reader_of(model)
         self.spec = self.reader.spec
+        self.columns: ClassColumns | None = None  # of a student whose boxes are taught
 
     @classmethod
     def fits(cls, model: AnyModule) -> bool:
@@ -77,14 +85,22 @@ class Detections(LogitView):
     def teacher_points(self) -> list[TapPoint]:
         return self.reader.points
 
-    def check_pair(self, student: LogitView, models: tuple[AnyModule, AnyModule]) -> None:
+    def check_pair(
+        self,
+        student: LogitView,
+        models: tuple[AnyModule, AnyModule],
+        class_map: Sequence[int] | None = None,
+    ) -> None:
         if isinstance(student, Detections):
             raise self._no_student()
         spec, name = student.specs(models[0])[0], type(models[0]).__name__
-        if not student.of_classes:
+        if isinstance(student, DecodedBoxes):
+            self.default_select = None  # the loss knows which rows have a box to learn
+            self.columns = None if class_map is None else ClassColumns(class_map)
+        elif not student.of_classes:
             raise TapError(
-                f'detections carry classes, and the rows of the student ({name}, '
-                f"{spec.label!r}) are something else. Take student='cls_logits'."
+                f'detections carry classes and boxes, and the rows of the student ({name}, '
+                f"{spec.label!r}) are something else. Take student='cls_logits' or 'boxes'."
             )
         if spec.kind not in ASSIGNERS:
             raise TapError(
@@ -114,6 +130,9 @@ class Detections(LogitView):
             )
         with torch.no_grad():
             assert student is not None  # a student's view has no points to listen at
+            if self.columns is not None:
+                columns = self.columns.on(student[0].levels[0].logits.device)
+                pair = replace(pair, columns=columns)
             shared = None if pair.columns is None else pair.columns[1]
             if shared is not None and student[0].background:
                 shared = shared[:-1]

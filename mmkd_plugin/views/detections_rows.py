@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .assignment import assign, assign_regions
+from .assignment import assign, assign_objects, assign_regions
+from .boxes import BoxRows, box_spec
 from .class_forms import in_form
 from .dense_geometry import ignored_boxes
 from .detections_answers import boxes_of_masks
@@ -61,7 +62,7 @@ class Table:
             z = in_form(one.logits, form, own.activation, own.background)
             nothing = torch.zeros_like(z[:1]) if len(z) else z.new_zeros((1, z.shape[1]))
             logits.append(torch.cat([z, nothing]) + one.taint)
-            boxes.append(torch.cat([one.boxes, one.boxes.new_zeros((1, 4))]))
+            boxes.append(torch.cat([one.boxes, one.boxes.new_zeros((1, 4))]) + one.taint)
             scores.append(torch.cat([one.scores, one.scores.new_zeros(1)]))
             real.append(torch.ones(len(one) + 1, dtype=torch.bool))
             real[-1][-1] = False
@@ -102,7 +103,8 @@ def rows_for(
     data_samples: Any,
     pair: PairContext,
 ) -> list[Predictions]:
-    """The teacher's rows for each of the student's heads.
+    """The teacher's rows for each of the student's heads: class vectors, or boxes where those of
+    the student are boxes.
 
     Args:
         own: the student's.
@@ -111,24 +113,58 @@ def rows_for(
         data_samples: of the batch.
         pair: what the term knows of both.
     """
+    of_boxes = isinstance(own[0].handover, BoxRows)
+    heads = [head.handover.rows for head in own] if of_boxes else own
     kind, taught = own[0].kind, []
     meta = data_samples[0].metainfo
     canvas = meta.get('batch_input_shape', meta['img_shape'])[:2]
     if kind == 'query':
         found = [credible(one, sample) for one, sample in zip(found, data_samples)]
-    table = Table.of(found, form, own[0], pair, canvas)  # heads of one model are of one form
-    for head in own:
+    table = Table.of(found, form, heads[0], pair, canvas)  # heads of one model are of one form
+    for rows, head in zip(heads, own):
         spec = HeadSpec(
             label=f'detections of {form.label}',
             kind=kind,
-            activation=head.activation,
+            activation=rows.activation,
             num_classes=form.num_classes,
-            background=head.background,
+            background=rows.background,
         )
-        indices = ASSIGNERS[kind](head, table)
-        levels = [table.level(index, level) for index, level in zip(indices, head.levels)]
+        indices = _objects(head, table) or ASSIGNERS[kind](rows, table)
+        levels = [table.level(index, level) for index, level in zip(indices, rows.levels)]
+        if of_boxes:
+            spec = box_spec(spec)
+            for level in levels:
+                assert level.boxes is not None
+                level.logits = level.boxes.decode()
         taught.append(Predictions.of(spec, levels))
     return taught
+
+
+def _objects(own: Predictions, table: Table) -> list[Tensor]:
+    """Rows whose object is known, of any kind of head: the detection of that object.
+
+    Returns:
+        Nothing where the objects were not asked for.
+    """
+    indices = []
+    for level in own.levels:
+        if level.truth is None:
+            return []
+        rows = level.truth.flatten(1, 2)  # (N, P A, 4)
+        images = torch.arange(len(rows), device=rows.device)[:, None]
+        if level.images is None:
+            found = [table.found[i % len(table.found)] for i in range(len(rows))]
+            parts = [assign_objects(x, one.boxes, one.scores) for x, one in zip(rows, found)]
+            index = torch.stack(parts)
+        else:  # the rows of all images behind one another
+            images = level.images.repeat_interleave(level.truth.shape[2], 1)
+            index = torch.zeros_like(images)
+            for i, one in enumerate(table.found):
+                part = assign_objects(rows.flatten(0, 1), one.boxes, one.scores)
+                index = torch.where(images % len(table.found) == i, part.view_as(index), index)
+        index = index + table.first[images % len(table.found)]
+        indices.append(index.view(level.truth.shape[:3]))
+    return indices
 
 
 def _positions(own: Predictions, table: Table) -> list[Tensor]:

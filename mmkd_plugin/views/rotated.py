@@ -19,16 +19,22 @@ def predicts_angles(head: AnyModule) -> bool:
     return has_angle_maps(head) or getattr(coder, 'encode_size', 4) > 4
 
 
+def heads_with_angles(model: AnyModule) -> list[AnyModule]:
+    """The model's box heads, if one of them predicts rotated boxes; else none."""
+    roi_head = getattr(model, 'roi_head', None)
+    head = getattr(model if roi_head is None else roi_head, 'bbox_head', None)
+    heads = list(head) if isinstance(head, nn.ModuleList) else [head]
+    return heads if any(predicts_angles(one) for one in heads) else []
+
+
 def refuse_angles(model: AnyModule) -> None:
     """Refuses a model of rotated boxes where upright ones are compared.
 
     Raises:
         TapError: saying what to take instead.
     """
-    roi_head = getattr(model, 'roi_head', None)
-    head = getattr(model if roi_head is None else roi_head, 'bbox_head', None)
-    heads = head if isinstance(head, nn.ModuleList) else [head]
-    if any(predicts_angles(one) for one in heads):
+    heads = heads_with_angles(model)
+    if heads:
         raise TapError(
             f"{type(heads[-1]).__name__} predicts rotated boxes, and 'detections' are compared by "
             "the IoU of upright ones. Take a teacher whose rows are the student's "

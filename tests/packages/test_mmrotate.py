@@ -11,7 +11,7 @@ from made_up_ships import made_up_ships, ship_dataset
 from mmkd_plugin import attach, recipes
 from mmkd_plugin.model_config import load_model_config
 from mmkd_plugin.teacher import build_model
-from mmkd_plugin.views import make_logit_view
+from mmkd_plugin.views import fitting, make_logit_view
 
 if find_spec('mmrotate') is None:  # an installed but broken one must not pass as missing
     pytest.skip('needs MMRotate: pip install onedl-mmrotate', allow_module_level=True)
@@ -97,6 +97,7 @@ def test_the_rows_are_those_of_the_head(name):
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_rotated_boxes_do_not_speak_as_detections(name):
+    assert 'boxes' not in fitting(build(name))
     term = dict(loss=dict(type='KDLoss'), student='cls_logits', teacher='detections')
     with pytest.raises(ValueError, match="rotated boxes.*'detections'"):
         attach(build('RetinaNet'), build(name, 16), [term])

@@ -315,6 +315,13 @@ def test_pairs_that_do_not_fit_are_refused_before_training():
         attach(detector('SOLO'), detector('SOLO'))
 
 
+def test_rotated_boxes_have_no_view():
+    model = detector('FCOS')
+    model.bbox_head.angle_coder = nn.Identity()
+    with pytest.raises(TapError, match="no view 'boxes' fits FCOS"):
+        attach(model, detector('FCOS'))
+
+
 def test_dense_boxes_are_taught_across_classes_anchors_and_coders():
     """Boxes have no classes: FCOS learns from RetinaNet of other classes, nine anchors to one."""
     student = attached(detector('FCOS'), detector('RetinaNet', classes=7, seed=1), when='always')
