@@ -9,12 +9,16 @@ from .boxes import DecodedBoxes
 from .classifier import ClassifierLogits
 from .dense import DenseLogits
 from .dense_bins import DenseBins
+from .dense_packed import PackedLogits
 from .detections import Detections
 from .dynamic_masks import DynamicMasks
 from .grid_masks import GridLogits, GridMasks
+from .heatmaps import HeatmapLogits
 from .keypoints import KeypointLogits
 from .make import make_logit_view, make_view
+from .mask_query import MaskQueryLogits
 from .predictions import Boxes, HeadSpec, Level, PairContext, Predictions
+from .proposal_query import ProposalQueryLogits
 from .query import QueryLogits
 from .registry import fitting, register_view, view_names, views
 from .roi import RoILogits
@@ -27,9 +31,13 @@ TABLE: dict[str, tuple[type[LogitView], ...]] = dict(
     cls_logits=(
         SemanticLogits,
         QueryLogits,
+        MaskQueryLogits,
         GridLogits,
         RoILogits,
+        ProposalQueryLogits,
         DenseLogits,
+        PackedLogits,
+        HeatmapLogits,
         ClassifierLogits,
     ),
     boxes=(DecodedBoxes,),

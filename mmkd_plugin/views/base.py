@@ -65,6 +65,7 @@ class LogitView(View):
         rows_are: ``'logits'`` or ``'boxes'``, what a loss must be able to compare.
         of_classes: False where columns are no classes (bins of distances): a class_map then leaves
             them as they are.
+        boxed: False for rows that no box of a detection can teach (corners of objects).
         repeats: True for a view that brings a teacher's rows also to a student whose maps hold each
             image several times (TridentNet's branches).
         default_select: which rows a term compares if it does not say, for all kinds of heads or by
@@ -74,6 +75,7 @@ class LogitView(View):
     teacher_only: bool = False
     rows_are: str = 'logits'
     of_classes: bool = True
+    boxed: bool = True
     repeats: bool = False
     default_select: str | dict[str, str] | None = None
     spec: HeadSpec

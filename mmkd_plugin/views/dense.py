@@ -1,8 +1,9 @@
 """Class logits of dense heads, which predict at every position of a map.
 
-Served is every ``bbox_head`` that has ``loss_cls``, ``prior_generator`` and ``cls_out_channels``
-and gives one map of class logits per level: RetinaNet, GFL, ATSS, FCOS, VFNet, RTMDet, YOLOX,
-RepPoints and their kin. Not the heads of two-stage and of query detectors.
+Served is every ``bbox_head`` that has ``prior_generator`` and ``cls_out_channels``, says by
+``loss_cls`` or ``use_sigmoid_cls`` what it does with its logits, and gives one map of them per
+level: RetinaNet, GFL, ATSS, FCOS, VFNet, RTMDet, YOLOX, RepPoints, SSD, TOOD and their kin. Not
+the heads of two-stage and of query detectors.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from ..functional.checks import widen
 from ..taps import Recorder, TapError, TapPoint
 from ..taps.foreign import AnyModule
 from ..taps.partial_forward import takes_features
@@ -21,12 +24,14 @@ from .base import LogitView
 from .dense_boxes import anchors_of, box_kind, box_maps, read_boxes
 from .dense_geometry import by_position, centers_of, offset_of, valid_positions
 from .dense_pairs import BY_BOXES, Grid
-from .dense_targets import DenseTargets
+from .dense_targets import DenseTargets, PackedTargets
 from .heard_boxes import box_loss_points, heard_boxes
 from .predictions import HeadSpec, Level, Predictions
 from .rotated import has_angle_maps
 
 HEAD = 'bbox_head'
+NO_LOSS = '{} computes the loss of its classes without a module, so its labels cannot be heard.'
+WITHOUT = "Use a loss and a selection without labels, such as KDLoss with select='score_weighted'."
 
 
 class DenseLogits(LogitView):
@@ -37,21 +42,21 @@ class DenseLogits(LogitView):
     largest logit counts (sigmoid heads only), the box is that of the anchor with the best class.
     Positions of equal index belong together, even where one head measures from the corner of a
     cell (GFL, RepPoints) and the other from its centre (FCOS).
+
+    A head whose maps are probabilities (TOOD) is read as the logits that a sigmoid makes them of.
     """
 
     def __init__(self, model: AnyModule, needs: Sequence[str]) -> None:
         self.needs = tuple(needs)
         head = model.bbox_head
         self.name = f'{HEAD} ({type(head).__name__})'
-        if getattr(head.loss_cls, 'activated', False):
-            raise TapError(
-                f'the class maps of {self.name} are probabilities (loss_cls has '
-                'activated=True), not logits. Distil its features instead, such as the neck.'
-            )
+        self.columns = self._columns(head)
+        self.activated = bool(getattr(getattr(head, 'loss_cls', None), 'activated', False))
         self.grid = Grid.of(head, self.name)
         self.activation = 'sigmoid' if _sigmoid(head) else 'softmax'
         self.output = TapPoint(HEAD)
-        self.targets = DenseTargets(head, HEAD)
+        self.targets = self._targets(head)
+        self._check_needs()
         self.box_losses = box_loss_points(head, HEAD) if 'truth' in self.needs else []
         self.features: list[TapPoint] = []
         if 'features' in self.needs:
@@ -61,10 +66,24 @@ class DenseLogits(LogitView):
             kind='dense',
             activation=self.activation,
             num_classes=head.num_classes,
-            background=head.cls_out_channels > head.num_classes,
+            background=self.columns > head.num_classes,
             feature_dim=self._width(model),
             priors=max(self.grid.priors),
         )
+
+    def _columns(self, head: AnyModule) -> int:
+        """Columns of the class logits of a prediction."""
+        return head.cls_out_channels
+
+    def _targets(self, head: AnyModule) -> DenseTargets | PackedTargets | None:
+        """Who hears the labels; None where no module computes the loss of the classes (SSD)."""
+        known = isinstance(getattr(head, 'loss_cls', None), nn.Module)
+        return DenseTargets(head, HEAD) if known else None
+
+    def _check_needs(self) -> None:
+        reason = self.no_truth()
+        if 'labels' in self.needs and reason is not None:
+            raise TapError(f'{reason} {WITHOUT}')
 
     def _width(self, model: AnyModule) -> int | None:
         """Channels of the features; None if no loss asks for them."""
@@ -74,7 +93,8 @@ class DenseLogits(LogitView):
 
     @property
     def points(self) -> list[TapPoint]:
-        return [self.output, *self.targets.points, *self.features, *self.box_losses]
+        heard = [] if self.targets is None else self.targets.points
+        return [self.output, *heard, *self.features, *self.box_losses]
 
     @property
     def teacher_points(self) -> list[TapPoint]:
@@ -85,7 +105,7 @@ class DenseLogits(LogitView):
         head = getattr(model, HEAD, None)
         return (
             isinstance(head, nn.Module)
-            and isinstance(getattr(head, 'loss_cls', None), nn.Module)
+            and _tells_activation(head)
             and isinstance(getattr(head, 'cls_out_channels', None), int)
             and hasattr(getattr(head, 'prior_generator', None), 'num_base_priors')
             and getattr(model, 'roi_head', None) is None
@@ -97,7 +117,7 @@ class DenseLogits(LogitView):
         return box_kind(model.bbox_head) is not None
 
     def no_truth(self) -> str | None:
-        return self.targets.untold
+        return NO_LOSS.format(self.name) if self.targets is None else self.targets.untold
 
     # -- pairs -------------------------------------------------------------------------------
 
@@ -133,7 +153,7 @@ class DenseLogits(LogitView):
             self._add_features(recorder, levels, groups[0])
             if recorder.model.training:
                 try:
-                    self._add_labels(recorder, levels)
+                    self._add_labels(recorder, levels, groups[0])
                     if 'truth' in self.needs and data_samples is not None:
                         self._add_truth(recorder, levels, data_samples)
                 except TapError as error:  # a loss without labels does not mind
@@ -144,7 +164,7 @@ class DenseLogits(LogitView):
         """The head's outputs, each a list with a map for every level; the first are the classes."""
         maps = [capture.tensor for capture in recorder.read([self.output])]
         levels = len(self.grid.strides)
-        wanted = [priors * head.cls_out_channels for priors in self.grid.priors]
+        wanted = [priors * self.columns for priors in self.grid.priors]
         classes = maps[:levels]
         if (
             recorder.calls(HEAD) != 1
@@ -163,7 +183,7 @@ class DenseLogits(LogitView):
     def _level(self, head: AnyModule, groups: list[list[Tensor]], i: int) -> Level:
         priors, class_map = self.grid.priors[i], groups[0][i]
         level = Level(
-            logits=by_position(class_map, priors),
+            logits=by_position(self._as_logits(class_map), priors),
             centers=centers_of(head.prior_generator, class_map, self.grid.strides[i]),
             stride=self.grid.strides[i],
         )
@@ -178,11 +198,21 @@ class DenseLogits(LogitView):
             level.anchors = anchors_of(head, groups[index][i], i, priors)
         return level
 
-    def _add_labels(self, recorder: Recorder, levels: list[Level]) -> None:
+    def _as_logits(self, class_map: Tensor) -> Tensor:
+        """Of probabilities what a sigmoid makes them of, in float32 or wider."""
+        if not self.activated:
+            return class_map
+        return widen(class_map).logit(torch.finfo(class_map.dtype).eps)
+
+    def _add_labels(
+        self, recorder: Recorder, levels: list[Level], class_maps: list[Tensor]
+    ) -> None:
+        if self.targets is None:
+            raise TapError(NO_LOSS.format(self.name))
         quality = [level.quality for level in levels if level.quality is not None]
         found = self.targets.read(
             recorder,
-            [level.logits for level in levels],
+            [by_position(m, p) for m, p in zip(class_maps, self.grid.priors)],
             quality if len(quality) == len(levels) else None,
         )
         for level, (labels, weights) in zip(levels, found):
@@ -214,7 +244,12 @@ class DenseLogits(LogitView):
 
     def _class_layers(self, head: AnyModule) -> list[str]:
         """Paths of the last classification convolutions: one that all levels share, or one each."""
-        width = self.grid.priors[0] * head.cls_out_channels
+        if self.activated:
+            raise TapError(
+                f'the loss needs features from which one layer makes the class logits; {self.name} '
+                'joins two maps to one probability. Use a loss without features, such as KDLoss.'
+            )
+        width = self.grid.priors[0] * self.columns
         found: dict[str, list[str]] = {}
         for name, module in head.named_modules():
             named = 'cls' in name and not name.endswith('.conv')  # which is inside a ConvModule
@@ -232,4 +267,12 @@ class DenseLogits(LogitView):
 
 
 def _sigmoid(head: AnyModule) -> bool:
-    return bool(getattr(head, 'use_sigmoid_cls', getattr(head.loss_cls, 'use_sigmoid', False)))
+    told = getattr(head, 'use_sigmoid_cls', None)
+    return bool(getattr(head.loss_cls, 'use_sigmoid', False) if told is None else told)
+
+
+def _tells_activation(head: AnyModule) -> bool:
+    """Whether a loss that is a module says it, or, of a head that has none, the head itself."""
+    if hasattr(head, 'loss_cls'):
+        return isinstance(head.loss_cls, nn.Module)
+    return hasattr(head, 'use_sigmoid_cls')

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from ..functional.checks import widen
@@ -22,11 +23,16 @@ def box_kind(head: AnyModule) -> str | None:
         return 'dfl'
     if hasattr(head, 'points2bbox'):
         return 'points'
+    if hasattr(head, 'deform_sampling'):  # TOOD's maps are boxes
+        return 'corners'
     coder = getattr(head, 'bbox_coder', None)
     if hasattr(head, '_bbox_decode'):  # YOLOX's, without a coder; FoveaBox ignores its coder
         return 'cxcywh' if coder is None else None
-    if any(cls.__name__ == 'DistancePointBBoxCoder' for cls in type(coder).__mro__):
+    names = [cls.__name__ for cls in type(coder).__mro__]
+    if 'DistancePointBBoxCoder' in names:
         return 'ltrb'
+    if 'YOLOBBoxCoder' in names:
+        return 'cells'
     if coder is None or not hasattr(head.prior_generator, 'base_anchors'):
         return None
     return 'deltas'
@@ -155,10 +161,24 @@ def _from_cxcywh(head: AnyModule, box_map: Tensor, level: int, priors: int) -> T
     return head._bbox_decode(grid, _box_rows(box_map, priors)).view(_shape(box_map, priors))
 
 
+def _from_corners(head: AnyModule, box_map: Tensor, level: int, priors: int) -> Tensor:
+    rows = _box_rows(box_map, priors) * _stride(head, level)
+    return rows.view(_shape(box_map, priors))
+
+
+def _from_cells(head: AnyModule, box_map: Tensor, level: int, priors: int) -> Tensor:
+    rows = _box_rows(box_map, priors)
+    rows = torch.cat([rows[..., :2].sigmoid(), rows[..., 2:]], dim=-1)
+    boxes = head.bbox_coder.decode(_grid(head, box_map, level), rows, _stride(head, level))
+    return boxes.view(_shape(box_map, priors))
+
+
 _DECODERS: dict[str, Callable[..., Tensor]] = dict(
     deltas=_from_deltas,
     ltrb=_from_ltrb,
     dfl=_from_dfl,
     points=_from_points,
     cxcywh=_from_cxcywh,
+    corners=_from_corners,
+    cells=_from_cells,
 )

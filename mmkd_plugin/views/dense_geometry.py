@@ -32,6 +32,9 @@ def level_strides(head: AnyModule) -> tuple[int, ...]:
 
 def offset_of(prior_generator: Any) -> float:
     """Where in its cell a head's position is, in strides: 0 is the corner, 0.5 the middle."""
+    centers = getattr(prior_generator, 'centers', None)
+    if centers:  # of the anchors in the first cell of each level, in pixels
+        return float(centers[0][0] / prior_generator.strides[0][0])
     offset = getattr(prior_generator, 'offset', None)
     return float(getattr(prior_generator, 'center_offset', 0.5) if offset is None else offset)
 

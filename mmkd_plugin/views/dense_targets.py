@@ -26,6 +26,7 @@ _OTHER_WAYS = (
     'get_pos_loss_single',
     'add_cls_pos_inds',
 )
+FIRST = 'initial_loss_cls'
 
 
 @dataclass
@@ -44,7 +45,8 @@ class DenseTargets:
     with (class indices, quality), or with a target per class (``VFNetHead``), where the class of a
     row is its largest target and rows without one are background. A head with ``loss_obj``
     (``YOLOXHead``) may hand only its positive rows to ``loss_cls``; those are the rows that
-    ``loss_obj`` is told to be objects. Not served is a head with ``reweight_loss_single``
+    ``loss_obj`` is told to be objects. One with ``initial_loss_cls`` (``TOODHead``) calls that in
+    its first epochs. Not served is a head with ``reweight_loss_single``
     (``FSAFHead``), which drops most of its positives after ``loss_cls``.
 
     Args:
@@ -56,8 +58,9 @@ class DenseTargets:
         self.head = f'{path} ({type(head).__name__})'
         self.num_classes = int(head.num_classes)
         self.losses = {'loss_cls': TapPoint(f'{path}.loss_cls', source='input')}
-        if isinstance(getattr(head, 'loss_obj', None), nn.Module):
-            self.losses['loss_obj'] = TapPoint(f'{path}.loss_obj', source='input')
+        for name in ('loss_obj', FIRST):
+            if isinstance(getattr(head, name, None), nn.Module):
+                self.losses[name] = TapPoint(f'{path}.{name}', source='input')
         found = [name for name in _OTHER_WAYS if hasattr(head, name)]
         self.untold: str | None = None  # why its labels are never heard, as far as known before
         if found:
@@ -98,7 +101,7 @@ class DenseTargets:
         shapes = [tuple(level.shape[:3]) for level in logits]
         total = sum(n * p * a for n, p, a in shapes)
         heard = {name: loss_calls(recorder, point) for name, point in self.losses.items()}
-        rows = [self._rows(call) for call in heard['loss_cls']]
+        rows = [self._rows(call) for call in heard['loss_cls'] or heard.get(FIRST, [])]
         objects = heard.get('loss_obj', [])
         # PAA and PISA compute losses of some rows first, to choose or weigh their positives.
         rows = [row for row in rows if len(row.labels) == total][-1:] or rows
@@ -125,10 +128,7 @@ class DenseTargets:
         return list(zip(labels, _arrange(weights, by_level, shapes)))
 
     def _rows(self, call: LossCall) -> _Rows:
-        predictions, target, weight = call[:3]
-        others = dict(call.others)
-        for name in ('label_weight', 'label_weights'):  # GHMC, SeesawLoss
-            weight = others.pop(name, None) if weight is None else weight
+        predictions, target, weight, others = call
         if isinstance(target, (tuple, list)) and target:
             target = target[0]
         known = isinstance(predictions, Tensor) and isinstance(target, Tensor)
@@ -211,6 +211,47 @@ class DenseTargets:
             f'rows, but its class maps (images, positions, priors) are {shapes}: its labels cannot '
             'be brought to positions. Tap a module path instead, or write a view for this head.'
         )
+
+
+class PackedTargets:
+    """Labels of a head whose ``loss_cls`` and ``loss_conf`` get all predictions of a level, with a
+    target for each class and 1 or 0 for each prediction (``YOLOV3Head``).
+
+    The classes of a row count where ``loss_cls`` weighs it; all others are background. What
+    ``loss_conf`` leaves out (boxes that overlap an object and are not responsible) has no weight.
+
+    Args:
+        head: the dense head.
+        path: its module path in the model.
+    """
+
+    def __init__(self, head: AnyModule, path: str) -> None:
+        self.head = f'{path} ({type(head).__name__})'
+        self.num_classes = int(head.num_classes)
+        self.points = [TapPoint(f'{path}.{n}', source='input') for n in ('loss_cls', 'loss_conf')]
+        self.untold: str | None = None
+
+    def read(
+        self, recorder: Recorder, logits: Sequence[Tensor], quality: Sequence[Tensor] | None
+    ) -> list[tuple[Tensor, Tensor | None]]:
+        """Labels and weights of this step; the arguments are those of :class:`DenseTargets`."""
+        classes, objects = (loss_calls(recorder, point) for point in self.points)
+        shapes = [tuple(level.shape) for level in logits]
+        flat = [(n, p * a, c) for n, p, a, c in shapes]
+        seen = [[tuple(call.pred.shape) for call in calls] for calls in (classes, objects)]
+        if seen != [flat, [shape[:2] for shape in flat]]:
+            raise TapError(
+                f'{self.head} gave its loss_cls and loss_conf {seen[0]} and {seen[1]}; known are '
+                f'calls for each level with {flat} and one number for each of these rows. Use a '
+                'loss without labels, such as KDLoss.'
+            )
+        found: list[tuple[Tensor, Tensor | None]] = []
+        for label, conf, shape in zip(classes, objects, shapes):
+            assert label.weight is not None and conf.weight is not None
+            best = label.target.argmax(-1)
+            labels = torch.where(label.weight.squeeze(-1) > 0, best, self.num_classes)
+            found.append((labels.reshape(shape[:3]), conf.weight.reshape(shape[:3])))
+        return found
 
 
 def _arrange(

@@ -102,6 +102,12 @@ class Detections(LogitView):
                 f'detections carry classes and boxes, and the rows of the student ({name}, '
                 f"{spec.label!r}) are something else. Take student='cls_logits' or 'boxes'."
             )
+        if not student.boxed:
+            raise TapError(
+                f"'detections' are whole boxes, and the rows of the student ({name}, "
+                f"{spec.label!r}) are corners. Take a teacher of the student's kind, or distil "
+                'features.'
+            )
         if spec.kind not in ASSIGNERS:
             raise TapError(
                 "'detections' are given to the positions of a dense head, to RoIs and to queries; "

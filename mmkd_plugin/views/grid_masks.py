@@ -122,8 +122,8 @@ class GridLogits(_GridView):
         if not student:
             for level, x, labels in zip(levels, maps, self.labels(recorder, len(maps[0]))):
                 level.labels = labels.unsqueeze(-1)
-                level.valid = _valid_cells(x, data_samples).reshape(level.labels.shape)
-                level.centers = _centers(x, data_samples)
+                level.valid = valid_cells(x, data_samples).reshape(level.labels.shape)
+                level.centers = cell_centers(x, data_samples)
         if 'features' in self.needs and not student:
             for level, (args, _) in zip(levels, recorder.raw(self.features)):
                 level.features = map_rows(args[0])
@@ -284,7 +284,7 @@ def _unpadded(maps: Tensor, data_samples: Any) -> Tensor:
     return torch.stack(inside)
 
 
-def _valid_cells(maps: Tensor, data_samples: Any) -> Tensor:
+def valid_cells(maps: Tensor, data_samples: Any) -> Tensor:
     """Whether the middle of each cell lies in its image and no ignore region, (N, S, S)."""
     valid = _unpadded(maps, data_samples)
     for own, sample in zip(valid, data_samples):
@@ -297,7 +297,7 @@ def _valid_cells(maps: Tensor, data_samples: Any) -> Tensor:
     return valid
 
 
-def _centers(maps: Tensor, data_samples: Any) -> Tensor:
+def cell_centers(maps: Tensor, data_samples: Any) -> Tensor:
     """x and y (P, 2) of the middles of a map's cells, row by row, in pixels of the batch."""
     y, x = _middles(maps, data_samples[0])
     return torch.stack(torch.broadcast_tensors(x, y), dim=-1).flatten(0, 1)

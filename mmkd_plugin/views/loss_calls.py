@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ..taps import Recorder, TapError, TapPoint
 
+WEIGHTS = ('weight', 'label_weight', 'label_weights')  # the last two of GHMC and SeesawLoss
+
 
 class LossCall(NamedTuple):
     """One call of a loss module.
@@ -16,7 +18,7 @@ class LossCall(NamedTuple):
     Attributes:
         pred: the predictions, its first argument.
         target: the targets, its second argument: a tensor, or what else the loss takes.
-        weight: its argument ``weight``; None if it was not given.
+        weight: its argument ``weight``, or what it calls so; None if it was not given.
         others: its other arguments, by name.
     """
 
@@ -47,5 +49,7 @@ def loss_calls(recorder: Recorder, point: TapPoint) -> list[LossCall]:
                 'targets to read the labels from. Use a loss without labels, such as KDLoss.'
             )
         pred, target = given.pop(names[0]), given.pop(names[1])
-        calls.append(LossCall(pred, target, given.pop('weight', None), given))
+        weights = [given.pop(name) for name in WEIGHTS if name in given]
+        weight = next((w for w in weights if w is not None), None)
+        calls.append(LossCall(pred, target, weight, given))
     return calls

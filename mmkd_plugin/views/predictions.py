@@ -15,7 +15,8 @@ class Boxes:
 
     Args:
         kind: the parametrisation: ``'deltas'`` (of anchors), ``'ltrb'`` (distances to the four
-            sides), ``'dfl'`` (distributions of them), ``'points'``, ``'cxcywh'`` or ``'corners'``.
+            sides), ``'dfl'`` (distributions of them), ``'points'``, ``'cxcywh'``, ``'corners'`` or
+            ``'cells'`` (YOLOv3).
         raw: the outputs as the head gives them, (N, P, A, D), or a function that makes them; D is
             4, or 4 (r + 1) bins for ``'dfl'``.
         coder: gives corner boxes (N, P, A, 4) in pixels of the batch's images, by the head's own

@@ -201,12 +201,18 @@ def reorder(
     pairs = [(s.levels[0], t.levels[0]) for s, t in zip(student, teacher)]
     with torch.no_grad():
         costs = torch.stack([matching_cost(s, t, teacher[0].activation, columns) for s, t in pairs])
+    put_in_order([level for _, level in pairs], costs)
+
+
+def put_in_order(levels: Sequence[Level], costs: Tensor) -> None:
+    """Reorders the queries of the teacher's levels (N, T, 1, C), in place, by the assignment of
+    least ``costs`` (levels, N, S, T)."""
     partner, matched = match_queries(costs)
-    for (_, level), index, found in zip(pairs, partner, matched):
+    for level, index, found in zip(levels, partner, matched):
         level.valid = found.unsqueeze(-1)
         level.logits = _take(level.logits, index)
-        assert level.boxes is not None  # or nothing could be matched
-        level.boxes = level.boxes.chosen(partial(_take, index=index))
+        if level.boxes is not None:
+            level.boxes = level.boxes.chosen(partial(_take, index=index))
 
 
 def _take(rows: Tensor, index: Tensor) -> Tensor:
@@ -248,14 +254,22 @@ def pair_cost(
     logits = [x.to(wide) for x in logits]
     own, theirs = (x.to(wide) for x in boxes)
     cost = L1_COST * torch.cdist(own, theirs, p=1) + GIOU_COST * (1 - _pairwise_giou(own, theirs))
-    if columns is not None or logits[0].shape[-1] == logits[1].shape[-1]:
-        probabilities = [
-            x.sigmoid() if activation == 'sigmoid' else x.softmax(dim=-1) for x in logits
-        ]
-        if columns is not None:
-            probabilities = [p[..., c] for p, c in zip(probabilities, columns)]
-        cost = cost + CLASS_COST * torch.cdist(probabilities[0], probabilities[1], p=1)
-    return cost
+    return cost + class_cost(logits, activation, columns)
+
+
+def class_cost(
+    logits: Sequence[Tensor],
+    activation: str,
+    columns: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """The part of the classes, (N, S, T): logits (N, S, C) and (N, T, C); 0 where the numbers of
+    columns differ and none are known to mean the same."""
+    if columns is None and logits[0].shape[-1] != logits[1].shape[-1]:
+        return logits[0].new_zeros(())
+    probabilities = [x.sigmoid() if activation == 'sigmoid' else x.softmax(dim=-1) for x in logits]
+    if columns is not None:
+        probabilities = [p[..., c] for p, c in zip(probabilities, columns)]
+    return CLASS_COST * torch.cdist(probabilities[0], probabilities[1], p=1)
 
 
 def _pairwise_giou(first: Tensor, second: Tensor) -> Tensor:

@@ -33,6 +33,8 @@ class Regions:
 
 # What else some RoI heads feed their stages with; each is an attribute ``with_<name>``.
 FUSED = ('semantic', 'glbctx', 'feat_relay')
+# Of these a head of this name makes features of the pyramid alone, for boxes and masks.
+FROM_PYRAMID = ('semantic', 'glbctx')
 
 
 def paths_of(roi_head: AnyModule, name: str) -> list[str]:
@@ -82,7 +84,31 @@ def refuse_fused(model: AnyModule) -> None:
     Raises:
         TapError: naming that feature.
     """
-    fused = [name for name in FUSED if getattr(model.roi_head, f'with_{name}', False)]
+    _refuse(model, [name for name in FUSED if getattr(model.roi_head, f'with_{name}', False)])
+
+
+def check_fused(model: AnyModule, forward: Any) -> None:
+    """The same for ``_bbox_forward``, which may be told such features as ``<name>_feat``.
+
+    Raises:
+        TapError: naming a feature that it does not take.
+    """
+    known = inspect.signature(forward).parameters
+    own = [name for name in FROM_PYRAMID if getattr(model.roi_head, f'with_{name}', False)]
+    _refuse(model, [name for name in own if f'{name}_feat' not in known])
+
+
+def fused_features(roi_head: AnyModule, forward: Any, maps: tuple[Tensor, ...]) -> dict[str, Any]:
+    """What a RoI head's ``forward`` reads beside the RoIs, by argument, made of the same maps."""
+    known = inspect.signature(forward).parameters
+    return {
+        f'{name}_feat': getattr(roi_head, f'{name}_head')(maps)[1]
+        for name in FROM_PYRAMID
+        if f'{name}_feat' in known and getattr(roi_head, f'with_{name}', False)
+    }
+
+
+def _refuse(model: AnyModule, fused: Sequence[str]) -> None:
     if fused:
         raise TapError(
             f"the teacher's {type(model.roi_head).__name__} feeds its stages with more "

@@ -23,10 +23,11 @@ from .predictions import Boxes, HeadSpec, Level, PairContext, Predictions
 from .regions import (
     Regions,
     RegionView,
+    check_fused,
+    fused_features,
     images_of,
     last_loss_call,
     pools_rois,
-    refuse_fused,
     rois_of,
     stage_arguments,
 )
@@ -36,8 +37,11 @@ class RoILogits(RegionView):
     """Rows (1, R, 1, C) of the RoIs that the student sampled, for each stage of its RoI head.
 
     Labels, label weights and RoIs are what the student's own ``loss_cls`` and RoI extractor were
-    given. The teacher classifies the same RoIs. Boxes are those of each RoI's best foreground
-    class.
+    given. The teacher classifies the same RoIs, with the semantic or global features that its
+    head adds (HTC, SCNet). Boxes are those of each RoI's best foreground class.
+
+    Where the loss has an activation of its own (Seesaw), logits are the logarithms of what it
+    makes: a softmax gives the same probabilities back.
     """
 
     unit = 'RoIs'
@@ -60,6 +64,8 @@ class RoILogits(RegionView):
 
     def _spec(self, head: AnyModule, path: str) -> HeadSpec:
         columns, classes = head.fc_cls.out_features, head.num_classes
+        if getattr(head, 'custom_activation', False):
+            columns = classes + 1  # what every activation of mmdet's box heads gives
         if columns not in (classes, classes + 1):
             raise TapError(
                 f'{path!r} knows {classes} classes, but {type(head.loss_cls).__name__} gives '
@@ -89,7 +95,7 @@ class RoILogits(RegionView):
                 f"({type(models[0]).__name__}) samples none. Let the teacher's boxes speak "
                 "instead: teacher='detections'."
             )
-        refuse_fused(models[1])
+        check_fused(models[1], models[1].roi_head._bbox_forward)
 
     # -- the student's own ---------------------------------------------------------------------
 
@@ -160,7 +166,8 @@ class RoILogits(RegionView):
         logits, deltas = maps[0].new_zeros((0, self.stages[stage].columns)), None
         if len(rois):
             forward = model.roi_head._bbox_forward
-            result = forward(*stage_arguments(forward, stage), maps, rois)
+            more = fused_features(model.roi_head, forward, maps)
+            result = forward(*stage_arguments(forward, stage), maps, rois, **more)
             logits, deltas = result['cls_score'], result['bbox_pred']
         return self._level(model, stage, logits, deltas, rois)
 
@@ -170,7 +177,7 @@ class RoILogits(RegionView):
         self, model: AnyModule, stage: int, logits: Tensor, deltas: Any, rois: Tensor
     ) -> Level:
         head, spec = model.get_submodule(self.heads[stage]), self.stages[stage]
-        boxes = None
+        logits, boxes = _activated(head, logits), None
         if isinstance(deltas, Tensor) and hasattr(head, 'bbox_coder'):
             boxes = _boxes(head, logits[:, : spec.num_classes], deltas, rois)
         return Level(logits=logits[None, :, None], boxes=boxes, anchors=rois[None, :, None, 1:])
@@ -184,6 +191,14 @@ def _classifies(head: AnyModule) -> bool:
         and hasattr(layer, 'out_features')
         and isinstance(getattr(head, 'loss_cls', None), nn.Module)
     )
+
+
+def _activated(head: AnyModule, logits: Tensor) -> Tensor:
+    """Logits (R, C + 1), of which a softmax makes what the head predicts."""
+    if not getattr(head, 'custom_activation', False):
+        return logits
+    probabilities = head.loss_cls.get_activation(widen(logits))
+    return probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()
 
 
 def _boxes(head: AnyModule, foreground: Tensor, deltas: Tensor, rois: Tensor) -> Boxes:

@@ -396,13 +396,6 @@ def test_rows_that_are_no_class_maps_are_refused():
     assert 'are not its class maps' in reason(model)
 
 
-def test_probabilities_are_refused():
-    config = model_config('GFL')
-    config.bbox_head.loss_cls.activated = True
-    with pytest.raises(TapError, match='are probabilities'):
-        make_view('cls_logits', build(config), (), 'term')
-
-
 def test_missing_classification_layer_is_refused_for_features():
     model = student('GFL')
     model.bbox_head.last = model.bbox_head.gfl_cls
