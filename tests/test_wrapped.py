@@ -114,6 +114,12 @@ def test_a_wrapped_model_trains_with_gdd_and_reloads(name, tmp_path):
     built(make()).load_state_dict(saved['state_dict'], strict=True)
 
 
+def test_classes_of_reid_are_refused_before_training():
+    pytest.importorskip('mmpretrain')
+    with pytest.raises(ValueError, match='LinearReIDHead, ends its forward with the embedding'):
+        mmkd_plugin.attach(built(wrapped.reid()), built(wrapped.reid(32)), recipe='kd')
+
+
 @pytest.mark.parametrize(
     'name, detector',
     [

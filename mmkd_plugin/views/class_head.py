@@ -12,7 +12,8 @@ from ..taps import TapError, TapPoint
 from ..taps.foreign import AnyModule
 from .activation import activation_of, class_loss
 
-# Heads of MMPreTrain that classify no images, by the name of a class that they descend from.
+# Heads of MMPreTrain and MMDetection whose forward classifies no images, by the name of a class
+# that they descend from.
 _OTHERS = {
     'MultiTaskHead': 'holds a head for each task. Distil the tasks one by one: tap their '
     "classification layers (student='head.task_heads.<task>.fc') with KDLoss",
@@ -20,6 +21,8 @@ _OTHERS = {
     'ITCHead': 'compares images with texts. Distil features, such as the backbone',
     'ITMHead': 'compares images with texts. Distil features, such as the backbone',
     'VQAGenerationHead': 'generates text. Distil features, such as the backbone',
+    'LinearReIDHead': 'ends its forward with the embedding, in front of its class layer. Distil '
+    'features, such as the backbone',
 }
 # Heads that predict the sum of what they give.
 _SUMMED = ('ConformerHead',)

@@ -226,3 +226,11 @@ def test_boxes_of_a_detector_teach_centers_and_no_corners():
     student = packaged.student(config, factor)
     with pytest.raises(ValueError, match='are corners'):
         packaged.step(student, faster, packaged.batch(student, config), **term)
+
+
+@pytest.mark.parametrize('head', ['fsaf/fsaf_r50', 'free_anchor/freeanchor_r50'])
+def test_a_loss_that_needs_labels_is_refused_on_heads_that_tell_none(head):
+    model = packaged.student(f'{head}_fpn_1x_coco.py')
+    make_logit_view('cls_logits', model)
+    with pytest.raises(ValueError, match='name no object for a prediction. Use a loss and a sel'):
+        make_logit_view('cls_logits', model, ('labels',))
