@@ -146,11 +146,14 @@ def rois_of(recorder: Recorder, point: TapPoint, rows: int, last: bool = False) 
 
 
 def images_of(recorder: Recorder, point: TapPoint) -> int | None:
-    """How many images the maps hold that a RoI extractor pools from; None if it did not run."""
-    for args, kwargs in recorder.raw(point):
-        maps = kwargs['feats'] if 'feats' in kwargs else args[0]
-        return maps[0].shape[0]
-    return None
+    """How many images the maps hold that a RoI extractor pools from; None if it did not run.
+
+    Samplers that look for hard regions (OHEM, PISA) call it image by image first.
+    """
+    calls = [
+        kwargs['feats'] if 'feats' in kwargs else args[0] for args, kwargs in recorder.raw(point)
+    ]
+    return max((maps[0].shape[0] for maps in calls), default=None)
 
 
 def rois_on(maps: Sequence[Tensor], student: Regions, copies: int) -> Tensor:

@@ -22,6 +22,7 @@ HEADS = {
     'Mask2Former': ('mask2former/mask2former_r50_8xb2-lsj-50e_coco.py', 8),
     'HTC': ('htc/htc_r50_fpn_1x_coco.py', 8),
     'SCNet': ('scnet/scnet_r50_fpn_1x_coco.py', 8),
+    'PISA': ('pisa/faster-rcnn_r50_fpn_pisa_1x_coco.py', 8),
     'Seesaw': ('seesaw_loss/mask-rcnn_r50_fpn_seesaw-loss_random-ms-2x_lvis-v1.py', 8),
 }
 # Of the others some op of mmcv (NMS, RoIAlign, corner pooling) knows float32 only on a CPU.
