@@ -277,7 +277,12 @@ def test_a_head_without_a_view_names_those_that_there_are():
             dict(student='dfl_logits', teacher='detections'),
             ['detections carry classes', "'cls_logits'"],
         ),
-        ('Faster R-CNN', 'Faster R-CNN', dict(student='mask_logits'), ['it: cls_logits. Tap']),
+        (
+            'Faster R-CNN',
+            'Faster R-CNN',
+            dict(student='mask_logits'),
+            ['it: cls_logits, boxes. Tap'],
+        ),
     ],
 )
 def test_slips_are_answered_with_what_works(student, teacher, entry, words):

@@ -150,6 +150,7 @@ def fitting_views(model: nn.Module) -> list[dict]:
                 continue
             specs = view.specs(model)
             unit = 'classes' if view.of_classes else 'columns'
+            unit = 'sides of a box' if view.rows_are == 'boxes' else unit
             heads = [dict(dataclasses.asdict(spec), unit=unit) for spec in specs]
             found.append(dict(view=name, heads=heads))
     return found

@@ -46,7 +46,8 @@ def show_views(console: Console, role: str, found: Sequence[dict]) -> None:
     console.print(f"\n[bold]Views of the {role}'s logits[/bold] ({role}='NAME' in a term)")
     for item in found:
         heads = [
-            f'{head["label"]}: {head["num_classes"]} {head["unit"]}, {head["activation"]}'
+            f'{head["label"]}: {head["num_classes"]} {head["unit"]}'
+            + ('' if head['activation'] == 'none' else f', {head["activation"]}')
             + (' with background' if head['background'] else '')
             + (f', {head["priors"]} at each position' if head['priors'] > 1 else '')
             for head in item['heads']

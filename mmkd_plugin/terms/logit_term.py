@@ -21,7 +21,7 @@ from .config import TermConfig
 from .modules import Modules
 from .pairing.both import check_count
 from .pairing.heads import check_heads, refuse_sum
-from .pairing.rows import check_batch, check_rows
+from .pairing.rows import check_batch, check_rows, refuse_unlabelled
 from .selected_loss import evaluate
 from .selection import Selection, parse_select
 from .shared_classes import SharedClasses
@@ -105,6 +105,7 @@ class LogitTerm(Term):
             loss.to(device=parameter.device, dtype=wide)
             self.selections.append(self.selection or self._default_select(loss, spec))
             refuse_sum(loss, self.selections[-1])
+            refuse_unlabelled(loss, self.selections[-1], self.student)
             target = self.teacher_specs[min(i, len(self.teacher_specs) - 1)]
             of_boxes = self.student.rows_are == 'boxes'  # which any teacher gives as they are
             shapes = ('rows', spec.columns), ('rows', (spec if of_boxes else target).columns)

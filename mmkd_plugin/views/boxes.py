@@ -79,9 +79,6 @@ class DecodedBoxes(LogitView):
         self.wants_truth = 'truth' in needs
         self.inner: LogitView = cls(model, [name for name in needs if name == 'truth'])
         self.repeats = self.inner.repeats
-        reason = self.no_truth() if self.wants_truth else None
-        if reason is not None:
-            raise TapError(f"{reason} Take a loss that needs no truth: when='always'.")
         self.kind = self.inner.specs(model)[0].kind
         self.columns: ClassColumns | None = None  # for matching queries
 

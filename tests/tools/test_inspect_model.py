@@ -91,18 +91,20 @@ def test_recipes_show_which_levels_they_pair(tool, configs, capsys):
 def test_views_tell_what_their_rows_are(tool, configs, capsys):
     found = as_json(tool, capsys, configs / 'student.py')
     views = {v['view']: v['heads'] for v in found['views']}
-    assert set(views) == {'cls_logits', 'dfl_logits'}, "detections are a teacher's"
+    assert set(views) == {'cls_logits', 'boxes', 'dfl_logits'}, "detections are a teacher's"
     (classes,), (bins,) = views['cls_logits'], views['dfl_logits']
     assert (classes['num_classes'], classes['activation'], classes['priors']) == (80, 'sigmoid', 1)
     assert (bins['num_classes'], bins['activation'], bins['priors']) == (17, 'softmax', 4)
     tool.main([str(configs / 'student.py'), '--size', '128', '192', '--filter', 'neck'])
-    assert 'bbox_head: 80 classes, sigmoid' in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert 'bbox_head: 80 classes, sigmoid' in text
+    assert 'bbox_head boxes: 4 sides of a box' in text and 'none' not in text
 
 
 def test_the_views_of_both_are_listed(tool, configs, capsys):
     arguments = configs / 'student.py', '--teacher', configs / 'wide.py'
     found = as_json(tool, capsys, *arguments)
-    assert [v['view'] for v in found['teacher_views']] == ['cls_logits', 'dfl_logits']
+    assert [v['view'] for v in found['teacher_views']] == ['cls_logits', 'boxes', 'dfl_logits']
     tool.main([*map(str, arguments), '--filter', 'neck'])
     text = capsys.readouterr().out
     student, teacher = text.index("Views of the student's"), text.index("Views of the teacher's")

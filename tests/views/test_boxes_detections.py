@@ -240,6 +240,41 @@ def test_a_nan_of_the_teacher_is_reported(student):
         step(pupil, [sample(), sample()], distiller)
 
 
+def test_a_head_that_names_no_objects_is_refused_before_training_or_taught_without():
+    def free(config):
+        config.bbox_head.type = 'FreeAnchorRetinaHead'
+        config.bbox_head.loss_bbox = dict(type='SmoothL1Loss', beta=0.11)
+
+    pupil, teacher = detector('RetinaNet', edit=free), detector('Faster R-CNN', width=32, seed=1)
+    for term in (
+        dict(loss=dict(type='BoxDistillLoss')),
+        dict(loss=dict(type='KDLoss'), student='cls_logits'),  # its rows are the positives
+    ):
+        with pytest.raises(TapError, match='needs labels.* name no object for a prediction'):
+            attached(copy.deepcopy(pupil), teacher, term)
+    attached(pupil, teacher, when='always')
+    losses, gradients = step(pupil, [sample()])
+    assert losses['loss_boxes'] > 0 and all(g.isfinite().all() for g in gradients)
+
+
+@pytest.mark.parametrize('student', ['FCOS', 'Faster R-CNN', 'Deformable DETR'])
+def test_a_student_learns_boxes_from_detections_alone(student, monkeypatch):
+    """The term alone leads its boxes to those of a perfect teacher."""
+    planted(monkeypatch, torch.tensor(BOXES), sure(2) + 4)
+    pupil, teacher = detector(student), detector('GFL', width=32, seed=1)
+    attached(pupil, teacher, kind='both')
+    optimizer = torch.optim.Adam(pupil.parameters(), lr=1e-3)
+    samples, seen = [sample()], []
+    for _ in range(20):
+        torch.manual_seed(0)
+        losses = pupil(images(samples), samples, mode='loss')
+        seen.append(losses['loss_boxes'].item())
+        optimizer.zero_grad()
+        losses['loss_boxes'].backward()
+        optimizer.step()
+    assert min(seen[-5:]) < 0.6 * seen[0]
+
+
 def test_pairs_that_do_not_fit_are_refused_before_training():
     box, gfl = dict(type='BoxDistillLoss'), detector('GFL')
 

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 
 from ...errors import TapError
 from ...losses.row_base import RowLoss
-from ...views import Predictions
+from ...views import LogitView, Predictions
 from ...views.batch import check_image_count
 from ..selection import Selection
 from .both import refuse_gradient_free
 
 KNOWN = ('labels', 'features', 'images', 'priors', 'truth', 'scores')  # beside both tensors
+_WITHOUT_LABELS = (
+    " A loss without labels, such as KDLoss with select='score_weighted' or BoxDistillLoss with "
+    "when='always', can be used."
+)
 MAX_ROWS = 2**17  # put behind one another for a loss that cannot take them in parts
 
 
@@ -58,8 +62,7 @@ def check_needs(loss: RowLoss, own: Predictions, selection: Selection) -> None:
                 f'{type(loss).__name__} needs {name}, which no view gives; a loss on rows '
                 f'may need {", ".join(map(repr, KNOWN[:-1]))} and {KNOWN[-1]!r}.'
             )
-    by_label = selection.by == 'positive' or selection.positives or _wants_labels(loss)
-    if by_label and any(x.labels is None for x in own.levels):
+    if _by_label(loss, selection) and any(x.labels is None for x in own.levels):
         _refuse_missing_labels(loss, own, selection)
     if 'truth' in loss.needs and any(x.truth is None for x in own.levels):
         raise ValueError(
@@ -74,18 +77,35 @@ def check_needs(loss: RowLoss, own: Predictions, selection: Selection) -> None:
         )
 
 
+def refuse_unlabelled(loss: RowLoss, selection: Selection, student: LogitView) -> None:
+    """Refuses, before training, a head that never says which row has which object.
+
+    Raises:
+        TapError: if the loss or the selection needs to know, with the head's reason.
+    """
+    reason = student.no_truth()
+    if reason is not None and _by_label(loss, selection):
+        raise TapError(f'{_who(loss, selection)} needs labels. {reason}{_WITHOUT_LABELS}')
+
+
+def _by_label(loss: RowLoss, selection: Selection) -> bool:
+    return selection.by == 'positive' or selection.positives or _wants_labels(loss)
+
+
+def _who(loss: RowLoss, selection: Selection) -> str:
+    return type(loss).__name__ if _wants_labels(loss) else f'select={selection.by!r}'
+
+
 def _wants_labels(loss: RowLoss) -> bool:
     """Whether it needs to know which object a row was assigned to, or of which class."""
     return 'labels' in loss.needs or 'truth' in loss.needs
 
 
 def _refuse_missing_labels(loss: RowLoss, own: Predictions, selection: Selection) -> None:
-    who = type(loss).__name__ if _wants_labels(loss) else f'select={selection.by!r}'
     raise ValueError(
-        f'{who} needs labels, but this step brought none for {own.label!r}: '
+        f'{_who(loss, selection)} needs labels, but this step brought none for {own.label!r}: '
         + (
-            own.no_labels + ' A loss without labels, such as KDLoss with select='
-            "'score_weighted' or BoxDistillLoss with when='always', can be used."
+            own.no_labels + _WITHOUT_LABELS
             if own.no_labels
             else 'call the student with data_samples that hold its ground truth; a view of '
             'your own must give Level.labels in training.'
