@@ -18,6 +18,7 @@ it and ``<!-- end -->``. NAME is a file of results without ``.json``:
     <!-- value: NAME METHOD -->                 the same for the metric itself
     <!-- predicted: forward -->                 predictions and outcomes of ``forward.py``
     <!-- predicted: NAME NAME ... -->           the same of files of ``recipes.py --predict``
+    <!-- coverage: NAME -->                     what ``sweep.py`` found, config by config
 
 Files of ``recipes.py`` (``recipes_digits_gfl_sgd``) are tables like all others.
 """
@@ -39,7 +40,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # started as a script
 
-from benchmarks import cls_methods, forward_outcomes, head_methods, recipes, summary  # noqa: E402
+from benchmarks import (  # noqa: E402
+    cls_methods,
+    coverage_table,
+    forward_outcomes,
+    head_methods,
+    recipes,
+    summary,
+)
 from benchmarks.cls_summary import row_cells  # noqa: E402
 from benchmarks.methods import BASELINE, OPTIMIZERS, TASKS, TITLES, Task  # noqa: E402
 from mmkd_plugin.cli.running import new_parser  # noqa: E402
@@ -47,7 +55,7 @@ from mmkd_plugin.cli.running import new_parser  # noqa: E402
 RESULTS = ROOT / 'benchmarks' / 'results'
 END = '<!-- end -->'
 MARKER = re.compile(
-    r'<!-- (table|gains|method|gain|value|predicted): (.*?) -->(.*?)<!-- end -->', re.S
+    r'<!-- (table|gains|method|gain|value|predicted|coverage): (.*?) -->(.*?)<!-- end -->', re.S
 )
 
 DATASETS = dict(digits='digits', bccd='BCCD', clothing10='clothing')
@@ -287,8 +295,20 @@ def predicted(names: list[str], options: dict[str, str]) -> str:
     return f'{counted}\n\n{forward_outcomes.table(rows, files[0].task)}'
 
 
+def coverage(names: list[str], options: dict[str, str]) -> str:
+    """Which packaged configs each recipe trains."""
+    _nothing_else(options)
+    return coverage_table.text(read(_single(names)))
+
+
 KINDS: dict[str, Callable[[list[str], dict[str, str]], str]] = dict(
-    table=table, gains=gains, method=method, gain=gain, value=value, predicted=predicted
+    table=table,
+    gains=gains,
+    method=method,
+    gain=gain,
+    value=value,
+    predicted=predicted,
+    coverage=coverage,
 )
 
 
@@ -368,7 +388,7 @@ def render(text: str, page: str = 'the page') -> str:
     Raises:
         MarkerError: if a marker cannot be followed or has no end.
     """
-    started = len(re.findall(r'<!-- (?:table|gains|method|gain|value|predicted): ', text))
+    started = len(re.findall(r'<!-- (?:table|gains|method|gain|value|predicted|coverage): ', text))
 
     def fill(match: re.Match[str]) -> str:
         kind, words, _ = match.groups()
