@@ -15,7 +15,7 @@ is made small, and trains for a step on made-up data with the recipes ``gdd``, `
 - ``crashed``: anything else. The last line of the error is kept.
 
 A student that does not train alone (a package that is missing, say) is not judged. Each row has a
-process of its own and a limit of time; all of them took 90 minutes of one core. The file of
+process of its own and a limit of time; with two recipes most took 10 to 40 seconds. The file of
 results is written row by row, so that the sweep goes on where it stopped. ``benchmarks/tables.py``
 draws the table of docs/coverage.md from it.
 """
