@@ -151,7 +151,6 @@ def test_companions_of_boxes_and_masks():
         ('dkd', 'SOLO', 'needs a softmax over the classes'),
         ('kd-bins', 'RetinaNet', "no view 'dfl_logits' fits RetinaNet"),
         ('kd-masks', 'Faster R-CNN', "no view 'mask_logits' fits FasterRCNN"),
-        ('kd', 'Mask2Former', "no view 'cls_logits' fits Mask2Former"),
     ],
 )
 def test_methods_that_do_not_suit(name, family, said):

@@ -64,8 +64,8 @@ class RoILogits(RegionView):
 
     def _spec(self, head: AnyModule, path: str) -> HeadSpec:
         columns, classes = head.fc_cls.out_features, head.num_classes
-        if getattr(head, 'custom_activation', False):
-            columns = classes + 1  # what every activation of mmdet's box heads gives
+        if _has_own_activation(head):
+            columns = classes + 1  # what it gives
         if columns not in (classes, classes + 1):
             raise TapError(
                 f'{path!r} knows {classes} classes, but {type(head.loss_cls).__name__} gives '
@@ -193,9 +193,15 @@ def _classifies(head: AnyModule) -> bool:
     )
 
 
+def _has_own_activation(head: AnyModule) -> bool:
+    """Whether the loss makes probabilities with a background in a way of its own (Seesaw)."""
+    return getattr(head, 'custom_activation', False) and not head.loss_cls.use_sigmoid
+
+
 def _activated(head: AnyModule, logits: Tensor) -> Tensor:
-    """Logits (R, C + 1), of which a softmax makes what the head predicts."""
-    if not getattr(head, 'custom_activation', False):
+    """Logits, of which a softmax makes what the head predicts where the loss has a way of its
+    own: (R, C + 1)."""
+    if not _has_own_activation(head):
         return logits
     probabilities = head.loss_cls.get_activation(widen(logits))
     return probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()
