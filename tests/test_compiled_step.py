@@ -97,7 +97,9 @@ def run(
     hook = dict(type='mmkd_plugin.CompiledStepHook')
     if METHODS[method]:
         hook = dict(type='mmkd_plugin.DistillHook', probe_size=(8, 8), **METHODS[method])
-        hook['teacher'] = dict(config=teacher, allow_random=True)
+        # Compiled steps run the teacher as it is; those beside them shall not differ by rounding.
+        as_it_is = dict(fold=False, channels_last=False)
+        hook['teacher'] = dict(config=teacher, allow_random=True, **as_it_is)
     if compile is not None:
         changes['compile'] = dict(backend='counts_its_graphs', **compile)
     wrapper = copy.deepcopy(optim_wrapper)

@@ -165,7 +165,9 @@ def test_inactive_terms_change_nothing_and_run_no_teacher(term):
 def test_teacher_runs_once_on_the_very_same_tensor_and_only_to_the_neck():
     seen, heads = [], []
     teacher = toy_model(1, width=8)
-    student = attached(dict(TERM), dict(loss=dict(type='CWDLoss'), student='neck'), teacher=teacher)
+    terms = dict(TERM), dict(loss=dict(type='CWDLoss'), student='neck')
+    # Another layout needs a copy.
+    student = attached(*terms, teacher=dict(model=teacher, channels_last=False))
     teacher.backbone.register_forward_pre_hook(lambda m, a: seen.append(a[0]))
     teacher.bbox_head.cls.register_forward_hook(lambda *a: heads.append(1))
     inputs, samples = toy_batch()

@@ -122,7 +122,8 @@ def test_loss_and_gradient_are_those_of_the_logits(student, teacher, loss):
     images, samples = batch()
     teacher = build(teacher, 1).eval()
     model, twin = build(student), build(student).train()
-    distilled(model, teacher, dict(type=loss), task_weight=0.0)
+    as_it_is = dict(model=teacher, fold=False, channels_last=False)
+    distilled(model, as_it_is, dict(type=loss), task_weight=0.0)
     losses = model(images, samples, mode='loss')
     losses['loss_kd'].backward()
 

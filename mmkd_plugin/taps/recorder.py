@@ -61,6 +61,7 @@ class _Listener:
     path: str
     armed: bool = False
     clone: bool = False
+    contiguous: bool = False
     crop: Crop | None = None
     calls: list = field(default_factory=list)
     raw: list = field(default_factory=list)
@@ -74,6 +75,8 @@ class _Listener:
             seen = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, seen)
         if self.crop is not None:
             seen = tree_map(self.crop, seen)
+        if self.contiguous:
+            seen = tree_map(lambda x: x.contiguous() if isinstance(x, Tensor) else x, seen)
         tensors = _tensors(seen)
         self.calls.append(tensors)
         self.raw.append(seen)
@@ -147,11 +150,12 @@ class Recorder:
                 )
                 self._handles.append(register(self._listeners[key], with_kwargs=True))
 
-    def arm(self, crop: Crop | None = None) -> None:
-        """Listens from now on; ``crop`` is applied to every map."""
+    def arm(self, crop: Crop | None = None, contiguous: bool = False) -> None:
+        """Listens from now on; ``crop`` is applied to every map. ``contiguous`` lays captured
+        tensors out as usual, whatever layout the model runs in."""
         for listener in self._listeners.values():
             listener.clear()
-            listener.armed, listener.crop = True, crop
+            listener.armed, listener.crop, listener.contiguous = True, crop, contiguous
 
     def disarm(self) -> None:
         for listener in self._listeners.values():
@@ -218,6 +222,10 @@ class Recorder:
 
     def _of(self, point: TapPoint) -> _Listener:
         return self._listeners[f'{self._prefix}{point.path}', point.source]
+
+    def seen(self) -> list[Tensor]:
+        """All tensors since :meth:`arm`, of all taps."""
+        return [t for listener in self._listeners.values() for call in listener.calls for t in call]
 
     def calls(self, path: str) -> int:
         """How often the module was called since :meth:`arm`."""

@@ -14,17 +14,20 @@ from torch import Tensor, nn
 
 from ..checks import arguments, check_bool, check_keys
 from ..class_map import class_difference, resolve_class_map
+from ..functional.compiling import is_compiling
 from ..images.pipelines import training_data
 from ..images.pixels import Pixels, of_model, stated
 from ..model_config import load_model_config
+from ..rng import rng_kept
 from ..taps import Crop, Recorder, TapPoint
 from ..taps.body import Body, body_of
 from ..taps.partial_forward import PartialForward, set_inference
 from .building import build_model, draw_weights, load_weights
+from .frozen_form import FrozenForm, agree
 from .inputs import InputConverter, same_channels
 
 TEACHER_INPUTS = 'teacher_inputs'
-_LIVE_KEYS = ('model', 'compile', 'inputs')
+_LIVE_KEYS = ('model', 'compile', 'inputs', 'fold', 'channels_last')
 
 
 class Teacher:
@@ -46,9 +49,12 @@ class Teacher:
         inputs: what it was trained on, where its data preprocessor does not say it:
             ``dict(mean=..., std=..., range=255 | 1, order='rgb' | 'bgr')``.
         data: its training data set, or the config of it, whose pipeline may normalise.
+        fold: run with batch norms as part of the convolutions before them, see
+            :class:`.FrozenForm`.
+        channels_last: run in that layout, ``True``, ``False``, or ``None``: on CPUs.
 
     Raises:
-        ValueError: a wrong ``compile`` or ``inputs``.
+        ValueError: a wrong ``compile``, ``inputs``, ``fold`` or ``channels_last``.
     """
 
     def __init__(
@@ -62,6 +68,8 @@ class Teacher:
         allow_class_mismatch: bool = False,
         inputs: dict | None = None,
         data: Any = None,
+        fold: bool = True,
+        channels_last: bool | None = None,
     ) -> None:
         if not isinstance(compile, (bool, dict)):
             raise ValueError(
@@ -70,6 +78,11 @@ class Teacher:
             )
         if inputs is not None:
             stated(inputs, 'teacher.inputs')
+        check_bool(fold, 'teacher.fold')
+        if channels_last is not None:
+            check_bool(channels_last, 'teacher.channels_last')
+        self._fold, self._channels_last = fold, channels_last
+        self._form: FrozenForm | None = None
         self._inputs, self._data = inputs, data
         self.model = revert_sync_batchnorm(model)
         self.model.requires_grad_(False)
@@ -100,6 +113,8 @@ class Teacher:
         trust_checkpoint: bool = False,
         compile: bool | dict = False,
         inputs: dict | None = None,
+        fold: bool = True,
+        channels_last: bool | None = None,
         student_classes: Sequence[str] | None = None,
         cfg_options: dict | None = None,
     ) -> Teacher:
@@ -119,6 +134,8 @@ class Teacher:
             trust_checkpoint: allow a checkpoint to hold pickled objects (they can run code).
             compile: ``True`` or a dict of ``torch.compile``'s arguments for the teacher's forward.
             inputs: see :class:`Teacher`; wins over what config and model say.
+            fold: see :class:`Teacher`.
+            channels_last: see :class:`Teacher`.
             student_classes: class names of the student's data set, if known.
             cfg_options: changes to the config, such as ``{'model.backbone.depth': 50}``.
 
@@ -168,6 +185,8 @@ class Teacher:
             allow_class_mismatch=allow_class_mismatch,
             inputs=inputs,
             data=training_data(cfg),
+            fold=fold,
+            channels_last=channels_last,
         )
 
     def refuse_other_classes(self, where: str) -> None:
@@ -231,7 +250,9 @@ class Teacher:
         if pixels.divisor is not None and self._convert.divisor > 1:
             self._refuse_padding(pixels.divisor)
         self.recorder = Recorder(self.model, 'teacher')
+        form = FrozenForm(self.model, points, self._fold)
         self.recorder.listen(points)
+        self._form = form
 
     @property
     def depth(self) -> str:
@@ -278,18 +299,71 @@ class Teacher:
         save for its backward) and under whatever autocast the student runs.
         """
         forward = self._run if compiled else self._forward
-        assert self._convert is not None and forward is not None and self.recorder is not None
+        assert self._convert is not None and forward is not None
         with torch.no_grad():
             images = self._convert(inputs, data_samples)
             crop = None
             if isinstance(inputs, Tensor) and inputs.shape[-2:] != images.shape[-2:]:
                 self._refuse_padding(1)
                 crop = Crop(len(images), tuple(inputs.shape[-2:]), tuple(images.shape[-2:]))
-            self.recorder.arm(crop)
-            try:
-                forward(images, data_samples)
-            finally:
-                self.recorder.disarm()
+            # A compiled step would stop at the exchange of weights.
+            form = None if is_compiling() else self._form
+            if form is None:
+                self._observe(forward, images, data_samples, crop)
+                return
+            if not form.known:
+                self._find_form(form, images, data_samples)
+            with form.applied():
+                self._observe(forward, form.images(images), data_samples, crop)
+
+    def _observe(
+        self, forward: Callable, images: Any, data_samples: Any, crop: Crop | None = None
+    ) -> None:
+        assert self.recorder is not None
+        self.recorder.arm(crop, contiguous=self._form is not None and self._form.channels_last)
+        try:
+            forward(images, data_samples)
+        finally:
+            self.recorder.disarm()
+
+    def _find_form(self, form: FrozenForm, images: Any, data_samples: Any) -> None:
+        """Runs the first batch as the model is, then in forms until one says the same."""
+        assert self.recorder is not None and self._forward is not None
+        forward, layout = self._forward, self._channels_last
+        devices = {p.device.type for p in self.model.parameters()}
+        if 'meta' in devices:  # no numbers to compare, and none to save time on
+            form.known = True
+            return
+        if layout is None:
+            layout = devices == {'cpu'}
+        with rng_kept():
+            form.find(lambda: self._observe(forward, images, data_samples))
+            plain, found = self.recorder.seen(), form.folded
+            for form.channels_last in (True, False) if layout else (False,):
+                if len(form) and self._agrees(form, images, data_samples, plain):
+                    break
+            else:
+                form.give_up()
+        if form.folded:
+            told = f"{form.folded} of the teacher's batch norms are folded into its convolutions"
+            print_log(f'{told} (teacher.fold=False leaves them).', 'current')
+        elif found:
+            told = 'The teacher says something else when its batch norms are folded: they stay.'
+            print_log(told, 'current')
+
+    def _agrees(
+        self, form: FrozenForm, images: Any, data_samples: Any, plain: Sequence[Tensor]
+    ) -> bool:
+        """Whether the taps see the same of the model in this form."""
+        assert self.recorder is not None and self._forward is not None
+        try:
+            with form.applied():
+                self._observe(self._forward, form.images(images), data_samples)
+        except RuntimeError:  # an operation that takes no other layout, such as mmcv's RoIAlign
+            if form.channels_last:
+                return False
+            raise
+        return agree(self.recorder.seen(), plain)
 
     def predict(self, inputs: Tensor, data_samples: Any = None) -> Any:
         """Its own answers on a batch of the student's, as in validation and without gradient.
@@ -338,7 +412,7 @@ class Teacher:
     def close(self) -> None:
         if self.recorder is not None:
             self.recorder.close()
-            self.recorder = None
+            self.recorder = self._form = None
 
 
 def teacher_view(inputs: Any, data_samples: Any) -> Any:

@@ -70,6 +70,15 @@ def test_parts_do_the_work_they_are_timed_for(parts: overhead.Parts, monkeypatch
     assert seen == ['student', 'terms', 'distilled']
 
 
+def test_the_eager_teacher_is_the_model_as_it_is(parts: overhead.Parts):
+    seen, first = [], parts.distiller.teacher.model.backbone.conv1
+    handle = first.register_forward_hook(lambda conv, *_: seen.append(conv.bias is None))
+    parts.teacher()
+    parts.eager()
+    handle.remove()
+    assert seen == [False, True]  # a folded norm gives the convolution a bias
+
+
 def test_terms_reach_the_recorded_student_maps_and_all_connectors(parts, monkeypatch):
     monkeypatch.setattr(parts.terms_optimizer, 'zero_grad', lambda: None)
     parts.terms()
@@ -87,11 +96,13 @@ def test_terms_reach_the_recorded_student_maps_and_all_connectors(parts, monkeyp
 def test_report_adds_up(parts: overhead.Parts):
     times = overhead.measure_time(parts, iters=3, warmup=1)
     assert {len(v) for v in times.values()} == {3}
-    report = overhead.report_time(dict(student=[1, 9, 2], teacher=[3], terms=[1], distilled=[9]))
-    assert report['sum'] == 6 and report['ratio'] == 1.5
+    report = overhead.report_time(
+        dict(student=[1, 9, 2], eager=[6], teacher=[3], terms=[1], distilled=[9])
+    )
+    assert report['sum'] == 6 and report['ratio'] == 1.5 and report['eager_ratio'] == 1
     sizes = overhead.report_memory(parts)
     teacher = parts.distiller.teacher.model
-    weights = [*teacher.parameters(), *teacher.buffers()]
+    weights = [*teacher.parameters(), *teacher.buffers(), *parts.distiller.teacher._form.held()]
     assert sizes['teacher_weights'] == sum(t.numel() * t.element_size() for t in weights)
     keys = ('student', 'teacher_weights', 'teacher_maps', 'terms')
     assert sizes['sum'] == sum(sizes[k] for k in keys)

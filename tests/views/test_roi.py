@@ -106,6 +106,7 @@ def test_an_identical_teacher_teaches_nothing_and_a_perturbed_one_does(family):
 def test_heads_run_once_per_stage_and_the_teachers_rpn_not_at_all(family):
     student, teacher = detector(family), detector(family, width=32, seed=1)
     mmkd_plugin.attach(student, teacher, [KD])
+    step(student, batch())  # of the first batch the teacher's form is found, too
     calls = []
     for role, model in (('student', student), ('teacher', teacher)):
         parts = [*heads(model), model.rpn_head, model.neck]
