@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from ..taps import TapPoint
 from ..taps.foreign import AnyModule
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -28,6 +27,12 @@ class _Part(NamedTuple):
 
     conv: AnyModule
     norm: AnyModule | None
+
+    def is_quiet(self) -> bool:
+        """Whether nobody listens in between, and the norm takes its stored statistics."""
+        conv, norm = self.conv, self.norm
+        heard = norm is not None and (conv._forward_hooks or norm._forward_pre_hooks)
+        return norm is None or not (heard or norm.training)
 
     def sources(self) -> list[Tensor]:
         conv, norm = self.conv, self.norm
@@ -52,13 +57,12 @@ class FrozenForm:
 
     Which norm follows which convolution is seen in one plain forward. They belong together if the
     norm reads the very tensor that the convolution gave, in each of their calls. Left alone is a
-    pair with a listener in between (``points``, or a hook of somebody else's), a norm that is no
-    plain BatchNorm or takes the statistics of its batch, and a convolution that does more than
-    convolve.
+    pair with a hook in between (a tap's, or of somebody else), a norm that is no plain BatchNorm or
+    takes the statistics of its batch, and a convolution that does more than convolve. Hooks and
+    modes are looked at before each forward, as they may change.
 
     Args:
         model: a model in eval mode.
-        points: where a recorder will listen.
         fold: see above.
 
     Attributes:
@@ -67,22 +71,11 @@ class FrozenForm:
         channels_last: the layout; may be changed between two forwards.
     """
 
-    def __init__(self, model: nn.Module, points: Sequence[TapPoint], fold: bool) -> None:
+    def __init__(self, model: nn.Module, fold: bool) -> None:
         self.known = self._channels_last = False
-        between = {(point.path, point.source) for point in points}
-        convs = [(n, m) for n, m in model.named_modules() if isinstance(m, _CONVOLUTIONS)]
-        norms = [(n, m) for n, m in model.named_modules() if isinstance(m, _BatchNorm)]
-        self._convs = {m for _, m in convs if _is_plain(m) and _owns_weight(m)}
-        self._followed = {
-            m
-            for n, m in convs
-            if fold and m in self._convs and (n, 'output') not in between and not m._forward_hooks
-        }
-        self._norms = {
-            m
-            for n, m in norms
-            if fold and _is_plain(m) and (n, 'input') not in between and not m._forward_pre_hooks
-        }
+        plain = [module for module in model.modules() if _is_plain(module)]
+        self._convs = [m for m in plain if isinstance(m, _CONVOLUTIONS) and _owns_weight(m)]
+        self._norms = [m for m in plain if isinstance(m, _BatchNorm) and fold]
         self._found: list[_Part] = []
         self._parts: list[_Part] = []  # of these, what differs from the model
         self._weights: list[tuple[nn.Parameter | None, ...]] = []
@@ -119,8 +112,9 @@ class FrozenForm:
             given[id(output)] = weakref.ref(output), module
 
         def before_norm(module: nn.Module, args: tuple) -> None:
-            alive, conv = given.get(id(args[0]), (lambda: None, None))
-            if alive() is not args[0] or conv not in self._followed:
+            x = args[0] if args else None
+            alive, conv = given.get(id(x), (lambda: None, None))
+            if x is None or alive() is not x:
                 conv = None
             partners.setdefault(module, set()).add(conv)
             if conv is not None:
@@ -135,9 +129,11 @@ class FrozenForm:
                 handle.remove()
         for conv in called:
             norm = _only(partners.get(conv, set()))
-            if norm is not None and not (_has_statistics(norm) and partners[norm] == {conv}):
-                norm = None
-            self._found.append(_Part(conv, norm))
+            if norm is None or norm.running_var is None or partners[norm] != {conv}:
+                self._found.append(_Part(conv, None))
+            else:
+                self._found.append(_Part(conv, norm))
+        self._found = [p if p.is_quiet() else _Part(p.conv, None) for p in self._found]
         self.channels_last = False
         self.known = True
 
@@ -159,7 +155,10 @@ class FrozenForm:
         kept: list[tuple[dict[str, Any], Any, Any]] = []
         passing: list[dict[str, Any]] = []
         try:
-            for (conv, norm), (weight, bias) in zip(self._parts, self._weights):
+            for part, (weight, bias) in zip(self._parts, self._weights):
+                if not part.is_quiet():
+                    continue
+                conv, norm = part
                 own = conv._parameters
                 kept.append((own, own['weight'], own['bias']))
                 own['weight'], own['bias'] = weight, bias
@@ -210,10 +209,6 @@ def _owns_weight(conv: nn.Module) -> bool:
     return conv._parameters.get('weight') is not None and not conv._forward_pre_hooks
 
 
-def _has_statistics(norm: AnyModule) -> bool:
-    return norm.running_var is not None and not norm.training
-
-
 def _only(found: set[Any]) -> Any:
     return next(iter(found)) if len(found) == 1 else None
 
@@ -222,13 +217,23 @@ def _pass(x: Tensor) -> Tensor:
     return x
 
 
+def holds_foreign_kernels(model: nn.Module) -> bool:
+    """Whether a module calls mmcv's own kernels. On CPUs some of them (RoIAlign, deformable
+    convolution) read a channels-last map as if it were laid out as usual, without a word."""
+    return any(type(module).__module__.startswith('mmcv.ops') for module in model.modules())
+
+
 def agree(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
-    """Whether two forms of a model gave the same at its taps, up to rounding. Waits for the
-    device."""
+    """Whether two forms of a model gave the same at its taps, up to rounding.
+
+    Waits for the device.
+    """
+    if [x.shape for x in first] != [x.shape for x in second]:
+        return False
     for one, other in zip(first, second):
         if not other.is_floating_point():
             continue
         tolerance = _TOLERANCE.get(other.dtype, _TOLERANCE_FLOAT)
         if not bool((one.float() - other.float()).norm() <= tolerance * other.float().norm()):
             return False
-    return len(first) == len(second)
+    return True

@@ -23,7 +23,7 @@ from ..taps import Crop, Recorder, TapPoint
 from ..taps.body import Body, body_of
 from ..taps.partial_forward import PartialForward, set_inference
 from .building import build_model, draw_weights, load_weights
-from .frozen_form import FrozenForm, agree
+from .frozen_form import FrozenForm, agree, holds_foreign_kernels
 from .inputs import InputConverter, same_channels
 
 TEACHER_INPUTS = 'teacher_inputs'
@@ -250,9 +250,8 @@ class Teacher:
         if pixels.divisor is not None and self._convert.divisor > 1:
             self._refuse_padding(pixels.divisor)
         self.recorder = Recorder(self.model, 'teacher')
-        form = FrozenForm(self.model, points, self._fold)
         self.recorder.listen(points)
-        self._form = form
+        self._form = FrozenForm(self.model, self._fold)
 
     @property
     def depth(self) -> str:
@@ -336,6 +335,8 @@ class Teacher:
             return
         if layout is None:
             layout = devices == {'cpu'}
+        # Run in full, what is called depends on the images: the first batch proves too little.
+        layout = layout and not (self.depth == 'full' and holds_foreign_kernels(self.model))
         with rng_kept():
             form.find(lambda: self._observe(forward, images, data_samples))
             plain, found = self.recorder.seen(), form.folded
@@ -349,6 +350,14 @@ class Teacher:
             print_log(f'{told} (teacher.fold=False leaves them).', 'current')
         elif found:
             told = 'The teacher says something else when its batch norms are folded: they stay.'
+            print_log(told, 'current')
+        elif self._fold:
+            told = (
+                'No batch norm of the teacher can be folded into a convolution: it runs as it is.'
+            )
+            print_log(told, 'current')
+        if self._channels_last and not form.channels_last:
+            told = 'The teacher cannot run channels-last: it runs in the usual layout.'
             print_log(told, 'current')
 
     def _agrees(
