@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # started as a script
 
-from benchmarks.classification import Study, build_parser, finish  # noqa: E402
+from benchmarks.classification import ClassificationStudy, build_parser, finish  # noqa: E402
 from benchmarks.cls_methods import BENCHMARKS  # noqa: E402
 
 
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         splits = ('train', 'val', 'test')
         args.options = {f'{split}_dataloader.dataset.check_md5': False for split in splits}
     args = finish(args, argv, 'benchmarks/cifar100.py')
-    return min(Study(args, BENCHMARKS['cifar100']).run(), 1)
+    return min(ClassificationStudy(args, BENCHMARKS['cifar100']).run(), 1)
 
 
 if __name__ == '__main__':

@@ -50,7 +50,7 @@ def digest(config: Config) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-class Study(study.Study):
+class ClassificationStudy(study.Study):
     """The runs of one data set under one work directory."""
 
     task = TASKS['classification']
@@ -230,7 +230,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     os.chdir(ROOT)  # configs and work directories are named from here
     args = finish(args, argv, 'benchmarks/classification.py')
-    return min(Study(args, BENCHMARKS[args.dataset]).run(), 1)
+    return min(ClassificationStudy(args, BENCHMARKS[args.dataset]).run(), 1)
 
 
 if __name__ == '__main__':

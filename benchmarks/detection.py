@@ -70,7 +70,7 @@ def other_digits(splits: Iterable[str], task: str) -> dict[str, Any]:
     return options
 
 
-class Study(study.Study):
+class DetectionStudy(study.Study):
     """The runs of one data set, or of one pair on it, under one work directory."""
 
     script = 'benchmarks/detection.py'
@@ -233,7 +233,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(sys.argv[1:] if argv is None else argv)
     os.chdir(ROOT)  # configs and work directories are named from here
-    return min(Study(args).run(), 1)
+    return min(DetectionStudy(args).run(), 1)
 
 
 if __name__ == '__main__':

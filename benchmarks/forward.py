@@ -51,7 +51,7 @@ from mmkd_plugin.cli.runs import read_json, write_json  # noqa: E402
 PREDICTIONS = 'forward_predictions'
 
 
-class Study(study.Study):
+class ForwardStudy(study.Study):
     """Teachers and students alone, the doctor's predictions, and the runs that test them."""
 
     script = 'benchmarks/forward.py'
@@ -255,7 +255,7 @@ def main(argv: list[str] | None = None) -> int:
     args.argv = ['run' if word == 'report' else word for word in argv]  # it changes no number
     args.teacher_only, args.report_only = False, args.what == 'report'
     os.chdir(ROOT)  # configs and work directories are named from here
-    made = Study(args, Pool(args.jobs, args.threads))
+    made = ForwardStudy(args, Pool(args.jobs, args.threads))
     return made.predict() if args.what == 'predict' else min(made.run(), 1)
 
 

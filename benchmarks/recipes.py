@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))  # started as a script
 
 from benchmarks import asked, summary  # noqa: E402
 from benchmarks.cls_methods import BENCHMARKS as CLASSIFIERS  # noqa: E402
-from benchmarks.detection import Study, make_parser, other_digits  # noqa: E402
+from benchmarks.detection import DetectionStudy, make_parser, other_digits  # noqa: E402
 from benchmarks.head_methods import PAIRS, Pair  # noqa: E402
 from benchmarks.methods import BASELINE, OPTIMIZERS, Task  # noqa: E402
 from benchmarks.pool import label, read_results  # noqa: E402
@@ -67,7 +67,7 @@ def all_pairs() -> dict[str, dict[str, Pair]]:
     return pairs
 
 
-class RecipeStudy(Study):
+class RecipeStudy(DetectionStudy):
     """The runs of one pair with one optimizer."""
 
     script = 'benchmarks/recipes.py'

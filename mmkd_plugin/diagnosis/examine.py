@@ -17,6 +17,7 @@ from ..rng import rng_kept
 from ..teacher import build_model
 from ..views import make_view
 from .baseline import check_baseline
+from .beginning import as_in_a_run
 from .better import check_better, check_equal, own_metrics
 from .class_checks import check_class_names, check_class_order, indices_of_teacher, names_of_teacher
 from .cost import KEYS as COST_KEYS
@@ -28,9 +29,9 @@ from .pair import Pair, attach_terms, build_pair, give_back
 from .paired import Difference
 from .pixel_checks import check_pixels
 from .ranges import amp_dtype, check_ranges, watched
+from .reader import Answers, Reader
 from .readings import all_objects
 from .refusals import note_refusal, note_unexamined
-from .study import Reader, Study
 from .teacher_checks import (
     Fresh,
     check_still,
@@ -82,7 +83,7 @@ def examine(cfg: Config, options: Options) -> Report:
         raise ValueError(f'the config has {len(distill_hooks(cfg))} DistillHooks; give it one.')
     report = Report(cost=dict.fromkeys(COST_KEYS))
     scope = cfg.get('default_scope') or 'mmengine'
-    with DefaultScope.overwrite_default_scope(scope), rng_kept():
+    with DefaultScope.overwrite_default_scope(scope), as_in_a_run(cfg), rng_kept():
         torch.manual_seed(0)
         Doctor(cfg, options, report).run()
     return report
@@ -127,16 +128,16 @@ class Doctor:
     def _examine(self, pair: Pair) -> None:
         if pair.teacher is None:
             return
-        study = Study()
+        answers = Answers()
         with self._trying('labelled images'):
-            study = self._study(pair)
-        self._judge(pair, study)
+            answers = self._read(pair)
+        self._judge(pair, answers)
         with self._trying('terms'):
             self._terms(pair)
 
     # -- on labelled images ------------------------------------------------------------------------
 
-    def _study(self, pair: Pair) -> Study:
+    def _read(self, pair: Pair) -> Answers:
         """Both models on labelled images, of the first set that has labels."""
         assert pair.teacher is not None
         teacher, count = pair.teacher, _class_count(pair)
@@ -146,7 +147,7 @@ class Doctor:
             names is not None or teacher.difference is None or len(teacher.classes or ()) == count
         )
         pixels = pair.pixels
-        study = Study(names, comparable)
+        answers = Answers(names, comparable)
 
         def refuse(name: str, error: Exception) -> None:
             note_refusal(self.report, error, name)
@@ -157,18 +158,18 @@ class Doctor:
             reader = Reader(*models, (pixels, theirs), names, comparable)
             with self._trying(f'images of {images.name}'), self._reading(images) as step:
                 reader.read(images, self.cfg, step)
-            study = reader.study
-            if study.refused is not None:
-                note_refusal(self.report, study.refused, 'teacher.inputs')
-            if study.teacher or any(study.others.values()):
-                return study
+            answers = reader.answers
+            if answers.refused is not None:
+                note_refusal(self.report, answers.refused, 'teacher.inputs')
+            if answers.teacher or any(answers.others.values()):
+                return answers
         self.report.add(
             'no-images',
             'val_dataloader',
             dict(images=0),
             'val_dataloader: a data set with images, and LoadAnnotations in its pipeline',
         )
-        return study
+        return answers
 
     @contextmanager
     def _reading(self, images: Labelled) -> Iterator[Callable[[int], None]]:
@@ -181,7 +182,7 @@ class Doctor:
 
         yield step
 
-    def _judge(self, pair: Pair, study: Study) -> None:
+    def _judge(self, pair: Pair, answers: Answers) -> None:
         """What the readings say of the teacher."""
         assert pair.teacher is not None
         report, config = self.report, pair.teacher_config
@@ -189,23 +190,25 @@ class Doctor:
         with self._trying('teacher.checkpoint'):
             fresh = look_for_fresh(pair.teacher.model, config)
         with self._trying('teacher.inputs'):
-            other = check_pixels(study, report)
+            other = check_pixels(answers, report)
         with self._trying('class_map'):
-            if study.comparable and study.teacher and other is None and not fresh:
-                objects, count = all_objects(study.teacher), _class_count(pair)
-                indices = indices_of_teacher(pair.teacher.class_map, study.names, count)
+            if answers.comparable and answers.teacher and other is None and not fresh:
+                objects, count = all_objects(answers.teacher), _class_count(pair)
+                indices = indices_of_teacher(pair.teacher.class_map, answers.names, count)
                 exchanged = bool(check_class_order(objects, indices, count, report))
             if not exchanged:  # else it is the names that are wrong
                 self._names(pair)
-        exempt = other is not None or exchanged or not study.teacher
+        exempt = other is not None or exchanged or not answers.teacher
         with self._trying('teacher.checkpoint'):
-            if check_trained(fresh, study.teacher, exempt, report) and not exempt:
-                self.gain = check_better(study.teacher, study.student, study.comparable, report)
+            if check_trained(fresh, answers.teacher, exempt, report) and not exempt:
+                self.gain = check_better(
+                    answers.teacher, answers.student, answers.comparable, report
+                )
         with self._trying('teacher'):
             check_equal(pair.teacher.model, pair.student, report)
-        report.teacher = {**own_metrics(study.teacher), **study.metrics.get('teacher', {})}
+        report.teacher = {**own_metrics(answers.teacher), **answers.metrics.get('teacher', {})}
         if pair.trained:
-            report.student = {**own_metrics(study.student), **study.metrics.get('student', {})}
+            report.student = {**own_metrics(answers.student), **answers.metrics.get('student', {})}
 
     def _names(self, pair: Pair) -> None:
         """Names of classes that differ; terms on classes are refused for it."""

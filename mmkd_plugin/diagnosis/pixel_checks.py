@@ -8,8 +8,8 @@ from .class_checks import best_renaming
 from .conventions import Convention
 from .findings import Report
 from .paired import Difference, difference
+from .reader import Answers
 from .readings import Objects, Reading, all_objects, image_scores
-from .study import Study
 
 # How much better another convention must read, as a difference of mean scores and as a share of
 # its own, and how rarely that comes up by chance. An exchange is one question, and so is the
@@ -19,24 +19,24 @@ SUSPECTED, GUESSED = (0.02, 0.03, 0.005), (0.03, 0.1, 0.001)
 AS_GOOD, TRUE_NAMES = 0.05, 0.6  # shares of objects
 
 
-def check_pixels(study: Study, report: Report) -> Convention | None:
+def check_pixels(answers: Answers, report: Report) -> Convention | None:
     """Adds the finding for the convention that the teacher reads best, if one is better.
 
     Returns:
         That convention.
     """
     found = []
-    for convention, readings in study.others.items():
-        gain = _gain(study, readings)
-        if gain is not None and _is_better(convention, gain, study, readings):
+    for convention, readings in answers.others.items():
+        gain = _gain(answers, readings)
+        if gain is not None and _is_better(convention, gain, answers, readings):
             found.append((gain.mean, convention, gain))
     if not found:
         return None
     _, best, gain = max(found, key=lambda item: item[0])
-    readings = study.others[best]
+    readings = answers.others[best]
     evidence = dict(
-        configured=_mean(study.teacher[: len(readings)], study.comparable),
-        otherwise=_mean(readings, study.comparable),
+        configured=_mean(answers.teacher[: len(readings)], answers.comparable),
+        otherwise=_mean(readings, answers.comparable),
         gain=gain.mean,
         p=gain.p,
         images=gain.count,
@@ -46,23 +46,23 @@ def check_pixels(study: Study, report: Report) -> Convention | None:
     return best
 
 
-def _gain(study: Study, readings: list[Reading]) -> Difference | None:
+def _gain(answers: Answers, readings: list[Reading]) -> Difference | None:
     """Of the score on each image, against the images as configured."""
-    if not study.teacher:  # the configured conversion was refused
+    if not answers.teacher:  # the configured conversion was refused
         return None
-    own = image_scores(study.teacher[: len(readings)], study.comparable)
-    return difference(image_scores(readings, study.comparable) - own)
+    own = image_scores(answers.teacher[: len(readings)], answers.comparable)
+    return difference(image_scores(readings, answers.comparable) - own)
 
 
 def _is_better(
-    convention: Convention, gain: Difference, study: Study, readings: list[Reading]
+    convention: Convention, gain: Difference, answers: Answers, readings: list[Reading]
 ) -> bool:
     least, share, p = SUSPECTED if convention.suspected else GUESSED
-    reached = _mean(readings, study.comparable)
+    reached = _mean(readings, answers.comparable)
     if gain.p > p or gain.mean < max(least, share * reached):
         return False
-    before, after = all_objects(study.teacher[: len(readings)]), all_objects(readings)
-    if not study.comparable:
+    before, after = all_objects(answers.teacher[: len(readings)]), all_objects(readings)
+    if not answers.comparable:
         return True
     # Classes in another order make right answers wrong, and wrong images look better than right
     # ones. So both readings also count with the names that suit them best, and those of the better

@@ -250,10 +250,13 @@ def pair_cost(
     """As :func:`matching_cost`, of logits (N, S, C) and (N, T, C) and boxes (cx, cy, w, h) in units
     of the image, (N, S, 4) and (N, T, 4).
     """
+    from mmdet.structures.bbox import bbox_overlaps
+
     wide = torch.promote_types(logits[0].dtype, torch.float32)
     logits = [x.to(wide) for x in logits]
     own, theirs = (x.to(wide) for x in boxes)
-    cost = L1_COST * torch.cdist(own, theirs, p=1) + GIOU_COST * (1 - _pairwise_giou(own, theirs))
+    overlap = bbox_overlaps(corners(own), corners(theirs), mode='giou')
+    cost = L1_COST * torch.cdist(own, theirs, p=1) + GIOU_COST * (1 - overlap)
     return cost + class_cost(logits, activation, columns)
 
 
@@ -270,18 +273,6 @@ def class_cost(
     if columns is not None:
         probabilities = [p[..., c] for p, c in zip(probabilities, columns)]
     return CLASS_COST * torch.cdist(probabilities[0], probabilities[1], p=1)
-
-
-def _pairwise_giou(first: Tensor, second: Tensor) -> Tensor:
-    """Generalised IoU of boxes (N, S, 4) and (N, T, 4), given as cx, cy, w, h: (N, S, T)."""
-    a, b = corners(first)[:, :, None], corners(second)[:, None]
-    inner = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
-    outer = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
-    overlap = inner.clamp(min=0).prod(dim=-1)
-    areas = first[..., 2:].prod(dim=-1)[:, :, None] + second[..., 2:].prod(dim=-1)[:, None]
-    union = (areas - overlap).clamp(min=torch.finfo(areas.dtype).tiny)
-    hull = outer.prod(dim=-1).clamp(min=torch.finfo(areas.dtype).tiny)
-    return overlap / union - (hull - union) / hull
 
 
 def match_queries(costs: Tensor) -> tuple[Tensor, Tensor]:

@@ -141,18 +141,20 @@ def test_selection_marks_the_best_rate():
 # -- settings of a run ---------------------------------------------------------------------------
 
 
-def make_study(tmp_path: Path, *options: str, dataset: str = 'cifar100') -> classification.Study:
+def make_study(
+    tmp_path: Path, *options: str, dataset: str = 'cifar100'
+) -> classification.ClassificationStudy:
     parser = classification.build_parser('')
     args = parser.parse_args([*options, '--work-dir', str(tmp_path), '--device', 'cpu'])
     args.dataset = dataset
     args = classification.finish(args, list(options), 'test')
-    return classification.Study(args, cls_methods.BENCHMARKS[dataset])
+    return classification.ClassificationStudy(args, cls_methods.BENCHMARKS[dataset])
 
 
 TEACHER = dict(config=CIFAR.config('resnet56'), checkpoint='t.pth', sha256='0')
 
 
-def plan(study: classification.Study) -> dict[str, dict]:
+def plan(study: classification.ClassificationStudy) -> dict[str, dict]:
     teachers = {t: {**TEACHER, 'config': CIFAR.config(t)} for t, _ in study.pairs.values()}
     made = study.plan(teachers)
     return {str(folder.relative_to(study.folder)): run for folder, run in made.items()}
@@ -238,7 +240,7 @@ def test_fast_cifar_is_the_fast_config(tmp_path, monkeypatch):
         seen.update(plan(self))
         return 0
 
-    monkeypatch.setattr(classification.Study, 'run', run)
+    monkeypatch.setattr(classification.ClassificationStudy, 'run', run)
     monkeypatch.chdir(tmp_path)
     argv = ['--fast', '--any-row-order', '--pairs', PAIR, '--methods', 'kd', '--device', 'cpu']
     assert cifar100.main([*argv, '--work-dir', str(tmp_path)]) == 0

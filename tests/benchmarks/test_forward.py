@@ -80,9 +80,9 @@ def test_the_table_keeps_losing_and_unfinished_rows():
     assert 'incomplete' in lines[3]
 
 
-def study(tmp_path: Path) -> forward.Study:
+def study(tmp_path: Path) -> forward.ForwardStudy:
     args = SimpleNamespace(argv=['run'], seeds=[3], work_dir=tmp_path / 'runs', results=tmp_path)
-    return forward.Study(args, Pool(1, 1))
+    return forward.ForwardStudy(args, Pool(1, 1))
 
 
 @pytest.fixture

@@ -58,8 +58,10 @@ def test_bad_arguments_are_explained(argv: list[str], message: str):
         detection.parse_args(['--dataset', 'digits', *argv])
 
 
-def study(*argv: str) -> detection.Study:
-    return detection.Study(detection.parse_args(['--dataset', 'digits', '--seeds', '0', *argv]))
+def study(*argv: str) -> detection.DetectionStudy:
+    return detection.DetectionStudy(
+        detection.parse_args(['--dataset', 'digits', '--seeds', '0', *argv])
+    )
 
 
 def test_pairs_share_students_and_teachers():

@@ -10,7 +10,7 @@ from detectors import FAMILIES, WIDTH, model_config, run_config
 from mmengine.config import Config
 
 from mmkd_plugin.cli import train
-from mmkd_plugin.teacher import build_model
+from mmkd_plugin.teacher.building import build_model, draw_weights
 
 PAIRS = [
     ('GFL', 'GFL'),
@@ -40,6 +40,7 @@ def run(teacher, student, recipe, weights, digits_root, tmp_path):
         config.dump(tmp_path / f'{name}.py')
     torch.manual_seed(1)
     model = build_model(Config.fromfile(tmp_path / 'teacher.py'))
+    draw_weights(model)
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'teacher.pth')
     files = ('--teacher', tmp_path / 'teacher.py', '--teacher-checkpoint', tmp_path / 'teacher.pth')
     options = ('--recipe', recipe, '--work-dir', tmp_path / 'run', *files, *weights)

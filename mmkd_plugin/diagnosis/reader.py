@@ -26,8 +26,8 @@ _STATISTICS = 8  # images whose pixels tell mean and std
 
 
 @dataclass
-class Study:
-    """What was read of the images, a reading for each.
+class Answers:
+    """What the models say of the images, a reading for each image.
 
     Attributes:
         teacher: as configured; empty where it could not be given images.
@@ -56,8 +56,8 @@ class Reader:
         teacher: the teacher's network; None reads the student alone.
         trained: whether the student is trained.
         pixels: what the images of student and teacher are.
-        names: see :class:`Study`.
-        comparable: see :class:`Study`.
+        names: see :class:`Answers`.
+        comparable: see :class:`Answers`.
     """
 
     def __init__(
@@ -72,11 +72,11 @@ class Reader:
         self.models = dict(student=student if trained else None, teacher=teacher)
         self.student = student
         self.pixels = pixels
-        self.study = Study(names, comparable)
+        self.answers = Answers(names, comparable)
         self._convert: InputConverter | None = None
         self._alive: list[Convention] = []
 
-    def read(self, images: Labelled, cfg: Any, step: Callable[[int], None]) -> Study:
+    def read(self, images: Labelled, cfg: Any, step: Callable[[int], None]) -> Answers:
         """Goes through the images once.
 
         Args:
@@ -98,15 +98,15 @@ class Reader:
                     continue
                 outputs = predict(model, convert(inputs, samples), samples)
                 found = self._readings(outputs, samples, images, role)
-                getattr(self.study, role).extend(found)
+                getattr(self.answers, role).extend(found)
                 metrics[role].add(outputs, batch)
             self._read_others(inputs, samples, images)
             self._drop()
             step(len(inputs))
-        if self.study.names is None:
+        if self.answers.names is None:
             for role in ('teacher', 'student'):
-                self.study.metrics[role] = metrics[role].result()
-        return self.study
+                self.answers.metrics[role] = metrics[role].result()
+        return self.answers
 
     def _first_images(self, images: Labelled) -> Tensor:
         found: list[Tensor] = []
@@ -127,10 +127,10 @@ class Reader:
             self._convert = InputConverter(student, teacher, channels)
             self._convert.check(first)
         except ValueError as error:
-            self.study.refused, self._convert = error, None
+            self.answers.refused, self._convert = error, None
         if channels in (1, 3):
             self._alive = conventions(student, teacher, pixel_values(first, student))
-        self.study.others = {convention: [] for convention in self._alive}
+        self.answers.others = {convention: [] for convention in self._alive}
 
     def _prepared(self, batch: Any) -> tuple[Tensor, Any]:
         with torch.no_grad():
@@ -141,8 +141,8 @@ class Reader:
         self, outputs: Any, samples: Any, images: Labelled, role: str = 'teacher'
     ) -> list[Reading]:
         found = read_outputs(outputs, samples, images.in_input_frame)
-        if role == 'teacher' and self.study.names is not None:
-            found = [reading.renamed(self.study.names) for reading in found]
+        if role == 'teacher' and self.answers.names is not None:
+            found = [reading.renamed(self.answers.names) for reading in found]
         return found
 
     def _read_others(self, inputs: Tensor, samples: Any, images: Labelled) -> None:
@@ -150,18 +150,18 @@ class Reader:
         for convention in self._alive:
             converted = convention.converter(inputs.shape[1])(inputs, samples)
             outputs = predict(teacher, converted, samples)
-            self.study.others[convention] += self._readings(outputs, samples, images)
+            self.answers.others[convention] += self._readings(outputs, samples, images)
 
     def _drop(self) -> None:
         """Leaves out conventions that are not going to be better."""
-        seen = len(next(iter(self.study.others.values()), []))
+        seen = len(next(iter(self.answers.others.values()), []))
         if self._convert is None or not any(seen >= n > self._looked for n in LOOKS):
             return
         self._looked = seen
-        own = image_scores(self.study.teacher, self.study.comparable)
+        own = image_scores(self.answers.teacher, self.answers.comparable)
         kept = []
         for convention in self._alive:
-            scores = image_scores(self.study.others[convention], self.study.comparable)
+            scores = image_scores(self.answers.others[convention], self.answers.comparable)
             gains = scores - own[: len(scores)]
             gains = gains[np.isfinite(gains)]
             error = gains.std() / max(len(gains), 1) ** 0.5
