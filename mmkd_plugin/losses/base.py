@@ -37,6 +37,8 @@ class DistillLoss(nn.Module):
             ``'features'``. A view such as ``cls_logits`` supplies them.
         batch_coupled: True if the loss of a sample depends on the other samples of its batch, so
             that splitting a batch (gradient accumulation, more GPUs) changes the result.
+        gated: True if all samples of a batch may lie behind a gate, so that a loss of exactly 0 is
+            no fault.
         rng: Source of random numbers, set by the distiller: ``rng.generator(device)`` returns a
             ``torch.Generator``. None means PyTorch's global state.
         report: Diagnostics of the last forward: detached scalars, logged as ``<term>_<key>``.
@@ -52,6 +54,7 @@ class DistillLoss(nn.Module):
     report_keys: tuple[str, ...] = ()
     auxiliary_keys: tuple[str, ...] = ()
     batch_coupled: bool = False
+    gated: bool = False
     rng = None
 
     def __init__(self) -> None:

@@ -155,6 +155,7 @@ class BoxDistillLoss(BoxLoss):
         self.weight = weight
         self.beta = beta
         self.margin = margin
+        self.gated = when == 'teacher_closer'
         self.needs = tuple(
             name
             for name, wanted in (

@@ -95,6 +95,11 @@ class Term(nn.Module):
         return 'feature'
 
     @property
+    def gated(self) -> bool:
+        """Whether a value of exactly 0 says that every gate of its losses is closed."""
+        return all(loss.gated for loss in self.losses)
+
+    @property
     def target(self) -> float | None:
         """The gradient ratio to which its weight is calibrated; None for a given weight."""
         weight = self.config.weight

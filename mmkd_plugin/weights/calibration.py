@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
+from mmengine.dist import all_reduce, get_world_size
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
@@ -35,6 +36,7 @@ class Term(Protocol):
         weight: what is set here.
         ramp: what its schedule makes of the weight in this step.
         current_weight: by which its loss of this step was multiplied.
+        gated: whether a value of exactly 0 is a closed gate, and no fault.
     """
 
     name: str
@@ -42,6 +44,9 @@ class Term(Protocol):
     weight: float
     ramp: float
     current_weight: float
+
+    @property
+    def gated(self) -> bool: ...
 
     @property
     def target(self) -> float | None: ...
@@ -69,7 +74,8 @@ class Gauge:
     def __init__(self, target: float) -> None:
         self.target = target
         self.quotients: list[float] = []  # log(task / term), of an unweighted term
-        self.steps = 0  # in which the term acted
+        self.steps = 0  # in which the term acted, with an open gate
+        self.closed = 0  # before the first of these
         self.length = STEPS
         self._due = 0
         self._kept: float | None = None  # what a run has found that this one goes on from
@@ -124,6 +130,9 @@ class Calibration:
     student's own losses (before ``task_weight``), on the student's trainable parameters that both
     reach. The step's own graph is used, so nothing runs twice but two backward passes, and random
     states, gradients and buffers stay as they are.
+
+    A term whose every gate is closed adds nothing and is not measured: its steps count from the
+    first one with an open gate. Until then one number is read from the device in each step.
 
     Args:
         terms: all terms of a distiller.
@@ -182,6 +191,7 @@ class Calibration:
             CalibrationError: the student's losses or a term have no gradient to measure.
         """
         waiting = [term for term in active if self.is_open(term)]
+        waiting = [term for term in waiting if not self._rests(term, losses)]
         if not torch.is_grad_enabled():  # somebody only looks at the losses
             for term in waiting:
                 if self.gauges[term.name].weight is None:
@@ -191,6 +201,30 @@ class Calibration:
         reference = self._task_norms(student, task) if due else None
         for term in waiting:
             self._step(student, term, losses, reference if term in due else None)
+
+    def _rests(self, term: Term, losses: dict) -> bool:
+        """Whether nothing of a term was found yet, and all of its gates are closed, on all ranks.
+
+        Its loss is 0, with a gradient of 0, and stays as it is.
+        """
+        gauge = self.gauges[term.name]
+        if not term.gated or gauge.quotients or not torch.is_grad_enabled():
+            return False
+        value = losses[f'loss_{term.name}'].detach().abs().float().reshape(1)
+        if get_world_size() > 1:
+            all_reduce(value, 'max')
+        if value.item() != 0:  # NaN is not 0
+            return False
+        gauge.closed += 1
+        if gauge.closed == gauge.length:
+            print_log(
+                f'loss_{term.name}: in its first {gauge.closed} steps every gate of {term.where} '
+                'was closed: the teacher was nowhere nearer to the truth than the student. Until '
+                'a gate opens the term adds nothing; its weight will be found then.',
+                'current',
+                logging.WARNING,
+            )
+        return True
 
     def _step(
         self, student: nn.Module, term: Term, losses: dict, task: ParameterNorms | None
