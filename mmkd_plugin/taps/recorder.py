@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
@@ -14,6 +14,8 @@ from ..errors import TapError
 from ..functional.compiling import is_compiling
 from .foreign import AnyModule
 from .paths import TapPoint
+
+T = TypeVar('T')
 
 
 @dataclass
@@ -127,6 +129,7 @@ class Recorder:
         self._prefix = ''
         self._listeners: dict[tuple[str, str], _Listener] = {}  # by path and source
         self._handles: list = []
+        self._made: dict[Hashable, Any] = {}  # of this step's captures, by those who read them
 
     def within(self, path: str) -> Recorder:
         """The same captures, as if the module at ``path`` were the model and its taps named so."""
@@ -153,8 +156,8 @@ class Recorder:
     def arm(self, crop: Crop | None = None, contiguous: bool = False) -> None:
         """Listens from now on; ``crop`` is applied to every map. ``contiguous`` lays captured
         tensors out as usual, whatever layout the model runs in."""
+        self.clear()
         for listener in self._listeners.values():
-            listener.clear()
             listener.armed, listener.crop, listener.contiguous = True, crop, contiguous
 
     def disarm(self) -> None:
@@ -168,8 +171,16 @@ class Recorder:
             listener.armed = listener.armed and not listener.calls
 
     def clear(self) -> None:
+        self._made.clear()
         for listener in self._listeners.values():
             listener.clear()
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What ``make`` gives, made once in a step for all who ask by the same ``key``."""
+        key = self._prefix, key
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def close(self) -> None:
         """Removes every hook from the model."""

@@ -51,6 +51,8 @@ class Detections(LogitView):
     A box with a NaN is no detection. A NaN in the teacher's features or class logits makes all
     rows of the image NaN, so that the step's finite check reports it.
 
+    The teacher is read once in a step, however many terms ask for the same classes.
+
     Only a teacher can be viewed so. NMS and proposals give as many boxes as they find, and queries
     are matched on the CPU: the step waits for the device here, as it does for a two-stage student's
     own proposals and a DETR's own matching. The rows are a tensor of the size of the student's
@@ -66,6 +68,7 @@ class Detections(LogitView):
         self.reader: Reader = reader_of(model)
         self.spec = self.reader.spec
         self.columns: ClassColumns | None = None  # of a student whose boxes are taught
+        self.classes: tuple[int, ...] | None = None  # the class_map, by which boxes are ranked
 
     @classmethod
     def fits(cls, model: AnyModule) -> bool:
@@ -93,6 +96,7 @@ class Detections(LogitView):
     ) -> None:
         if isinstance(student, Detections):
             raise self._no_student()
+        self.classes = None if class_map is None else tuple(class_map)
         spec, name = student.specs(models[0])[0], type(models[0]).__name__
         if isinstance(student, DecodedBoxes):
             self.default_select = None  # the loss knows which rows have a box to learn
@@ -142,7 +146,9 @@ class Detections(LogitView):
             shared = None if pair.columns is None else pair.columns[1]
             if shared is not None and student[0].background:
                 shared = shared[:-1]
-            found = self.detect(recorder, data_samples, shared)
+            found = recorder.once(
+                ('detections', self.classes), lambda: self.detect(recorder, data_samples, shared)
+            )
             return rows_for(student, found, self.spec, data_samples, pair)
 
     def detect(

@@ -20,7 +20,7 @@ from mmkd_plugin.views.assignment import assign
 from mmkd_plugin.views.class_forms import log_odds
 from mmkd_plugin.views.detections import Detections
 from mmkd_plugin.views.detections_found import PER_IMAGE, Candidates
-from mmkd_plugin.views.detections_readers import PositionReader
+from mmkd_plugin.views.detections_readers import PositionReader, RegionReader
 
 KD = dict(
     loss=dict(type='KDLoss', temperature=1.0),
@@ -497,3 +497,38 @@ def test_boxes_that_are_none_overlap_with_nothing(dtype):
     own = torch.tensor(boxes, dtype=dtype)[:, None]
     detections = torch.tensor([[5, 5, 5, 5], [0, 0, 20, 20], [1, 1, 10, 10]], dtype=dtype)
     assert assign(centers, own, detections).tolist() == [[0], [0], [0], [0], [2]]
+
+
+@pytest.mark.parametrize('shares', [None, [0, 1, 2, 3], [0, 1, -1, 3]])
+def test_terms_on_classes_and_boxes_read_the_teacher_once_in_a_step(shares, monkeypatch):
+    read, original = [], RegionReader.read
+
+    def counted(self, *args):
+        read.append(original(self, *args))
+        return read[-1]
+
+    monkeypatch.setattr(RegionReader, 'read', counted)
+    terms = [
+        dict(KD, name='kd'),
+        dict(
+            loss=dict(type='BoxDistillLoss', when='always'),
+            student='boxes',
+            teacher='detections',
+            select='all',
+            name='boxes',
+        ),
+    ]
+    samples, values = [sample(), sample()], {}
+    for some in ([terms[0]], [terms[1]], terms):
+        pupil, teacher = detector('FCOS'), detector('Faster R-CNN', width=32, seed=1)
+        made = Teacher(teacher, class_map=shares)
+        mmkd_plugin.attach(pupil, made, some, probe_size=(96, 96))
+        for seed in (0, 1):
+            read.clear()
+            losses = pupil.train()(images(samples, seed), samples, mode='loss')
+            assert len(read) == 1, 'once, and anew in the next step'
+            for key in ('loss_kd', 'loss_boxes'):
+                if key in losses:
+                    before = values.setdefault((key, seed), losses[key].detach())
+                    assert before > 0 and torch.equal(losses[key].detach(), before)
+    assert values['loss_kd', 0] != values['loss_kd', 1]
