@@ -10,6 +10,8 @@ ARGS ?=
 WORKERS ?= 2
 # One thread per test process: several processes that each take all cores slow one another down.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+# glibc keeps freed memory instead of giving it back to the system and fetching it again in every step; others ignore it.
+KEEP_MEMORY := MALLOC_TRIM_THRESHOLD_=1073741824 MALLOC_MMAP_THRESHOLD_=1073741824
 # The interpreter of an environment, with what its set-up found out about this machine (CPU only, or nothing).
 run = env $$(cat $(1)/runtime.env 2>/dev/null) $(2) $(1)/bin/python
 FAST = -m "not slow and not gpu" -n $(WORKERS) --dist loadscope
@@ -43,7 +45,7 @@ $(VENV_OFFICIAL)/.ready: constraints/openmmlab.txt setup.py tools/setup_env.sh
 	@bash tools/setup_env.sh openmmlab $(VENV_OFFICIAL)
 
 demo: $(VENV)/.ready
-	$(call run,$(VENV)) tools/demo.py --seeds $(SEEDS) $(ARGS)
+	$(call run,$(VENV),$(KEEP_MEMORY)) tools/demo.py --seeds $(SEEDS) $(ARGS)
 
 test: $(VENV)/.ready
 	$(call run,$(VENV),$(ONE_THREAD)) -m pytest $(FAST) $(ARGS)

@@ -17,16 +17,17 @@ from ..weights.wishes import PUBLISHED
 
 _ANY = '*'
 # Measured: docs/weights.md. KD of RoIs and dense heads finds its weight, because 1 holds a new
-# student on its first plateau under plain SGD. So does DKD of classifiers (and its kin with LoCa),
-# whose 1 belongs to 240 epochs and a beta for each pair. Others keep their numbers. Not
-# measured: keypoints, where the squared error of heat maps is a thousandth of a KL.
+# student on its first plateau under plain SGD, and that of queries, where 2 was a little worse. So
+# does DKD of classifiers (and its kin with LoCa), whose 1 belongs to 240 epochs and a beta for each
+# pair. Others keep their numbers. Not measured: keypoints, where the squared error of heat maps is
+# a thousandth of a KL.
 DEFAULTS: dict[str, dict[str, Any]] = {
     'gdd': {_ANY: AUTO},
     'gdd-shared': {_ANY: AUTO},
     'cwd': {_ANY: AUTO},
     'mgd': {_ANY: AUTO},
     'pkd': {_ANY: AUTO},
-    'kd': {_ANY: PUBLISHED, 'dense': AUTO, 'roi': AUTO, 'keypoint': AUTO},
+    'kd': {_ANY: PUBLISHED, 'dense': AUTO, 'roi': AUTO, 'query': AUTO, 'keypoint': AUTO},
     'dkd': {_ANY: PUBLISHED, 'image': AUTO},
     'loca': {_ANY: PUBLISHED},
     'dkd-loca': {_ANY: PUBLISHED, 'image': AUTO},

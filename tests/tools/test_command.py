@@ -91,7 +91,7 @@ def test_the_numbers_are_those_of_the_recipes():
     found = {row.models: row for row in rows('gdd')}
     assert found['two-stage',][1:] == ('auto', '4', 'official code, Faster R-CNN')
     (query,) = (row for row in rows('kd') if 'queries' in row.models)
-    assert (query.weight, query.published) == ('2', '2')
+    assert (query.weight, query.published) == ('auto', '2')
     (bins,) = rows('kd-bins')
     assert bins.published == '0.0625 / columns' and bins.source == 'LD'
     assert [row.models for row in rows('funmatch')] == [('classifier',)]
