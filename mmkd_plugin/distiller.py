@@ -29,6 +29,7 @@ from .teacher.probing import probe_both
 from .terms.base import PlanRow, Term
 from .terms.build import make_terms
 from .terms.config import check_terms
+from .terms.connector_size import tell_large_connectors
 from .terms.modules import Modules
 from .terms.settings import plain, settings
 from .terms.task import COMPLEMENT, add_zero, checked_task_weight, refuse_taken, weighted
@@ -160,6 +161,7 @@ class Distiller(nn.Module):
             torch.default_generator.manual_seed(seed)
             for term in self.terms:
                 self._rows += term.connect(*self._recorders, self.rng)
+        tell_large_connectors(self.terms, student)
         self._clear()
 
     def plan(self) -> list[PlanRow]:

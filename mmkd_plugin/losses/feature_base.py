@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmkd_plugin.checks import check_int
 from mmkd_plugin.functional.checks import MAPS, check_tensor
 from mmkd_plugin.functional.compiling import is_compiling
 
@@ -97,20 +98,28 @@ class FeatureLoss(DistillLoss):
 class GenerativeLoss(FeatureLoss):
     """A feature loss that corrupts the aligned student map and lets a generator restore it.
 
-    ``generator`` is conv3x3 - ReLU - conv3x3 at the teacher's channel count: no norm, no last
-    activation, no residual. A subclass implements :meth:`corrupt`.
+    ``generator`` is conv3x3 - ReLU - conv3x3 from the teacher's channel count to itself: no norm,
+    no last activation, no residual. A subclass implements :meth:`corrupt`.
+
+    Args:
+        width: channels between both convolutions; None for the teacher's count C_t. The generator
+            has 18 C_t width + C_t + width parameters: 75 million for 2,048 channels.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, width: int | None = None) -> None:
         super().__init__()
+        if width is not None:
+            check_int(width, 'width', 1)
+        self.width = width
         self.generator: nn.Module | None = None
 
     def build_connectors(self, student_channels: int, teacher_channels: int) -> None:
         super().build_connectors(student_channels, teacher_channels)
+        between = teacher_channels if self.width is None else self.width
         self.generator = nn.Sequential(
-            nn.Conv2d(teacher_channels, teacher_channels, kernel_size=3, padding=1),
+            nn.Conv2d(teacher_channels, between, kernel_size=3, padding=1),
             nn.ReLU(inplace=True),  # neither convolution needs the values that it overwrites
-            nn.Conv2d(teacher_channels, teacher_channels, kernel_size=3, padding=1),
+            nn.Conv2d(between, teacher_channels, kernel_size=3, padding=1),
         )
 
     def transform(self, student: Tensor) -> Tensor:

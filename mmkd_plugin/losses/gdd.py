@@ -33,6 +33,9 @@ class GDDLoss(GenerativeLoss):
             it to compare with published numbers. ``'scalar'`` (one number per channel, to which the
             softmax over positions is nearly blind) and ``'none'`` serve ablations.
         noise_std: Standard deviation of the noise. Default 1.0, the paper's.
+        width: Channels between both convolutions of :math:`G`. Default None, the teacher's, as
+            in the paper. Less makes a cheaper generator on wide maps: at 2,048 channels it has 75
+            million parameters, with ``width=256`` 9 million.
 
     Shape:
         - student: (N, C_s, H, W)
@@ -52,9 +55,13 @@ class GDDLoss(GenerativeLoss):
     """
 
     def __init__(
-        self, temperature: float = 4.0, noise: str = 'channel', noise_std: float = 1.0
+        self,
+        temperature: float = 4.0,
+        noise: str = 'channel',
+        noise_std: float = 1.0,
+        width: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(width)
         check_temperature(temperature)
         check_choice('noise', noise, NOISE_MODES)
         check_number('noise_std', noise_std, 0)

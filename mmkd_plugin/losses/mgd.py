@@ -34,6 +34,9 @@ class MGDLoss(GenerativeLoss):
         mask: what is masked. ``'position'`` (default) hides positions in all channels, (N, 1, H,
             W), as the official code does for detection and segmentation; ``'channel'`` hides whole
             channels, (N, C, 1, 1), as it does for classifiers.
+        width: Channels between both convolutions of :math:`G`. Default None, the teacher's, as
+            in the paper. Less makes a cheaper generator on wide maps: at 2,048 channels it has 75
+            million parameters, with ``width=256`` 9 million.
 
     Shape:
         - student: (N, C_s, H, W)
@@ -48,9 +51,13 @@ class MGDLoss(GenerativeLoss):
     """
 
     def __init__(
-        self, mask_ratio: float = 0.65, normalize: str = 'mean', mask: str = 'position'
+        self,
+        mask_ratio: float = 0.65,
+        normalize: str = 'mean',
+        mask: str = 'position',
+        width: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(width)
         check_number('mask_ratio', mask_ratio, 0, 1)
         check_choice('normalize', normalize, NORMALIZE)
         check_choice('mask', mask, MASKS)

@@ -159,7 +159,10 @@ def test_checkpoint_loads_strictly_where_the_plugin_cannot_be_imported(tmp_path)
 
 @pytest.mark.parametrize('extra', [[], [dict(type='EMAHook', update_buffers=True)]])
 def test_resume_continues_exactly(tmp_path, extra):
-    terms = [dict(TERM, warmup=3), dict(TERM, name='late', loss=dict(type='MGDLoss'), begin=1)]
+    terms = [
+        dict(TERM, warmup=3),
+        dict(TERM, name='late', loss=dict(type='MGDLoss', width=3), begin=1),
+    ]
     hooks = [hook_config(*terms), *extra]
     train(runner_config(tmp_path / 'through', *hooks, max_iters=6))
     train(runner_config(tmp_path / 'killed', *hooks, max_iters=4))

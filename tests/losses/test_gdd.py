@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mmkd_plugin import functional as F
-from mmkd_plugin.losses import CWDLoss, GDDLoss
+from mmkd_plugin.losses import CWDLoss, GDDLoss, MGDLoss
 
 NOISES = ['channel', 'shared', 'scalar', 'none']
 
@@ -197,3 +197,35 @@ def test_limit_of_high_temperature():
 def test_wrong_options_raise(kwargs, message):
     with pytest.raises(ValueError, match=message):
         GDDLoss(**kwargs)
+
+
+def test_width_narrows_the_generator_only():
+    torch.manual_seed(0)
+    plain, narrow = GDDLoss(noise='none'), GDDLoss(noise='none', width=3)
+    for loss in (plain, narrow):
+        loss.connect((2, 4, 8, 8), (2, 16, 8, 8))
+    first, _, second = narrow.generator
+    assert (first.in_channels, first.out_channels, second.out_channels) == (16, 3, 16)
+    counts = [sum(p.numel() for p in x.generator.parameters()) for x in (plain, narrow)]
+    assert counts == [18 * 16 * c + c + 16 for c in (16, 3)]
+    student = torch.randn(2, 4, 8, 8, requires_grad=True)
+    value = narrow(student, torch.randn(2, 16, 8, 8))
+    value.backward()
+    assert value > 0 and student.grad.abs().sum() > 0
+    assert all(p.grad.abs().sum() > 0 for p in narrow.parameters())
+
+
+def test_the_teachers_width_is_the_default_to_the_bit():
+    values = []
+    for options in ({}, dict(width=None), dict(width=6)):
+        torch.manual_seed(0)
+        loss = GDDLoss(**options)
+        values.append(loss(torch.randn(2, 4, 8, 8), torch.randn(2, 6, 8, 8)).item())
+    assert len(set(values)) == 1
+
+
+@pytest.mark.parametrize('loss', [GDDLoss, MGDLoss])
+@pytest.mark.parametrize('width', [0, -1, 2.5, '64', True])
+def test_bad_width(loss, width):
+    with pytest.raises(ValueError, match=r'width=.* must be a whole number, 1 or more'):
+        loss(width=width)
