@@ -26,7 +26,7 @@ def text(content: dict[str, Any]) -> str:
         _reasons(judged),
     ]
     if others:
-        lines = [f'- `{name}`: {_short(row["not_judged"])}' for name, row in others.items()]
+        lines = [f'- `{name}`: {short_reason(row["not_judged"])}' for name, row in others.items()]
         parts.append(
             'Not judged, since the student alone does not train here:\n\n' + '\n'.join(lines)
         )
@@ -75,7 +75,7 @@ def _reasons(judged: dict[str, Any]) -> str:
     for name, row in judged.items():
         for outcome in row['own'].values():
             if outcome['outcome'] != 'ok':
-                key = f'{outcome["outcome"]}: {_short(outcome["why"])}'
+                key = f'{outcome["outcome"]}: {short_reason(outcome["why"])}'
                 said.setdefault(key, []).append(name.split('/')[0])
     lines = [
         f'- {", ".join(dict.fromkeys(folders))} {reason}'
@@ -84,8 +84,9 @@ def _reasons(judged: dict[str, Any]) -> str:
     return 'What was said, with a teacher of the own kind:\n\n' + '\n'.join(lines) if lines else ''
 
 
-def _short(why: str) -> str:
+def short_reason(why: str) -> str:
     """The first sentence of a message, without the name of the error and where it was raised."""
     plain = re.sub(r'^\w+: ', '', re.sub(r' \([\w.]+:\d+\)$', '', why))
+    plain = re.sub(r"terms\[0\] \('by'\)\.(student|teacher): ", '', plain)
     plain = re.sub(r"recipe '[\w+-]+': (student|teacher): ", '', plain)
     return re.split(r'(?<=[a-z)\'])\. ', plain)[0].rstrip('.')[:300].replace('|', '/') + '.'

@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.list or not wanted:
         print('\n'.join(wanted) or f'No config has {" or ".join(args.pattern)} in its name.')
         return 0 if wanted else 1
-    content = _content(args.out, args.again)
+    content = content_of(args.out, args.again, dict(configs=[], rows={}))
     if known is not None:
         content['configs'] = known
     quiet()
@@ -111,15 +111,15 @@ def _fits(config: str, patterns: Sequence[str]) -> bool:
     return any(pattern in config for pattern in patterns)
 
 
-def _content(out: Path, again: bool) -> dict[str, Any]:
-    """What the file has already.
+def content_of(out: Path, again: bool, nothing: dict[str, Any]) -> dict[str, Any]:
+    """What a file of results has already, or ``nothing`` beside the versions.
 
     Raises:
         SystemExit: it was made with other versions.
     """
     content = read_json(out)
     if content is None:
-        return dict(versions=versions(), configs=[], rows={})
+        return dict(versions=versions(), **nothing)
     if content['versions'] != versions():
         if not again:
             raise SystemExit(

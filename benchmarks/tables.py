@@ -19,6 +19,7 @@ it and ``<!-- end -->``. NAME is a file of results without ``.json``:
     <!-- predicted: forward -->                 predictions and outcomes of ``forward.py``
     <!-- predicted: NAME NAME ... -->           the same of files of ``recipes.py --predict``
     <!-- coverage: NAME -->                     what ``sweep.py`` found, config by config
+    <!-- matrix: NAME -->                       which kinds teach which, of ``detection_matrix.py``
 
 Files of ``recipes.py`` (``recipes_digits_gfl_sgd``) are tables like all others.
 """
@@ -45,6 +46,7 @@ from benchmarks import (  # noqa: E402
     coverage_table,
     forward_outcomes,
     head_methods,
+    matrix_table,
     recipes,
     summary,
 )
@@ -54,9 +56,8 @@ from mmkd_plugin.cli.running import new_parser  # noqa: E402
 
 RESULTS = ROOT / 'benchmarks' / 'results'
 END = '<!-- end -->'
-MARKER = re.compile(
-    r'<!-- (table|gains|method|gain|value|predicted|coverage): (.*?) -->(.*?)<!-- end -->', re.S
-)
+NAMES = 'table|gains|method|gain|value|predicted|coverage|matrix'
+MARKER = re.compile(rf'<!-- ({NAMES}): (.*?) -->(.*?)<!-- end -->', re.S)
 
 DATASETS = dict(digits='digits', bccd='BCCD', clothing10='clothing')
 PAIRS = {
@@ -301,6 +302,12 @@ def coverage(names: list[str], options: dict[str, str]) -> str:
     return coverage_table.text(read(_single(names)))
 
 
+def matrix(names: list[str], options: dict[str, str]) -> str:
+    """Which kinds of detectors teach which by their detections."""
+    _nothing_else(options)
+    return matrix_table.text(read(_single(names)))
+
+
 KINDS: dict[str, Callable[[list[str], dict[str, str]], str]] = dict(
     table=table,
     gains=gains,
@@ -309,6 +316,7 @@ KINDS: dict[str, Callable[[list[str], dict[str, str]], str]] = dict(
     value=value,
     predicted=predicted,
     coverage=coverage,
+    matrix=matrix,
 )
 
 
@@ -388,7 +396,7 @@ def render(text: str, page: str = 'the page') -> str:
     Raises:
         MarkerError: if a marker cannot be followed or has no end.
     """
-    started = len(re.findall(r'<!-- (?:table|gains|method|gain|value|predicted|coverage): ', text))
+    started = len(re.findall(rf'<!-- (?:{NAMES}): ', text))
 
     def fill(match: re.Match[str]) -> str:
         kind, words, _ = match.groups()
