@@ -77,6 +77,7 @@ ELSEWHERE = {
 }
 # What a block is about where it is not GFL taught by GFL: words in it -> student, teacher.
 PAIRS = {
+    "student='mask_logits', teacher='detections'": ('Mask R-CNN', 'SOLO'),
     "teacher='detections'": ('GFL', 'Faster R-CNN'),
     'levels=[1, 2, 3, 4]), teacher=dict(path': ('Faster R-CNN', 'RetinaNet'),
     'levels=[0, 1, 2, 3]), teacher=dict(path': ('GFL', 'Faster R-CNN'),

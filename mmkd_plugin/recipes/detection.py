@@ -36,7 +36,7 @@ _CLASSES = ('roi', 'dense', 'query', 'pixel')  # whose columns are classes
 _WEIGHT = dict(roi=1.0, dense=1.0, query=2.0, pixel=1.0, keypoint=1.0)
 # On dense heads and queries 0.1 has less than 1 % of the task's gradient (docs/results.md).
 _CKD_WEIGHT = dict(roi=0.1, dense=10.0, query=10.0, pixel=0.1)
-_BY_DETECTIONS = ('cls_logits', 'boxes')  # rows that any detector's answers can teach
+_BY_DETECTIONS = ('cls_logits', 'boxes', 'mask_logits')  # rows that detections can teach
 _AS_KD = "KD's numbers, all recommended"
 
 

@@ -107,8 +107,8 @@ class LogitTerm(Term):
             refuse_sum(loss, self.selections[-1])
             refuse_unlabelled(loss, self.selections[-1], self.student)
             target = self.teacher_specs[min(i, len(self.teacher_specs) - 1)]
-            of_boxes = self.student.rows_are == 'boxes'  # which any teacher gives as they are
-            shapes = ('rows', spec.columns), ('rows', (spec if of_boxes else target).columns)
+            given = target if self.student.of_classes else spec  # any teacher gives these as rows
+            shapes = ('rows', spec.columns), ('rows', given.columns)
             count = sum(p.numel() for p in loss.parameters())
             how = f'{self.views}, select={self.selections[-1]}'
             labels = self.name, spec.label, target.label

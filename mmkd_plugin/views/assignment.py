@@ -74,7 +74,7 @@ def assign_regions(rois: Tensor, detections: Sequence[Tensor]) -> Tensor:
     return index
 
 
-def assign_objects(truth: Tensor, detections: Tensor, scores: Tensor) -> Tensor:
+def assign_objects(truth: Tensor, detections: Tensor, scores: Tensor, least: float = 0.0) -> Tensor:
     """For each row's object what the teacher takes it for: of the detections that overlap it, the
     one with the largest IoU times score; of equal ones, the first.
 
@@ -82,6 +82,7 @@ def assign_objects(truth: Tensor, detections: Tensor, scores: Tensor) -> Tensor:
         truth: corners (R, 4) of the objects.
         detections: of the same image, (M, 4).
         scores: how sure the teacher is of them (M,).
+        least: by which IoU a detection overlaps at least; any above 0 by default.
 
     Returns:
         Indices (R,); M where none overlaps.
@@ -96,7 +97,8 @@ def assign_objects(truth: Tensor, detections: Tensor, scores: Tensor) -> Tensor:
         return torch.zeros(len(truth), dtype=torch.long, device=truth.device)
     found = []
     for part in truth.split(max(1, _CHUNK // count)):
-        best, index = (_overlaps(part, detections) * scores).max(1)
+        overlaps = _overlaps(part, detections)
+        best, index = (overlaps.where(overlaps >= least, 0.0) * scores).max(1)
         found.append(index.masked_fill(best <= 0, count))
     return torch.cat([*found, truth.new_zeros(0, dtype=torch.long)])
 

@@ -65,6 +65,8 @@ class LogitView(View):
         rows_are: ``'logits'`` or ``'boxes'``, what a loss must be able to compare.
         of_classes: False where columns are no classes (bins of distances): a class_map then leaves
             them as they are.
+        of_masks: True if rows are pixels of the masks of objects; a student's levels then have a
+            ``grid``.
         boxed: False for rows that no box of a detection can teach (corners of objects).
         repeats: True for a view that brings a teacher's rows also to a student whose maps hold each
             image several times (TridentNet's branches).
@@ -75,6 +77,7 @@ class LogitView(View):
     teacher_only: bool = False
     rows_are: str = 'logits'
     of_classes: bool = True
+    of_masks: bool = False
     boxed: bool = True
     repeats: bool = False
     default_select: str | dict[str, str] | None = None

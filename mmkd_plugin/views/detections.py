@@ -15,7 +15,8 @@ from .base import LogitView
 from .boxes import ClassColumns, DecodedBoxes
 from .detections_answers import Reader
 from .detections_found import TeacherDetections, best_of
-from .detections_readers import reader_of, reads
+from .detections_masks import masks_for
+from .detections_readers import mask_reader_of, reader_of, reads
 from .detections_rows import ASSIGNERS, rows_for
 from .predictions import ALIKE, PairContext, Predictions
 from .rotated import refuse_angles
@@ -43,6 +44,10 @@ class Detections(LogitView):
     above; but where the loss asks for the truth, a row that has an object is given what the teacher
     takes this object for: of the detections that overlap it, the one with the largest IoU times
     score.
+
+    A student's view ``'mask_logits'`` gets their masks: each of its masks that of what the teacher
+    takes the object for, if that overlaps the object's box by an IoU of 0.5 or more
+    (:func:`~mmkd_plugin.views.detections_masks.masks_for`).
 
     A row with no detection is not valid. Class vectors come in the form of the student's head: a
     softmax's become the log odds of each class for sigmoids, which is exact; those of sigmoids
@@ -101,10 +106,14 @@ class Detections(LogitView):
         if isinstance(student, DecodedBoxes):
             self.default_select = None  # the loss knows which rows have a box to learn
             self.columns = None if class_map is None else ClassColumns(class_map)
+        elif student.of_masks:
+            self.reader, self.of_masks = mask_reader_of(models[1]), True
+            return
         elif not student.of_classes:
             raise TapError(
-                f'detections carry classes and boxes, and the rows of the student ({name}, '
-                f"{spec.label!r}) are something else. Take student='cls_logits' or 'boxes'."
+                f'detections carry classes, boxes and masks, and the rows of the student ({name}, '
+                f'{spec.label!r}) are something else. Take '
+                "student='cls_logits', 'boxes' or 'mask_logits'."
             )
         if not student.boxed:
             raise TapError(
@@ -147,8 +156,11 @@ class Detections(LogitView):
             if shared is not None and student[0].background:
                 shared = shared[:-1]
             found = recorder.once(
-                ('detections', self.classes), lambda: self.detect(recorder, data_samples, shared)
+                ('detections', type(self.reader), self.of_masks, self.classes),
+                lambda: self.detect(recorder, data_samples, shared),
             )
+            if self.of_masks:
+                return masks_for(student, found, pair)
             return rows_for(student, found, self.spec, data_samples, pair)
 
     def detect(

@@ -25,11 +25,13 @@ class Reader:
         spec: the form of the class vectors.
         points: what a recorder of the teacher must keep.
         iou: of the NMS that makes detections of the boxes; None where they need none.
+        masks: whether it reads masks, too.
     """
 
     spec: HeadSpec
     points: list[TapPoint]
     iou: float | None
+    masks: bool = False
 
     def read(
         self, recorder: Recorder, data_samples: Any, shared: Tensor | None
@@ -48,11 +50,16 @@ class FeatureReader(Reader):
     """Goes on from the features of the backbone or neck, as the teacher would in a test.
 
     It does so in eval mode and in the precision of the teacher's weights, also under autocast.
+
+    Args:
+        model: the teacher.
+        masks: whether to read masks, too.
     """
 
     iou = None
 
-    def __init__(self, model: AnyModule) -> None:
+    def __init__(self, model: AnyModule, masks: bool = False) -> None:
+        self.masks = masks
         self.features = pyramid_point(model)
         self.points = [self.features]
 
@@ -78,11 +85,12 @@ class AnswerReader(FeatureReader):
     Its own thresholds and NMS act. An answer is a box with a label and a score p. As the class
     vector serves ``log(p / (1 - p))`` for the label; of the K - 1 other classes nothing is known
     but that they share what is left: each has the probability ``(1 - p) / K``. Boxes of a detector
-    without a box head (SOLO) are those of its masks.
+    without a box head (SOLO) are those of its masks. Masks are yes or no; those of RoI heads are
+    probabilities.
     """
 
-    def __init__(self, model: AnyModule) -> None:
-        super().__init__(model)
+    def __init__(self, model: AnyModule, masks: bool = False) -> None:
+        super().__init__(model, masks)
         refuse_untested(model)
         path, head = _head(model)
         self.spec = HeadSpec(path, 'query', 'sigmoid', num_classes=head.num_classes)
@@ -92,7 +100,7 @@ class AnswerReader(FeatureReader):
         self, model: AnyModule, features: tuple[Tensor, ...], data_samples: list
     ) -> list[Candidates]:
         taint = taint_of(*features)
-        with _features_known(model, features):
+        with _features_known(model, features), _probabilities(model, self.masks):
             answers = model.predict(features[0], data_samples, rescale=False)
         found = []
         for answer in answers:
@@ -101,7 +109,9 @@ class AnswerReader(FeatureReader):
             boxes = boxes_of_masks(masks) if self.by_masks else one.bboxes
             logits = class_vectors(one.labels, one.scores, self.spec.num_classes)
             boxes = getattr(boxes, 'tensor', boxes)
-            found.append(Candidates(boxes, logits, None, taint + taint_of(one.scores), masks))
+            taint_here = taint + taint_of(one.scores)
+            masks = masks if self.masks else None
+            found.append(Candidates(boxes, logits, None, taint_here, masks))
         return found
 
 
@@ -112,8 +122,8 @@ class MaskQueryReader(FeatureReader):
     mask is, the mean probability of its pixels, is the quality.
     """
 
-    def __init__(self, model: AnyModule) -> None:
-        super().__init__(model)
+    def __init__(self, model: AnyModule, masks: bool = False) -> None:
+        super().__init__(model, masks)
         things = model.panoptic_head.num_things_classes
         self.spec = HeadSpec('panoptic_head', 'query', 'softmax', things, background=True)
 
@@ -126,10 +136,12 @@ class MaskQueryReader(FeatureReader):
         )
         logits = torch.cat([things, rest.logsumexp(2, keepdim=True)], dim=2)
         inside = maps > 0
-        sure = (maps.sigmoid() * inside).sum((2, 3)) / inside.sum((2, 3)).clamp(min=1)
+        likely = maps.sigmoid()
+        sure = (likely * inside).sum((2, 3)) / inside.sum((2, 3)).clamp(min=1)
         found = []
-        for z, masks, quality in zip(logits, inside, sure.logit(_SURE)):
-            found.append(Candidates(boxes_of_masks(masks), z, quality, taint_of(z), masks))
+        for z, own, p, quality in zip(logits, inside, likely, sure.logit(_SURE)):
+            masks = p if self.masks else None
+            found.append(Candidates(boxes_of_masks(own), z, quality, taint_of(z), masks))
         return found
 
 
@@ -145,6 +157,12 @@ def answers(model: AnyModule) -> bool:
     is_detector = any(cls.__name__ == 'BaseDetector' for cls in type(model).__mro__)
     has_features = isinstance(getattr(model, 'backbone', None), nn.Module)
     return is_detector and has_features and _head(model) is not None
+
+
+def has_masks(model: AnyModule) -> bool:
+    """Whether the answers of a detector have masks."""
+    owners = (model, getattr(model, 'roi_head', None), getattr(model, 'bbox_head', None))
+    return any(getattr(owner, 'mask_head', None) is not None for owner in owners)
 
 
 def refuse_untested(model: AnyModule) -> None:
@@ -221,6 +239,20 @@ def _tested(model: AnyModule) -> Iterator[None]:
     finally:
         for module in flagged:
             module.training = True
+
+
+@contextlib.contextmanager
+def _probabilities(model: AnyModule, wanted: bool) -> Iterator[None]:
+    """Lets a RoI head give its masks in 255 parts: what mmdet does for a threshold below 0."""
+    config, key = getattr(getattr(model, 'roi_head', None), 'test_cfg', None), 'mask_thr_binary'
+    if not wanted or config is None or key not in config:
+        yield
+        return
+    before, config[key] = config[key], -1
+    try:
+        yield
+    finally:
+        config[key] = before
 
 
 @contextlib.contextmanager

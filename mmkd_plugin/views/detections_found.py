@@ -24,7 +24,8 @@ class Candidates:
         logits: class vectors (M, C) in the form of the teacher's head.
         quality: logits (M,) of centerness or objectness, or None.
         taint: a scalar, 0, or NaN where the teacher saw one.
-        masks: which pixels of the batch's images belong to the object, (M, h, w) bool, or None.
+        masks: how likely each pixel of the batch's images belongs to the object, (M, h, w): bool,
+            or of 255 parts in bytes, or from 0 to 1. None where nobody asked for them.
     """
 
     boxes: Tensor
@@ -47,7 +48,7 @@ class TeacherDetections:
         scores: how sure it is of an object (M,), from 0 to 1.
         size: height and width of the image, without padding.
         taint: a scalar, 0, or NaN where the teacher saw one.
-        masks: which pixels of the image belong to the object, (M, h, w) bool, or None.
+        masks: as those of :class:`Candidates`, of the image without padding, or None.
     """
 
     boxes: Tensor

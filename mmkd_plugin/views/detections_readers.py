@@ -20,6 +20,7 @@ from .detections_answers import (
     Reader,
     answers,
     has_mask_queries,
+    has_masks,
     refuse_untested,
 )
 from .detections_found import Candidates, taint_of
@@ -189,6 +190,24 @@ def reader_of(model: AnyModule) -> Any:
         if not answers(model):
             raise
         return AnswerReader(model)
+
+
+def mask_reader_of(model: AnyModule) -> Reader:
+    """What reads the model's detections with their masks.
+
+    Raises:
+        TapError: it has none, or they cannot be read.
+    """
+    refuse_angles(model)
+    if has_mask_queries(model):
+        return MaskQueryReader(model, masks=True)
+    if not (answers(model) and has_masks(model)):
+        raise TapError(
+            f'the rows of the student are pixels of masks, and the detections of '
+            f'{type(model).__name__} have none. Take a teacher that masks objects, or '
+            "student='cls_logits' or 'boxes'."
+        )
+    return AnswerReader(model, masks=True)
 
 
 def _inner(model: AnyModule) -> tuple[type[LogitView], type[RowReader]] | None:

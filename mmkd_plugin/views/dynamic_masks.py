@@ -14,7 +14,15 @@ from ..class_map import fit_class_map
 from ..taps import Recorder, TapError, TapPoint
 from ..taps.foreign import AnyModule
 from .base import LogitView, only_call, other_kind
-from .grid_masks import MASKS, known_rows, mask_level, mask_rows, of_pixels, refuse_features
+from .grid_masks import (
+    MASKS,
+    known_rows,
+    mask_level,
+    mask_rows,
+    of_pixels,
+    refuse_features,
+    whole_images,
+)
 from .loss_calls import loss_calls
 from .predictions import ALIKE, HeadSpec, Level, PairContext, Predictions
 
@@ -49,6 +57,7 @@ class DynamicMasks(LogitView):
     """
 
     of_classes = False
+    of_masks = True
 
     def __init__(self, model: AnyModule, needs: Sequence[str]) -> None:
         refuse_features(needs)
@@ -132,12 +141,14 @@ class DynamicMasks(LogitView):
                 level.valid = level.valid & of_pixels(found, masks.shape[-2:])
             levels.append(level)
             owners = info.pos_assigned_gt_inds[positions]
+            classes = data_samples[i].gt_instances.labels[owners]
+            level.grid = whole_images(images, masks.shape[-2:], classes, data_samples)
             kept.append(
                 InstanceData(
                     points=info.points[positions],
                     strides=info.strides[positions],
                     pos_inds=info.pos_inds[positions],
-                    labels=data_samples[i].gt_instances.labels[owners],
+                    labels=classes,
                 )
             )
             sizes.append(tuple(masks.shape[-2:]))

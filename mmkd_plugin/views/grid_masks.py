@@ -16,7 +16,7 @@ from ..taps.foreign import AnyModule
 from .base import LogitView, other_kind
 from .dense_geometry import ignored_boxes
 from .loss_calls import loss_calls
-from .predictions import ALIKE, HeadSpec, Level, PairContext, Predictions, map_rows
+from .predictions import ALIKE, HeadSpec, Level, MaskGrid, PairContext, Predictions, map_rows
 
 MASKS = HeadSpec('mask_head', 'pixel', 'sigmoid', num_classes=1)
 
@@ -142,6 +142,7 @@ class GridMasks(_GridView):
     """
 
     of_classes = False
+    of_masks = True
 
     def __init__(self, model: AnyModule, needs: Sequence[str]) -> None:
         super().__init__(model, needs)
@@ -183,6 +184,8 @@ class GridMasks(_GridView):
         cells = [(x < self.num_classes).nonzero(as_tuple=True) for x in labels]
         levels = self._own_levels(recorder, maps, cells, data_samples)
         classes = [x[own] for x, own in zip(labels, cells)]
+        for level, x, (images, _), own in zip(levels, maps, cells, classes):
+            level.grid = whole_images(images, x.shape[-2:], own, data_samples)
         handover = Cells(cells, classes, [(x.shape[-2], x.shape[-1]) for x in maps])
         return [Predictions.of(MASKS, levels, handover)]
 
@@ -235,6 +238,23 @@ def mask_level(masks: Tensor, targets: Tensor, images: Tensor, data_samples: Any
         valid=_unpadded(masks, data_samples)[images].reshape(1, -1, 1),
         images=images.repeat_interleave(pixels, output_size=len(masks) * pixels)[None],
     )
+
+
+def whole_images(
+    images: Tensor, size: Sequence[int], classes: Tensor, data_samples: Any
+) -> MaskGrid:
+    """The grid of masks that cover the batch's images, padding included.
+
+    Args:
+        images: index (K,) of each mask's image.
+        size: height and width of the masks.
+        classes: of their objects, (K,).
+        data_samples: those of the batch.
+    """
+    height, width = data_samples[0].batch_input_shape
+    corners = torch.tensor([0.0, 0.0, width, height]).to(images.device, non_blocking=True)
+    windows = torch.cat([images[:, None].to(corners), corners.expand(len(images), -1)], dim=1)
+    return MaskGrid(windows, (size[0], size[1]), classes)
 
 
 def mask_rows(masks: Tensor, size: Sequence[int] | None = None) -> Tensor:

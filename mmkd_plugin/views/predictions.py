@@ -52,6 +52,21 @@ class Boxes:
         return Boxes(self.kind, lambda: choose(self.raw), lambda: choose(self.decode()))
 
 
+@dataclass(frozen=True)
+class MaskGrid:
+    """Where the masks lie whose pixels are the rows of a level, mask by mask and line by line.
+
+    Attributes:
+        windows: (K, 5): image, and corners of the part of the batch's image that a mask covers.
+        size: height and width of the masks.
+        classes: the class (K,) of each mask's object; None where a head masks all classes alike.
+    """
+
+    windows: Tensor
+    size: tuple[int, int]
+    classes: Tensor | None = None
+
+
 @dataclass
 class Level:
     """One pyramid level, one batch of regions, or one set of queries.
@@ -78,6 +93,7 @@ class Level:
             (N, P, A, 4): anchors, RoIs; None for heads that have but points or queries.
         truth: (N, P, A, 4) corners of the object that the student's head assigned to the
             prediction, if asked for; anything where it assigned none.
+        grid: of rows that are pixels of objects' masks.
     """
 
     logits: Tensor
@@ -93,6 +109,7 @@ class Level:
     images: Tensor | None = None
     anchors: Tensor | None = None
     truth: Tensor | None = None
+    grid: MaskGrid | None = None
 
 
 @dataclass(frozen=True)

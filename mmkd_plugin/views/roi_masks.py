@@ -15,7 +15,7 @@ from ..taps import Recorder, TapError, TapPoint
 from ..taps.foreign import AnyModule
 from .base import LogitView
 from .grid_masks import mask_rows, of_pixels
-from .predictions import HeadSpec, Level, PairContext, Predictions
+from .predictions import HeadSpec, Level, MaskGrid, PairContext, Predictions
 from .regions import (
     Regions,
     RegionView,
@@ -56,6 +56,7 @@ class RoIMasks(RegionView):
 
     unit = 'masks'
     of_classes = False  # a row is the mask of one class
+    of_masks = True
 
     def __init__(self, model: AnyModule, needs: Sequence[str]) -> None:
         head = model.roi_head
@@ -141,6 +142,7 @@ class RoIMasks(RegionView):
             logits=mask_rows(_own_class(masks, classes)),
             labels=(truth.detach() < 0.5).long().reshape(1, -1, 1),
             images=rois[:, 0].long().repeat_interleave(height * width)[None],
+            grid=MaskGrid(rois, (height, width), None if self.agnostic[stage] else classes),
         )
         if self.features:
             args, _ = recorder.raw(self.features[stage])[-1]
@@ -164,7 +166,10 @@ class RoIMasks(RegionView):
         (last,) = before.levels
         assert last.labels is not None and last.images is not None
         level = Level(
-            logits=last.logits[:, :0], labels=last.labels[:, :0], images=last.images[:, :0]
+            logits=last.logits[:, :0],
+            labels=last.labels[:, :0],
+            images=last.images[:, :0],
+            grid=MaskGrid(before.handover.rois[:0], before.handover.size),
         )
         if last.features is not None:
             level.features = last.features[:, :0]

@@ -288,7 +288,7 @@ def test_pairs_that_do_not_fit_are_refused_before_training():
         attach(detector('FCOS'), gfl, student='cls_logits')
     with pytest.raises(TapError, match="compares logits, but student='boxes'"):
         attach(detector('FCOS'), gfl, loss=dict(type='KDLoss'))
-    with pytest.raises(TapError, match="carry classes and boxes.*'cls_logits' or 'boxes'"):
+    with pytest.raises(TapError, match="carry classes, boxes and masks.*'boxes' or 'mask_logits'"):
         attach(gfl, detector('Faster R-CNN'), student='dfl_logits', loss=dict(type='KDLoss'))
     with pytest.raises(ValueError, match='student .* detections|teacher'):
         attach(detector('FCOS'), gfl, student='detections')

@@ -57,6 +57,7 @@ def test_stuff_joins_the_background_of_mask_queries(monkeypatch):
     teacher = detector('Mask2Former')
     view = make_view('detections', teacher)
     assert isinstance(view.reader, MaskQueryReader) and view.spec.num_classes == CLASSES
+    view.reader.masks = True
     logits = torch.randn(1, 2, CLASSES + 3)  # two classes of stuff, and no object
     masks = torch.full((1, 2, 96, 96), -9.0)
     masks[0, 0, 10:30, 20:50] = 9.0
@@ -69,7 +70,7 @@ def test_stuff_joins_the_background_of_mask_queries(monkeypatch):
     torch.testing.assert_close(q[:, CLASSES], p[:, CLASSES:].sum(1))
     assert found.boxes[0].tolist() == [20, 10, 50, 30] and found.boxes[nothing].eq(0).all()
     assert found.quality[0].sigmoid() > 0.99
-    assert found.masks[0].sum() == 20 * 30
+    assert found.masks[0].gt(0.5).sum() == 20 * 30 and found.masks.dtype == torch.float32
 
 
 @pytest.mark.parametrize('family', ['SOLO', 'Mask2Former'])
