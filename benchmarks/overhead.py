@@ -4,6 +4,7 @@
     python benchmarks/overhead.py                                        # the demo pair on the CPU
     python benchmarks/overhead.py --pair resnet56-resnet20 --loss IPWDLoss --threads 1
     python benchmarks/overhead.py --pair retinanet-r50-x101 --device cuda --amp float16
+    python benchmarks/overhead.py --peer mmrazor                         # beside its two classes
 
 Five steps are timed in one run, turn by turn, and their medians compared:
 
@@ -26,7 +27,9 @@ import argparse
 import copy
 import statistics
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +40,7 @@ from torch.utils._pytree import tree_map
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # started as a script
 
-from benchmarks import memory, timing  # noqa: E402
+from benchmarks import memory, peers, timing  # noqa: E402
 from benchmarks.summary import listed  # noqa: E402
 from mmkd_plugin.cli.runs import write_json  # noqa: E402
 from mmkd_plugin.taps import Recorder  # noqa: E402
@@ -176,19 +179,19 @@ class Parts:
         from mmkd_plugin.teacher import build_model
 
         self.device, self.amp = device, amp
-        config = load_model_config(student)
+        config, theirs = load_model_config(student), load_model_config(teacher)
         self.plain = build_model(config).to(device).train()
-        distilled = build_model(config).to(device).train()
-        distilled.load_state_dict(self.plain.state_dict())
+        self.build = lambda: (self._copy(build_model(config)), build_model(theirs).to(device))
+        self.model, network = self.build()
         self.distiller = mmkd_plugin.attach(
-            distilled, teacher=build_model(load_model_config(teacher)), terms=terms, probe_size=size
+            self.model, teacher=network, terms=terms, probe_size=size
         )
-        self.model = distilled
+        self.loss = terms[0]['loss']
         self.optimizer_type = config.get('optim_wrapper', {}).get('optimizer', dict(type='SGD'))[
             'type'
         ]
         self.plain_optimizer = self._optimizer(self.plain)
-        self.optimizer = self._optimizer(distilled)
+        self.optimizer = self._optimizer(self.model)
         self.terms_optimizer = self._optimizer(self.distiller)
         head, make = (
             (config.model.bbox_head, boxed_batch)
@@ -197,6 +200,23 @@ class Parts:
         )
         self.inputs, self.samples = make(size, batch, head.num_classes, device)
         self._student, self._teacher = self._record()
+
+    def _copy(self, student: nn.Module) -> nn.Module:
+        student.to(self.device).train().load_state_dict(self.plain.state_dict())
+        return student
+
+    def peers(self) -> dict[str, Callable[[], None]]:
+        """A step of each class of mmrazor that distils the same."""
+        (term,) = self.distiller.terms
+        sides = [getattr(view, 'points', []) for view in (term.student, term.teacher)]
+        paths = [(own.path, other.path) for own, other in zip(*sides)]
+        models = peers.build_mmrazor(self.build, self.loss, paths)
+        steps = {}
+        for name, model in models.items():
+            model.to(self.device).train()
+            model(self.inputs, self.samples, mode='loss')  # makes connectors
+            steps[name] = partial(self._step, model, self._optimizer(model))
+        return steps
 
     @property
     def teacher_maps(self) -> list[Tensor]:
@@ -300,10 +320,12 @@ def _tensors(recorder: Recorder) -> list[Tensor]:
     return [x for listener in recorder._listeners.values() for call in listener.calls for x in call]
 
 
-def measure_time(parts: Parts, iters: int, warmup: int) -> dict[str, list[float]]:
-    """Seconds of every step in each round."""
-    steps = [getattr(parts, name) for name in Parts.NAMES]
-    return dict(zip(Parts.NAMES, timing.turns(steps, parts.device, iters, warmup)))
+def measure_time(
+    parts: Parts, iters: int, warmup: int, others: dict[str, Callable[[], None]] | None = None
+) -> dict[str, list[float]]:
+    """Seconds of every step in each round, and of others'."""
+    steps = {**{name: getattr(parts, name) for name in Parts.NAMES}, **(others or {})}
+    return dict(zip(steps, timing.turns(list(steps.values()), parts.device, iters, warmup)))
 
 
 def report_time(times: dict[str, list[float]]) -> dict[str, Any]:
@@ -313,7 +335,10 @@ def report_time(times: dict[str, list[float]]) -> dict[str, Any]:
     rest = medians['student'] + medians['terms']
     parts, eager = (rest + medians[name] for name in ('teacher', 'eager'))
     whole = medians['distilled']
-    return dict(medians=medians, sum=parts, ratio=whole / parts, eager_ratio=whole / eager)
+    beside = {name: whole / medians[name] for name in medians if name not in Parts.NAMES}
+    return dict(
+        medians=medians, sum=parts, ratio=whole / parts, eager_ratio=whole / eager, peers=beside
+    )
 
 
 def report_memory(parts: Parts) -> dict[str, Any]:
@@ -359,6 +384,9 @@ def show(result: dict[str, Any]) -> str:
     lines.append(f'{titles["distilled"]:<40}{1e3 * times["medians"]["distilled"]:>12.2f}')
     lines.append(f'distilled / sum = {times["ratio"]:.3f} (target <= {TARGET})')
     lines.append(f'the same with the teacher as it is = {times["eager_ratio"]:.3f}')
+    for name, ratio in times['peers'].items():
+        took = 1e3 * times['medians'][name]
+        lines.append(f"distilled / mmrazor's {name} ({took:.2f} ms) = {ratio:.3f}")
     lines += ['', f'{"peak memory":<40}{"MiB":>12}']
     for key, title in (
         ('student', 'student step'),
@@ -388,6 +416,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--batch', type=int, help='images in the batch')
     parser.add_argument('--iters', type=int, default=30, help='rounds that count (default 30)')
     parser.add_argument('--warmup', type=int, default=5, help='rounds before them (default 5)')
+    parser.add_argument('--peer', choices=peers.NAMES, help='also time its steps, where installed')
     parser.add_argument('--amp', choices=['float16', 'bfloat16'], help='autocast to this dtype')
     parser.add_argument('--json', type=Path, help='write the numbers to this file too')
     return parser.parse_args(argv)
@@ -405,7 +434,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         batch=args.batch or pair.batch,
     )
     parts = Parts(**settings, device=device, amp=getattr(torch, args.amp) if args.amp else None)
-    times = measure_time(parts, args.iters, args.warmup)
+    times = measure_time(parts, args.iters, args.warmup, parts.peers() if args.peer else None)
     about = timing.settings(
         device,
         amp=args.amp,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import memory, overhead
+from benchmarks import memory, overhead, peers
 
 CPU = torch.device('cpu')
 MIB = 2**20
@@ -72,7 +73,7 @@ def test_parts_do_the_work_they_are_timed_for(parts: overhead.Parts, monkeypatch
 
 def test_the_eager_teacher_is_the_model_as_it_is(parts: overhead.Parts):
     seen, first = [], parts.distiller.teacher.model.backbone.conv1
-    handle = first.register_forward_hook(lambda conv, *_: seen.append(conv.bias is None))
+    handle = first.register_forward_pre_hook(lambda conv, *_: seen.append(conv.bias is None))
     parts.teacher()
     parts.eager()
     handle.remove()
@@ -158,3 +159,36 @@ def test_a_classification_pair_is_measured_with_its_labels(loss):
     parts.terms()
     assert all(not torch.equal(a, b) for a, b in zip(before, own)), 'its own loss trains it'
     assert overhead.report_memory(parts)['ratio'] > 0
+
+
+def test_a_peer_that_is_not_installed_is_named(parts, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'mmrazor', None)
+    with pytest.raises(SystemExit, match='pip install mmrazor'):
+        parts.peers()
+
+
+def test_a_peer_compares_feature_maps_only():
+    loss = dict(type='KDLoss')
+    with pytest.raises(SystemExit, match='KDLoss is none'):
+        peers.build_mmrazor(lambda: (None, None), loss, [])
+
+
+def test_both_classes_of_the_peer_train_the_same_terms(parts):
+    try:
+        steps = parts.peers()
+    except SystemExit as error:
+        pytest.skip(str(error))
+    assert set(steps) == {'SingleTeacherDistill', 'FpnTeacherDistill'}
+    with torch.no_grad():
+        ours = parts.model(parts.inputs, parts.samples, mode='loss')
+    for step in steps.values():
+        model = step.args[0]
+        theirs = model(parts.inputs, parts.samples, mode='loss')
+        assert {k for k in theirs if k.startswith('distill.')} == {
+            f'distill.loss_{i}' for i in range(3)
+        }
+        for key in ('loss_cls', 'loss_bbox'):
+            assert torch.equal(torch.stack(theirs[f'student.{key}']), torch.stack(ours[key]))
+        step()
+    times = overhead.measure_time(parts, 1, 0, steps)
+    assert set(overhead.report_time(times)['peers']) == set(steps)
