@@ -13,13 +13,12 @@ from .features import (
     feature_mse,
     mask_channels,
     mask_positions,
-    pearson_distance,
-    standardize_channels,
 )
 from .ipw import ipw_weights
 from .loca import loca_calibrate, loca_margin
 from .logits import binary_kl, kl_divergence
 from .mixup import mixup
+from .pearson import pearson_distance, standardize_channels
 
 __all__ = [
     'add_noise',

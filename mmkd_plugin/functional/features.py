@@ -61,69 +61,6 @@ def channel_kl(
     return reduce(softened_kl(student.flatten(2), teacher.flatten(2), temperature), reduction)
 
 
-def standardize_channels(x: Tensor, eps: float = 1e-6) -> Tensor:
-    """Brings every channel to mean 0 and standard deviation 1 over batch and positions.
-
-    Args:
-        x: Feature map. float16 and bfloat16 become float32.
-        eps: Floor of the standard deviation, so that a constant channel becomes 0.
-
-    Shape:
-        - x, output: (N, C, H, W)
-
-    Example:
-        >>> import torch
-        >>> standardize_channels(torch.tensor([[[[1.0, 3.0]]]])).flatten().tolist()
-        [-1.0, 1.0]
-    """
-    check_tensor('x', x, 4, MAPS)
-    x = widen(x)
-    count = max(x.shape[0] * x.shape[2] * x.shape[3], 1)  # an empty batch gives 0, not NaN
-    x = x - x.sum(dim=(0, 2, 3), keepdim=True) / count
-    variance = x.square().sum(dim=(0, 2, 3), keepdim=True) / count
-    # The floor is inside the root: its gradient stays finite where a channel is constant.
-    return x * (variance + eps**2).rsqrt()
-
-
-def pearson_distance(
-    student: Tensor, teacher: Tensor, reduction: str = 'mean', eps: float = 1e-6
-) -> Tensor:
-    r"""One minus the Pearson correlation of student and teacher, per channel (Cao et al. 2022).
-
-    Both maps are standardised: in every channel, the mean over batch and positions is subtracted
-    and the result divided by the standard deviation over batch and positions (divisor
-    :math:`m = N H W`). Half the mean squared difference of two standardised maps is the distance:
-
-    .. math:: \frac{1}{2m} \sum_i (\hat s_i - \hat t_i)^2 = 1 - r(s, t)
-
-    It lies in [0, 2] and does not change when a channel is scaled by a positive number or shifted.
-
-    Args:
-        student: Feature map of the student.
-        teacher: Feature map of the teacher; gets no gradient.
-        reduction: ``'mean'`` over the channels, or ``'none'``.
-        eps: Floor of the standard deviation.
-
-    Shape:
-        - student, teacher: (N, C, H, W)
-        - output: () or (C,)
-
-    Raises:
-        ValueError: for unequal shapes or an invalid reduction.
-
-    Example:
-        >>> import torch
-        >>> student = torch.tensor([[[[1.0, 2.0, 3.0]]]])
-        >>> print(f'{pearson_distance(student, -5 * student).item():.4f}')
-        2.0000
-    """
-    check_pair(student, teacher, 4, MAPS)
-    check_choice('reduction', reduction, REDUCTIONS)
-    s, t = standardize_channels(student, eps), standardize_channels(teacher.detach(), eps)
-    count = max(s.shape[0] * s.shape[2] * s.shape[3], 1)
-    return reduce((s - t).square().sum(dim=(0, 2, 3)) / (2 * count), reduction)
-
-
 def feature_mse(
     student: Tensor, teacher: Tensor, normalize: str = 'mean', reduction: str = 'mean'
 ) -> Tensor:

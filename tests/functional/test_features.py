@@ -136,6 +136,73 @@ def test_pearson_distance_of_constant_channels_is_finite():
     assert F.pearson_distance(s, s).item() == 0
 
 
+def plain_distance(s, t):
+    """By standardised maps, as the equation reads."""
+    s, t = F.standardize_channels(s), F.standardize_channels(t)
+    return (s - t).square().mean((0, 2, 3)) / 2
+
+
+def value_and_slope(function, s, t):
+    s = s.detach().clone().requires_grad_()
+    values = function(s, t)
+    factors = torch.arange(1, len(values) + 1, dtype=values.dtype)
+    return values.detach(), torch.autograd.grad((values * factors).sum(), s)[0]
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_pearson_distance_by_sums_is_that_of_standardised_maps(layout):
+    s, t = (x.contiguous(memory_format=layout) for x in maps(2, 3, 4, 5))
+    s[:, 1] = t[:, 1] * 2 + 1e-3 * s[:, 1]  # nearly equal
+    got = value_and_slope(lambda a, b: F.pearson_distance(a, b, 'none'), s, t)
+    torch.testing.assert_close(got, value_and_slope(plain_distance, s, t), rtol=1e-9, atol=1e-12)
+
+
+def test_pearson_distance_has_the_gradient_of_finite_differences():
+    s, t = maps(2, 3, 2, 4)
+    s[:, 2], t[:, 1] = 1e-6 * s[:, 2], 5.3  # of the size of the floor; constant
+    s.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: F.pearson_distance(x, t, 'none'), s, eps=1e-9)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_pearson_distance_of_half_precision_is_that_of_the_widened_maps(dtype):
+    s, t = maps(2, 3, 8, 8, dtype=dtype)
+    narrow = value_and_slope(lambda a, b: F.pearson_distance(a, b, 'none'), s, t)
+    wide = value_and_slope(lambda a, b: F.pearson_distance(a, b, 'none'), s.float(), t.float())
+    torch.testing.assert_close(narrow[0], wide[0])
+    assert narrow[0].dtype == torch.float32 and narrow[1].dtype == dtype
+    torch.testing.assert_close(narrow[1], wide[1].to(dtype))
+
+
+@pytest.mark.parametrize('mean', [1e4, -1e4])
+def test_pearson_distance_far_from_zero(mean):
+    s, t = (x / 3 + mean for x in maps(4, 3, 32, 32, dtype=torch.float32))  # standard deviation 1
+    got = value_and_slope(lambda a, b: F.pearson_distance(a, b, 'none'), s, t)
+    exact = value_and_slope(plain_distance, s.double(), t.double())
+    torch.testing.assert_close(got[0].double(), exact[0], rtol=1e-5, atol=0)
+    error = (got[1].double() - exact[1].double()).abs().max() / exact[1].abs().max()
+    assert error < 1e-3  # float32 has steps of 1e-3 there
+
+
+@pytest.mark.parametrize('whose', ['student', 'teacher'])
+def test_pearson_distance_of_channels_that_do_not_vary(whose):
+    """At an offset, where the smallest rounding of a mean is as large as the floor."""
+    s, t = maps(2, 3, 4, 5, dtype=torch.float32)
+    constant = s if whose == 'student' else t
+    constant[:, 0], constant[:, 1], constant[:, 2] = 5.3, 0, 1e6
+    values, slope = value_and_slope(lambda a, b: F.pearson_distance(a, b, 'none'), s, t)
+    expected = value_and_slope(plain_distance, s, t)
+    torch.testing.assert_close(values, expected[0], rtol=1e-5, atol=1e-6)
+    size = expected[1].abs().amax((0, 2, 3)).clamp(min=1)
+    assert ((slope - expected[1]).abs().amax((0, 2, 3)) / size).max() < 1e-3
+
+
+def test_pearson_distance_of_nothing_is_0():
+    s = torch.zeros(0, 3, 4, 5, requires_grad=True)
+    F.pearson_distance(s, torch.zeros(0, 3, 4, 5)).backward()
+    assert F.pearson_distance(s, s).item() == 0 and s.grad.shape == s.shape
+
+
 def test_standardize_channels_uses_batch_and_positions():
     x = 5 * maps(2, 3, 4, 5)[0] + 2
     y = F.standardize_channels(x).numpy()
