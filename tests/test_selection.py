@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -494,6 +495,38 @@ def test_random_rows_change_and_follow_the_seed_of_the_run():
     state = torch.get_rng_state()
     assert [draw(), draw()] == [first, second]
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize('select', ['all', dict(by='teacher_topk', k=5)])
+def test_images_of_dense_heads_are_contrasted_apart(select, monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    student, teacher = (
+        Predictions('bbox_head', 'dense', [Level(x)], 'sigmoid', 4)
+        for x in (torch.randn(3, 12, 1, 4, generator=g) for _ in 'st')
+    )
+    loss = CKDLoss(per_image=True)
+    values, seen = [], []
+    contrastive = F.contrastive
+    monkeypatch.setattr(F, 'contrastive', lambda *x: (seen.append(x[5]), contrastive(*x))[1])
+    for small in (0, 2**20):  # image by image, and with a mask
+        module = sys.modules['mmkd_plugin.functional.contrastive']  # the function hides it
+        monkeypatch.setattr(module, 'SMALL', small)
+        value, _ = evaluate(loss, student, teacher, parse_select(select, 'select'))
+        values.append(value)
+    torch.testing.assert_close(*values)
+    assert seen == [12 if select == 'all' else 5] * 2 and loss.rows_of_image is None
+    apart = [
+        evaluate(
+            CKDLoss(),
+            *(
+                Predictions('', 'dense', [Level(x.levels[0].logits[[i]])], 'sigmoid', 4)
+                for x in (student, teacher)
+            ),
+            parse_select(select, 'select'),
+        )[0]
+        for i in range(3)
+    ]
+    torch.testing.assert_close(values[0], sum(apart) / 3)
 
 
 def test_regions_stand_behind_one_another():

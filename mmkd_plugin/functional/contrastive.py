@@ -10,11 +10,13 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from .checks import check_choice, check_pair, check_temperature, weighted_mean, widen
+from .compiling import is_compiling
 
 VARIANTS = ('ts', 'sym', 'ss')
 REDUCTIONS = ('mean', 'none')
 EPS = 1e-12  # of the norm; too small for half precision, which is widened first
 BLOCK = 2**24  # products at a time: 4,096 rows with each other, 64 MiB
+SMALL = 2**20  # products of all rows that are made at once whatever the groups: fewer kernels
 
 
 def contrastive(
@@ -23,7 +25,7 @@ def contrastive(
     temperature: float = 1.0,
     variant: str = 'ts',
     weights: Tensor | None = None,
-    groups: Tensor | None = None,
+    groups: Tensor | int | None = None,
     reduction: str = 'mean',
 ) -> Tensor:
     r"""InfoNCE between the logit vectors of teacher and student (CKD, Zhu et al. 2024).
@@ -34,7 +36,9 @@ def contrastive(
     The student's row of a sample is drawn to the teacher's row of that sample and kept away from
     the teacher's other rows. The perfect student does not reach 0.
 
-    Of more than 4,096 rows the matrix is made in blocks, and once more in the backward pass.
+    Of more than 4,096 rows the matrix is made in blocks, and once more in the backward pass. Of
+    groups only their own matrices are made, where their sizes are known without asking a device:
+    on the CPU, or if ``groups`` is a number.
 
     Args:
         student: Logits of the student, one row per sample.
@@ -45,7 +49,8 @@ def contrastive(
             diagonal.
         weights: How much each row counts as an anchor, at least 0; None is 1. Rows of weight 0 are
             left out: they are no negatives of others either.
-        groups: Group of each row, such as its image; rows are compared within their group only.
+        groups: Group of each row, such as its image; rows are compared within their group only. Or
+            how many rows each group has, one group behind the other.
         reduction: ``'mean'`` over the (weighted) rows or ``'none'``.
 
     Returns:
@@ -70,10 +75,15 @@ def contrastive(
     check_choice('variant', variant, VARIANTS)
     check_choice('reduction', reduction, REDUCTIONS)
     for name, x in (('weights', weights), ('groups', groups)):
-        if x is not None and tuple(x.shape) != (student.shape[0],):
+        if isinstance(x, Tensor) and tuple(x.shape) != (student.shape[0],):
             raise ValueError(
                 f'{name} must have shape (B,) = ({student.shape[0]},), got {tuple(x.shape)}.'
             )
+    if isinstance(groups, int) and (groups < 1 or student.shape[0] % groups):
+        raise ValueError(f'groups={groups} must divide the number of rows, {student.shape[0]}.')
+    if isinstance(groups, int) and student.shape[0] ** 2 <= SMALL:
+        rows = torch.arange(student.shape[0], device=student.device)
+        groups = torch.div(rows, groups, rounding_mode='floor')
     if not student.shape[0]:
         return widen(student).sum() * 0 if reduction == 'mean' else widen(student).sum(1)
     with torch.autocast(student.device.type, enabled=False):  # it would narrow the product
@@ -95,15 +105,47 @@ def _contrast(
     others: Tensor,
     own: Tensor | None,
     weights: Tensor | None,
-    groups: Tensor | None,
+    groups: Tensor | int | None,
 ) -> Tensor:
-    """How hard each anchor's own row is to tell from the others, (B,).
+    """How hard each anchor's own row is to tell from the others of its group, (B,).
 
     Args:
         anchors, others: vectors (B, C) whose products are compared.
         own: (B,) in the place of the product of each anchor with its own row.
         weights, groups: as of :func:`contrastive`.
     """
+    count = len(anchors)
+    if isinstance(groups, int):
+        return _contrast_parts(anchors, others, own, weights, [groups] * (count // groups))
+    if groups is None or count**2 <= SMALL or groups.device.type != 'cpu' or is_compiling():
+        return _contrast_rows(anchors, others, own, weights, groups)
+    order, sizes = groups.argsort(stable=True), groups.unique(return_counts=True)[1].tolist()
+    own, weights = (None if x is None else x[order] for x in (own, weights))
+    losses = _contrast_parts(anchors[order], others[order], own, weights, sizes)
+    return torch.zeros_like(losses).index_copy(0, order, losses)
+
+
+def _contrast_parts(
+    anchors: Tensor,
+    others: Tensor,
+    own: Tensor | None,
+    weights: Tensor | None,
+    sizes: list[int],
+) -> Tensor:
+    """:func:`_contrast` of groups of these sizes, one behind the other."""
+    owns, weighed = ([None] * len(sizes) if x is None else x.split(sizes) for x in (own, weights))
+    parts = zip(anchors.split(sizes), others.split(sizes), owns, weighed)
+    return torch.cat([_contrast_rows(a, b, o, w, None) for a, b, o, w in parts])
+
+
+def _contrast_rows(
+    anchors: Tensor,
+    others: Tensor,
+    own: Tensor | None,
+    weights: Tensor | None,
+    groups: Tensor | None,
+) -> Tensor:
+    """:func:`_contrast` in blocks of anchors, each with all others."""
     count = len(anchors)
     if count * count <= BLOCK:
         return _contrast_block(anchors, others, own, weights, groups, 0)

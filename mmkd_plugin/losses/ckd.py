@@ -46,7 +46,8 @@ class CKDLoss(LogitLoss):
             Default False, the samples of the own process, as in the official code. It waits for the
             device once per step, to learn how many samples each process has.
         per_image: Contrast the samples of an image with each other only. Default False, all that
-            the process selected, as in the official code.
+            the process selected, as in the official code. With 8 images it is an eighth of the
+            work, except for RoIs on accelerators.
 
     Shape:
         - student, teacher: (B, C), or maps (N, C, H, W) whose every position is a sample.
@@ -105,6 +106,7 @@ class CKDLoss(LogitLoss):
         weights: Tensor | None = None,
         images: Tensor | None = None,
     ) -> Tensor:
+        groups: Tensor | int | None = self.rows_of_image or images if self.per_image else None
         if self.gather and dist.is_available() and dist.is_initialized():
             own_rows = student.shape[0]
             student, teacher = gather_processes(widen(student)), gather_processes(teacher)
@@ -113,9 +115,9 @@ class CKDLoss(LogitLoss):
             weights = gather_processes(weights[:, None])[:, 0]
             if images is not None:
                 own = images + dist.get_rank() * MAX_IMAGES  # the same index is another image there
-                images = gather_processes(own.double()[:, None])[:, 0]
+                groups = gather_processes(own.double()[:, None])[:, 0]
         self._check_size(student.shape[0])
-        return F.contrastive(student, teacher, self.temperature, self.variant, weights, images)
+        return F.contrastive(student, teacher, self.temperature, self.variant, weights, groups)
 
     def rows(self, student: Tensor, teacher: Tensor, images: Tensor | None = None) -> Tensor:
         """The contrast of each row with the others, (B,)."""

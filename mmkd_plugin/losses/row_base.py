@@ -37,6 +37,8 @@ class RowLoss(OldNames, DistillLoss):
             :meth:`values_along` and :meth:`slope_along`; saves whole maps a detour through rows.
         compares_rows: rows are compared with each other, so copies of a row tell nothing;
             formerly ``contrasts``.
+        rows_of_image: how many rows each image has, one image behind the other; a term tells it
+            for a call where it knows, to losses that need images.
         default_select: which rows a term gives to the loss if it does not say, by the kind of the
             head; see :mod:`mmkd_plugin.terms.selection`.
     """
@@ -45,6 +47,7 @@ class RowLoss(OldNames, DistillLoss):
     separable: bool = False
     closed_form: bool = False
     compares_rows: bool = False
+    rows_of_image: int | None = None
     default_select: dict[str, str | dict] = select_by_kind()
 
     def __init__(self) -> None:

@@ -20,6 +20,11 @@ class ChosenRows:
     def __init__(self, heads: RowWeights, index: Tensor) -> None:
         self.heads, self.index = heads, index
 
+    @property
+    def rows_of_image(self) -> int | None:
+        """How many rows each image has; None where only the device knows."""
+        return None if self.heads.own.levels[0].images is not None else self.index.shape[1]
+
     def logits(self) -> list[Tensor]:
         """The logits (N K, C) of student and teacher."""
         heads, found = self.heads, []

@@ -65,6 +65,11 @@ class RowWeights:
         return self.own.kind in ('roi', 'query', 'image', 'keypoint')
 
     @property
+    def rows_of_image(self) -> int | None:
+        """How many rows each image has; None where only the device knows."""
+        return None if self.own.levels[0].images is not None else self.per_image
+
+    @property
     def by_label(self) -> bool:
         """Whether labels choose the rows."""
         return self.selection.by == 'positive' or self.selection.positives

@@ -105,4 +105,10 @@ def _call(heads: RowWeights, index: Tensor | None, weights: Tensor | None) -> Te
     extras = {name: rows.extra(name) for name in loss.needs}
     if weights is not None:
         extras['weights'] = weights.reshape(-1)
-    return loss(*logits, **extras)
+    if 'images' not in loss.needs or is_compiling():
+        return loss(*logits, **extras)
+    loss.rows_of_image = rows.rows_of_image
+    try:
+        return loss(*logits, **extras)
+    finally:
+        loss.rows_of_image = None

@@ -339,3 +339,41 @@ def test_what_blocks_keep_does_not_grow_with_the_square_of_the_rows(monkeypatch)
     ):
         F.contrastive(torch.randn(512, 4, requires_grad=True), torch.randn(512, 4))
     assert max(kept) < 2**12 + 1
+
+
+@each_variant
+@pytest.mark.parametrize('weighted', [False, True])
+@pytest.mark.parametrize('shuffled', [False, True])
+def test_groups_by_themselves_are_the_masked_matrix(variant, weighted, shuffled, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(24, 7, generator=generator) for _ in range(2))
+    weights = torch.rand(24, generator=generator).sub(0.3).clamp(min=0) if weighted else None
+    groups = torch.arange(24) // 6
+    if shuffled:  # and of unequal sizes
+        groups = groups.clamp(max=2)[torch.randperm(24, generator=generator)]
+    found = []
+    for small, given in ((24**2, groups), (0, groups), *([(0, 6), (24**2, 6)] * (not shuffled))):
+        monkeypatch.setattr(contrastive_module, 'SMALL', small)
+        own = student.clone().requires_grad_()
+        rows = F.contrastive(own, teacher, 0.5, variant, weights, given, 'none')
+        F.contrastive(own, teacher, 0.5, variant, weights, given).backward()
+        counted = slice(None) if weights is None else weights > 0
+        found.append((rows.detach()[counted], own.grad))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])
+
+
+def test_groups_take_memory_of_their_own_matrices_only():
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda x: kept.append(x.numel()) or x, lambda x: x
+    ):
+        F.contrastive(torch.randn(2048, 4, requires_grad=True), torch.randn(2048, 4), groups=256)
+    assert sum(kept) < 2 * 2048 * 256 + 2048 * 100
+    assert max(kept) <= 2048 * 256
+
+
+@pytest.mark.parametrize('groups', [0, -2, 4])
+def test_a_number_of_rows_that_does_not_divide_them_is_refused(groups):
+    with pytest.raises(ValueError, match=f'groups={groups} must divide the number of rows, 6'):
+        F.contrastive(torch.eye(6), torch.eye(6), groups=groups)
