@@ -281,6 +281,18 @@ def test_a_student_learns_the_same():
         assert other == pytest.approx(plain, rel=1e-5)
 
 
+def test_what_is_written_through_data_is_seen_after_renew():
+    teacher = trained_statistics(toy_model(width=8))
+    handle = connected(teacher, toy_model(), 'neck.convs.0', fold=True)
+    images = toy_batch()[0]
+    before = seen(handle, images)
+    for parameter in teacher.parameters():
+        parameter.data.mul_(1.5)
+    handle.renew()
+    now = seen(handle, images)
+    assert agree(now, seen(handle, images, form=False)) and not agree(now, before)
+
+
 @pytest.fixture
 def said(monkeypatch) -> list[str]:
     lines: list[str] = []

@@ -186,8 +186,11 @@ class DistillHook(Hook):
             evaluate_teacher(runner, self.distiller.teacher)
 
     def before_train_epoch(self, runner: Runner) -> None:
-        if self.distiller is not None and isinstance(self.distiller.teacher, SelfTeacher):
+        if self.distiller is None:
+            return
+        if isinstance(self.distiller.teacher, SelfTeacher):
             self.distiller.teacher.refresh(student_of(runner), runner.epoch)
+        self.distiller.teacher.renew()
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         assert self.distiller is not None, 'before_run attaches it'

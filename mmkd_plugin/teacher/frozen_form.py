@@ -137,6 +137,10 @@ class FrozenForm:
         self.channels_last = False
         self.known = True
 
+    def renew(self) -> None:
+        """Makes its weights anew before the next forward."""
+        self._stamp = []
+
     def give_up(self) -> None:
         """Runs the model as it is from now on."""
         self._found, self._weights = [], []
@@ -173,7 +177,8 @@ class FrozenForm:
                 del attributes['forward']
 
     def _renew(self) -> None:
-        # Versions and addresses: whoever loads, averages or moves the weights changes one of them.
+        # Versions and addresses: whoever loads, trains or moves the weights changes one of them.
+        # Writing through .data changes neither.
         stamp = [(t._version, t.data_ptr()) for part in self._parts for t in part.sources()]
         if stamp != self._stamp:
             self._weights = [self._made(part) for part in self._parts]

@@ -397,6 +397,15 @@ class Teacher:
             finally:
                 set_inference(self.model)
 
+    def renew(self) -> None:
+        """Tells that its weights were changed through ``.data``, as MMEngine's averaged models do.
+
+        Other changes are seen before each forward. A :class:`DistillHook` calls it at the start of
+        each epoch.
+        """
+        if self._form is not None:
+            self._form.renew()
+
     def follow(self, parameter: Tensor) -> None:
         """Goes to the device and dtype of one of the student's parameters.
 

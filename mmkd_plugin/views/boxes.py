@@ -156,7 +156,6 @@ class DecodedBoxes(LogitView):
 
     def _own(self, rows: Predictions, data_samples: Any) -> Predictions:
         classes = [_classes(level, rows.num_classes) for level in rows.levels]
-        by_class = any(level.boxes and level.boxes.of_classes for level in rows.levels)
         levels = []
         for level, own in zip(rows.levels, classes):
             made = self._level(rows, level, own)
@@ -167,7 +166,7 @@ class DecodedBoxes(LogitView):
                 if self.wants_truth and made.truth is None and data_samples is not None:
                     made.truth = assigned_truth(level, made.logits.detach(), data_samples)
             levels.append(made)
-        handover = BoxRows(rows, classes if by_class else None)
+        handover = BoxRows(rows, classes if self.kind == 'roi' else None)
         return Predictions.of(box_spec(rows.spec), levels, handover, rows.no_labels)
 
     def _theirs(self, rows: Predictions, student: BoxRows, class_map: Tensor | None) -> Predictions:

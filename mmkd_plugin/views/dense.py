@@ -12,10 +12,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ..functional.checks import widen
 from ..taps import Recorder, TapError, TapPoint
 from ..taps.foreign import AnyModule
 from ..taps.partial_forward import takes_features
@@ -28,6 +26,7 @@ from .dense_targets import DenseTargets, PackedTargets
 from .heard_boxes import box_loss_points, heard_boxes
 from .predictions import HeadSpec, Level, Predictions
 from .rotated import has_angle_maps
+from .scores import logits_of
 
 HEAD = 'bbox_head'
 NO_LOSS = '{} computes the loss of its classes without a module, so its labels cannot be heard.'
@@ -191,7 +190,7 @@ class DenseLogits(LogitView):
         third = 2 + int(has_angle_maps(head))
         if len(groups) > third and groups[third][i].shape[1] == priors:
             level.quality = by_position(groups[third][i], priors)[..., 0]
-        boxes = box_maps(head, groups, priors)
+        boxes = box_maps(head, [group[i] for group in groups], priors)
         if boxes is not None:
             index, kind = boxes
             level.boxes = read_boxes(head, kind, groups[index][i], i, priors)
@@ -202,7 +201,7 @@ class DenseLogits(LogitView):
         """Of probabilities what a sigmoid makes them of, in float32 or wider."""
         if not self.activated:
             return class_map
-        return widen(class_map).logit(torch.finfo(class_map.dtype).eps)
+        return logits_of(class_map)
 
     def _add_labels(
         self, recorder: Recorder, levels: list[Level], class_maps: list[Tensor]

@@ -46,10 +46,8 @@ def reg_max(head: AnyModule) -> int | None:
     return value
 
 
-def box_maps(
-    head: AnyModule, groups: Sequence[Sequence[Tensor]], priors: int
-) -> tuple[int, str] | None:
-    """Which of a head's outputs are the final boxes: its index in ``groups`` and kind, or None.
+def box_maps(head: AnyModule, outputs: Sequence[Tensor], priors: int) -> tuple[int, str] | None:
+    """Which of a head's outputs at a level are the final boxes: its index and kind, or None.
 
     The last one with as many channels as boxes need: heads that refine give the refined last.
     """
@@ -61,7 +59,7 @@ def box_maps(
         width = 4 * (head.reg_max + 1)
     elif kind == 'points':
         width = 2 * head.num_points
-    fitting = [i for i in range(1, len(groups)) if groups[i][0].shape[1] == priors * width]
+    fitting = [i for i in range(1, len(outputs)) if outputs[i].shape[1] == priors * width]
     return (fitting[-1], kind) if fitting else None
 
 

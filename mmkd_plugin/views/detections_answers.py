@@ -80,7 +80,7 @@ class FeatureReader(Reader):
 
 
 class AnswerReader(FeatureReader):
-    """Any other detector of mmdet (SOLO, Sparse R-CNN, SSD, CenterNet): what it gives in a test.
+    """Any other detector of mmdet (SOLO, Sparse R-CNN, CenterNet): what it gives in a test.
 
     Its own thresholds and NMS act. An answer is a box with a label and a score p. As the class
     vector serves ``log(p / (1 - p))`` for the label; of the K - 1 other classes nothing is known

@@ -28,7 +28,7 @@ from .predictions import Level
 from .query import QueryLogits, corners_in_pixels
 from .regions import pyramid, refuse_fused, stage_arguments
 from .registry import views
-from .roi import RoILogits
+from .roi import RoILogits, activated
 from .rotated import refuse_angles
 
 IOU = 0.6  # of the NMS where the teacher's own test_cfg names none
@@ -136,6 +136,7 @@ class RegionReader(RowReader):
             logits, deltas = result['cls_score'].split(counts), result['bbox_pred'].split(counts)
         found = []
         for own, z, delta, meta in zip(rois, logits, deltas, metas):
+            z = activated(box_head, z)
             known = z[:, : self.spec.num_classes]
             best = known.argmax(1) if shared is None else shared[known[:, shared].argmax(1)]
             boxes = box_head.regress_by_class(own[:, 1:], best, delta, meta)
@@ -222,7 +223,8 @@ def _inner(model: AnyModule) -> tuple[type[LogitView], type[RowReader]] | None:
 
 def _corners(level: Level) -> Tensor:
     """Decoded boxes of all positions, (N, P A, 4)."""
-    assert level.boxes is not None  # a PositionReader has looked
+    if level.boxes is None:
+        raise TapError('the box outputs of the teacher were not found among those of its head.')
     return level.boxes.decode().flatten(1, 2)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..functional.checks import widen
 from ..taps import Recorder, TapError, TapPoint
 from ..taps.foreign import AnyModule
 from ..taps.partial_forward import takes_features
@@ -17,6 +16,7 @@ from .base import LogitView, other_kind
 from .grid_masks import cell_centers, valid_cells
 from .loss_calls import loss_calls
 from .predictions import HeadSpec, Level, Predictions, map_rows
+from .scores import logits_of
 
 HEAD = 'bbox_head'
 
@@ -45,8 +45,8 @@ class HeatmapLogits(LogitView):
     Serves CenterNet, and CornerNet and CentripetalNet with the maps of both corners, those of the
     first corner first. A position is labelled with the class whose target is 1 there, else
     background. Near a point the target is a bump, and the head's loss takes such a background less
-    seriously: a row's weight is ``(1 - t)^gamma`` as there, with its largest target t and the
-    loss's own gamma.
+    seriously. The label's weight is ``(1 - t)^gamma`` as there, with its largest target t and the
+    loss's own gamma. A term counts all rows whose label has a weight alike.
 
     The teacher's maps must be of the student's size. Boxes of a teacher of another kind
     (``'detections'``) teach centres, but no corners, which lie at the rims of boxes.
@@ -111,7 +111,7 @@ class HeatmapLogits(LogitView):
             )
         if not self.form.activated:
             return maps
-        return [widen(x).logit(torch.finfo(x.dtype).eps) for x in maps]
+        return [logits_of(x) for x in maps]
 
     def _check_sizes(self, own: list[Level], levels: list[Level]) -> None:
         counts = [[level.logits.shape[1] for level in x] for x in (own, levels)]

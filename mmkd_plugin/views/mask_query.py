@@ -31,7 +31,7 @@ class MaskQueryLogits(LogitView):
     assignment of least cost, for each layer and image: ``2 * class + 5 * mask``. Class is the L1
     distance of the two probability vectors. Mask is the sum of the absolute differences of the two
     masks' probabilities over the sum of both, from 0 for equal masks to 1 for those that share
-    nothing. The assignment runs on the CPU: the step waits for the device once.
+    nothing. The assignment runs on the CPU, and waits for the device once.
 
     The teacher's head runs once more on its own features; these are all that its forward computes.
     """

@@ -177,7 +177,7 @@ class RoILogits(RegionView):
         self, model: AnyModule, stage: int, logits: Tensor, deltas: Any, rois: Tensor
     ) -> Level:
         head, spec = model.get_submodule(self.heads[stage]), self.stages[stage]
-        logits, boxes = _activated(head, logits), None
+        logits, boxes = activated(head, logits), None
         if isinstance(deltas, Tensor) and hasattr(head, 'bbox_coder'):
             boxes = _boxes(head, logits[:, : spec.num_classes], deltas, rois)
         return Level(logits=logits[None, :, None], boxes=boxes, anchors=rois[None, :, None, 1:])
@@ -198,7 +198,7 @@ def _has_own_activation(head: AnyModule) -> bool:
     return getattr(head, 'custom_activation', False) and not head.loss_cls.use_sigmoid
 
 
-def _activated(head: AnyModule, logits: Tensor) -> Tensor:
+def activated(head: AnyModule, logits: Tensor) -> Tensor:
     """Logits, of which a softmax makes what the head predicts where the loss has a way of its
     own: (R, C + 1)."""
     if not _has_own_activation(head):

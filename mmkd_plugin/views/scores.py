@@ -11,6 +11,17 @@ from .predictions import Level, Predictions
 PART = 2**18  # logits that are looked at together where that takes temporary tensors
 
 
+def logits_of(probabilities: Tensor) -> Tensor:
+    """What a sigmoid makes them of, in float32 or wider.
+
+    They are kept from 1 by a rounding, and from 0 by less, down to 1e-7: a head that is sure of
+    nothing has small probabilities, which half precision tells apart.
+    """
+    info = torch.finfo(probabilities.dtype)
+    low = max(info.tiny, 1e-7)
+    return widen(probabilities).clamp(low, 1 - info.eps).logit()
+
+
 @torch.no_grad()
 def class_scores(level: Level, head: Predictions, columns: Tensor | None = None) -> Tensor:
     """How sure a head is of an object at each place: its best foreground class, times quality.
