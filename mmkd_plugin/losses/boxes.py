@@ -78,7 +78,7 @@ class BoxLoss(RowLoss):
             if value is None:
                 raise self._missing(name, 'boxes')
             extras[name] = value
-        for name, value in dict(extras, teacher=teacher, weights=weights).items():
+        for name, value in {**extras, 'teacher': teacher, 'weights': weights}.items():
             wanted = (len(student), 4) if name in ('teacher', 'truth') else (len(student),)
             if value is not None and tuple(value.shape) != wanted:
                 raise ValueError(
@@ -187,7 +187,7 @@ class BoxDistillLoss(BoxLoss):
             taught = taught & closer
             self.note('closer', taught.float())
         # In front of the distance: behind it, an infinite box would come back as NaN, times 0.
-        student, teacher = (zero_uncounted(x, taught) for x in (student, teacher))
+        student, teacher = zero_uncounted(student, taught), zero_uncounted(teacher, taught)
         values = self._distance(student, teacher)
         if self.weight == 'score':
             assert scores is not None

@@ -206,7 +206,8 @@ class FrozenForm:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    return type(module).forward.__module__.startswith(_PLAIN) and 'forward' not in vars(module)
+    home = getattr(type(module).forward, '__module__', None) or ''  # None where it is missing
+    return home.startswith(_PLAIN) and 'forward' not in vars(module)
 
 
 def _owns_weight(conv: nn.Module) -> bool:

@@ -51,7 +51,8 @@ class Teacher:
         data: its training data set, or the config of it, whose pipeline may normalise.
         fold: run with batch norms as part of the convolutions before them, see
             :class:`.FrozenForm`.
-        channels_last: run in that layout, ``True``, ``False``, or ``None``: on CPUs.
+        channels_last: run in that layout, ``True``, ``False``, or ``None``: on CPUs,
+            unless it is compiled.
 
     Raises:
         ValueError: a wrong ``compile``, ``inputs``, ``fold`` or ``channels_last``.
@@ -334,7 +335,7 @@ class Teacher:
             form.known = True
             return
         if layout is None:
-            layout = devices == {'cpu'}
+            layout = devices == {'cpu'} and not self._compile  # which chooses its own
         # Run in full, what is called depends on the images: the first batch proves too little.
         layout = layout and not (self.depth == 'full' and holds_foreign_kernels(self.model))
         with rng_kept():

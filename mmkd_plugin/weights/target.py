@@ -12,7 +12,7 @@ AUTO = 'auto'
 # Targets of weight='auto', by what the term compares: feature maps (those of an image classifier
 # apart), or rows of logits by the kind of the head. How they were found: docs/weights.md.
 TARGETS: dict[str, float] = dict(
-    feature=2.0, image_feature=0.1, dense=0.3, roi=1.0, query=0.3, pixel=0.3, image=1.0
+    feature=2.0, image_feature=0.1, dense=0.3, roi=1.0, query=0.1, pixel=0.3, image=1.0
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import packaged
 import pytest
 import torch
+from mmengine.utils import digit_version
 from region_batches import detector, sample, student_step, teacher_step
 from torch import nn
 
@@ -36,21 +37,23 @@ def unsure(model: nn.Module) -> None:
 @pytest.mark.parametrize(
     ('name', 'dtype'),
     [
-        ('CenterNet', torch.float32),
+        ('CenterNet', None),
         ('CenterNet', torch.bfloat16),
         ('CenterNet', torch.float16),
-        ('TOOD', torch.float32),
+        ('TOOD', None),
         ('TOOD', torch.float16),
     ],
 )
 def test_small_probabilities_get_a_gradient_in_half_precision(name, dtype):
+    if dtype == torch.float16 and digit_version(torch.__version__) < digit_version('2.2'):
+        pytest.skip('autocast on CPUs knows bfloat16 only')
     config, factor = HEADS[name]
     model = packaged.student(config, factor)
     unsure(model)
-    with torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
+    with torch.autocast('cpu', dtype, enabled=dtype is not None):
         (own,), view, recorder = packaged.read(model, packaged.batch(model, config))
     maps = recorder.read(view.points[:1])[0].tensor
-    assert maps.dtype == dtype and maps.float().median() < 1e-3
+    assert maps.dtype == (dtype or torch.float32) and maps.float().median() < 1e-3
     (slope,) = torch.autograd.grad(own.levels[0].logits.sum(), maps)
     assert (slope != 0).float().mean() > 0.99 and slope.isfinite().all()
 
