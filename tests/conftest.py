@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,10 @@ def no_environment_report(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_default_scope():
     """A Runner of another test file leaves its default scope behind, in which nothing is found."""
     DefaultScope._instance_dict.clear()
+
+
+@pytest.fixture(autouse=True)
+def no_silence():
+    """Benchmarks silence their own process for good; later tests read what is logged."""
+    yield
+    logging.disable(logging.NOTSET)
