@@ -132,6 +132,17 @@ def test_ipwd_waits_for_a_third_of_the_epochs(length, start):
         assert term['loss'] == dict(type='IPWDLoss', **numbers, start_epoch=start)
 
 
+@pytest.mark.parametrize(
+    'student, teacher',
+    [('SOLO', 'Mask R-CNN'), ('Mask R-CNN', 'SOLO'), ('CondInst', 'Mask2Former')],
+)
+def test_masks_cross_families_by_detections(student, teacher):
+    (masks,) = resolved('kd-masks', student, teacher)
+    assert (masks['student'], masks['teacher']) == ('mask_logits', 'detections')
+    (same,) = resolved('kd-masks', student)
+    assert 'teacher' not in same
+
+
 def test_companions_of_boxes_and_masks():
     (bins,) = resolved('kd-bins', 'GFL')
     assert bins['loss'] == dict(type='KDLoss', temperature=10.0)  # LD

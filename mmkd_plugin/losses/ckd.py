@@ -106,7 +106,9 @@ class CKDLoss(LogitLoss):
         weights: Tensor | None = None,
         images: Tensor | None = None,
     ) -> Tensor:
-        groups: Tensor | int | None = self.rows_of_image or images if self.per_image else None
+        groups: Tensor | int | None = None
+        if self.per_image:
+            groups = self.rows_of_image or images
         if self.gather and dist.is_available() and dist.is_initialized():
             own_rows = student.shape[0]
             student, teacher = gather_processes(widen(student)), gather_processes(teacher)

@@ -155,10 +155,12 @@ class DecodedBoxes(LogitView):
         ]
 
     def _own(self, rows: Predictions, data_samples: Any) -> Predictions:
-        classes = [_classes(level, rows.num_classes) for level in rows.levels]
+        classes: list[Tensor] | None = None
+        if self.kind == 'roi':  # only there are boxes of classes
+            classes = [_classes(level, rows.num_classes) for level in rows.levels]
         levels = []
-        for level, own in zip(rows.levels, classes):
-            made = self._level(rows, level, own)
+        for i, level in enumerate(rows.levels):
+            made = self._level(rows, level, None if classes is None else classes[i])
             if level.labels is not None:
                 positive = (level.labels >= 0) & (level.labels < rows.num_classes)
                 made.labels = torch.where(positive, 0, made.logits.shape[3])
@@ -166,7 +168,7 @@ class DecodedBoxes(LogitView):
                 if self.wants_truth and made.truth is None and data_samples is not None:
                     made.truth = assigned_truth(level, made.logits.detach(), data_samples)
             levels.append(made)
-        handover = BoxRows(rows, classes if self.kind == 'roi' else None)
+        handover = BoxRows(rows, classes)
         return Predictions.of(box_spec(rows.spec), levels, handover, rows.no_labels)
 
     def _theirs(self, rows: Predictions, student: BoxRows, class_map: Tensor | None) -> Predictions:

@@ -37,11 +37,11 @@ def run(teacher, student, recipe, weights, digits_root, tmp_path):
             tmp_path / 'run',
             FAMILIES[family].masks,
         )
+        config.log_processor = dict(window_size=1, by_epoch=False)  # losses are means of it
         config.dump(tmp_path / f'{name}.py')
     torch.manual_seed(1)
     model = build_model(Config.fromfile(tmp_path / 'teacher.py'))
-    if 'DETR' in teacher:  # whose level embeddings are mere memory before
-        draw_weights(model)
+    draw_weights(model)
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'teacher.pth')
     files = ('--teacher', tmp_path / 'teacher.py', '--teacher-checkpoint', tmp_path / 'teacher.pth')
     options = ('--recipe', recipe, '--work-dir', tmp_path / 'run', *files, *weights)

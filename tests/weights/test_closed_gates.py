@@ -117,6 +117,7 @@ def test_only_gates_are_gated():
 
 
 ON_RANKS = """
+from pathlib import Path
 import torch.distributed as dist
 from toys import toy_batch, toy_model
 import mmkd_plugin
@@ -129,9 +130,11 @@ student = toy_model(0)
 term = dict(loss=dict(type='CWDLoss'), student='neck.convs.0', weight='auto', name='cwd')
 distiller = mmkd_plugin.attach(student, toy_model(1), [term], probe_size=(16, 16))
 student(*toy_batch(), mode='loss')
-assert distiller.calibration.state()['cwd']['steps'] == 1
+steps = distiller.calibration.state()['cwd']['steps']
+Path('rank%d.txt' % dist.get_rank()).write_text(str(steps))
 """
 
 
-def test_a_gate_that_is_open_on_one_rank_is_open_on_all():
-    run_ranks(ON_RANKS)
+def test_a_gate_that_is_open_on_one_rank_is_open_on_all(tmp_path):
+    run_ranks(ON_RANKS, cwd=tmp_path)
+    assert [(tmp_path / f'rank{i}.txt').read_text() for i in (0, 1)] == ['1', '1']
